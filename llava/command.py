@@ -1,0 +1,38 @@
+"""How every command starts and ends: logging set up, the user's errors on one line, an honest exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from llava.errors import LlavaError
+from llava.log import setup_logging
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command's `main` and leave the process with its exit code.
+
+    0 when `main` returns, 2 for input the user can mend (one line on stderr), 130 for Ctrl-C. Any other
+    exception is our own bug and keeps its traceback; `LLAVA_TRACEBACK=1` shows one for the user's errors too.
+    """
+    setup_logging()
+    try:
+        main()
+    except BrokenPipeError:
+        # The reader of our stdout (`| head`) has gone; point stdout at nothing so that the exit is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (LlavaError, OSError) as error:
+        if os.environ.get("LLAVA_TRACEBACK") == "1":
+            raise
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,46 @@
+"""Logging and progress, set up by commands only: results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def setup_logging() -> None:
+    """Send `llava`'s messages to stderr: all of them from a run's first process, warnings from the others."""
+    rank = int(os.environ.get("RANK", "0"))
+    handler = logging.StreamHandler(sys.stderr)
+    who = f" [rank {rank}]" if "RANK" in os.environ else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s{who} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("llava")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+def progress(items: Iterable[Item], *, name: str, total: int | None = None, done: int = 0) -> Iterator[Item]:
+    """Yield `items` behind a bar on stderr with rate and time left; off a terminal, a line every half minute.
+
+    Args:
+        items: What is worked through.
+        name: What the bar is called, e.g. "shard 3".
+        total: How many there are in all, when `items` has no length.
+        done: How many of `total` were finished before this run.
+    """
+    from tqdm import tqdm
+
+    interval_s = 0.1 if sys.stderr.isatty() else 30.0
+    yield from tqdm(
+        items,
+        desc=name,
+        total=total,
+        initial=done,
+        mininterval=interval_s,
+        maxinterval=interval_s,
+        file=sys.stderr,
+    )

@@ -1,0 +1,49 @@
+"""Shared fixtures: where golden outputs and real data lie, and a count of what their absence skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch: two workers with two threads each would fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def _data(folder: str, request: pytest.FixtureRequest) -> Path:
+    root = os.environ.get("LLAVA_TEST_DATA")
+    if root and (Path(root) / folder).is_dir():
+        return Path(root) / folder
+    pytest.skip(f"needs {folder}/ of the shared test data: set LLAVA_TEST_DATA to the folder that holds it")
+
+
+@pytest.fixture
+def repo() -> Path:
+    """The root of the checkout."""
+    return REPO
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Path:
+    """The folder of the original's outputs on tiny weights."""
+    return _data("golden", request)
+
+
+@pytest.fixture
+def realdata(request: pytest.FixtureRequest) -> Path:
+    """The folder of real questions, answers and photos."""
+    return _data("realdata", request)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "of the shared test data" in str(report.longrepr)
+    ]
+    terminalreporter.write_line(f"skipped for missing test data: {len(skipped)}")
