@@ -1,0 +1,37 @@
+"""The `llava` command: a table of sub-commands, each a module of its own that is loaded when asked for."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("llava.doctor", "what this machine has, what is missing, and the command that mends it"),
+    "layout": ("llava.layout", "check the image folders and files under playground/data"),
+    "engine": ("llava.data_engine", "convert data-engine records and mix them into the training data"),
+    "train": ("llava.train.train", "train (the flags of scripts/v1_5/*.sh)"),
+    "ask": ("llava.eval.run_llava", "ask one question about one image"),
+    "chat": ("llava.serve.cli", "talk about one image"),
+    "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),
+    "report": ("llava.report", "one table of several runs, with intervals"),
+}
+
+
+def main() -> None:
+    """Run the sub-command named by the first argument with the arguments that follow it."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        wanted_help = name in {"-h", "--help"}
+        stream = sys.stdout if wanted_help else sys.stderr
+        if not wanted_help:
+            stream.write(f"error: no command {name!r}; there are:\n")
+        stream.write("usage: llava COMMAND [ARGUMENTS]   (llava COMMAND --help tells more)\n")
+        stream.writelines(f"  {command:<11} {text}\n" for command, (_, text) in COMMANDS.items())
+        sys.exit(0 if wanted_help else 2)
+    module = COMMANDS[name][0]
+    sys.argv[:2] = [f"llava {name}"]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
