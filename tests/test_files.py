@@ -1,0 +1,112 @@
+"""Files: errors name file and line, arrays are streamed, writes happen whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llava.errors import DataError
+from llava.files import atomic_write, read_json, read_jsonl, stream_json_array, write_json, write_jsonl
+
+
+def test_json_survives_the_round_trip(tmp_path: Path) -> None:
+    value = {"text": "图中 😀 \u2028", "n": 7, "x": 0.5, "none": None}
+    write_json(tmp_path / "deep" / "a.json", value)
+    assert read_json(tmp_path / "deep" / "a.json") == value
+
+
+def test_answer_rows_are_ascii_like_the_originals(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "é"}])
+    assert (tmp_path / "a.jsonl").read_bytes() == b'{"text": "\\u00e9"}\n'
+    assert list(read_jsonl(tmp_path / "a.jsonl")) == [(1, {"text": "é"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1,\n "b" 2}', r"bad.json:2: not valid JSON"),
+        ("", r"bad.json:1: not valid JSON"),
+        (b"\xff\xfe", r"bad.json: not UTF-8"),
+    ],
+)
+def test_a_bad_json_file_is_named_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"a": 1', r"rows.jsonl:3: not valid JSON"),
+        ("[1]", r"rows.jsonl:3: found list, wanted a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        list(read_jsonl(path))
+
+
+@pytest.mark.parametrize("reader", [read_json, read_jsonl, stream_json_array])
+def test_a_missing_file_is_named(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    with pytest.raises(DataError, match=r"gone.json: no such file"):
+        list(reader(tmp_path / "gone.json"))  # type: ignore[call-overload]
+
+
+def test_streaming_keeps_values_as_json_reads_them(tmp_path: Path) -> None:
+    rows = [{"id": 1, "big": 2**60, "x": 1.5, "text": "a\u2028b \ud83d\ude00"}, "s", [1, None, True]]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    assert list(stream_json_array(path)) == json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}', r"wanted a JSON array"),
+        ("", r"wanted a JSON array"),
+        ('[{"a": 1}, {"b"', r"not valid JSON after 1 elements"),
+        ("[1] x", r"not valid JSON after 1 elements"),
+    ],
+)
+def test_streaming_refuses_what_is_no_whole_array(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        list(stream_json_array(path))
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old", encoding="utf-8")
+
+    def interrupted() -> None:
+        with atomic_write(path) as stream:
+            stream.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(small_disk: Callable[[int], Path]) -> None:
+    path = small_disk(64) / "a.json"
+    write_json(path, "old")
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, "x" * 100_000)
+    assert read_json(path) == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("", encoding="utf-8")
+    write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
