@@ -1,0 +1,358 @@
+"""LLaMA's SentencePiece tokenizer with the ids of transformers 4.37, which transformers 5 no longer has.
+
+transformers 5 rebuilds `tokenizer.model` as another algorithm, which splits runs of spaces and text next to
+special tokens differently. A model answers as it did only if its prompt has the ids it was trained on, so the
+vocabulary is given to SentencePiece itself here. Knows nothing of images and conversations.
+
+Source: transformers 4.37.2, slow LlamaTokenizer (its ids, not its code), with `legacy` on and off.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from sentencepiece import SentencePieceProcessor
+from transformers import AddedToken, PreTrainedTokenizer
+
+from llava.errors import CheckpointError
+from llava.files import atomic_write, read_json, write_json
+
+VOCAB_FILE = "tokenizer.model"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+
+SPACE = "▁"  # how SentencePiece writes a space inside a piece
+
+# A serialized ModelProto followed by this means: the same model with normalizer_spec.add_dummy_prefix false.
+# (Protocol buffers merge what is concatenated: field 3 of the model, two bytes long; in it field 3, value 0.)
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+
+def load_tokenizer(
+    source: str | Path,
+    *,
+    model_max_length: int | None = None,
+    padding_side: str | None = None,
+    **settings: Any,
+) -> LlamaSentencePieceTokenizer:
+    """The tokenizer of a model folder or hub id, with its own settings unless overridden here.
+
+    Args:
+        source: A folder with `tokenizer.model`, or a hub id (fetched, or taken from the cache when offline).
+        model_max_length: Ids per text when the caller truncates; the folder's value if None.
+        padding_side: "left" or "right"; the folder's value if None.
+        settings: Further settings as in tokenizer_config.json, `legacy` say.
+
+    Raises:
+        CheckpointError: There is no such folder or id, or no readable `tokenizer.model` in it.
+        DataError: One of its JSON files is damaged.
+    """
+    folder = _local_folder(str(source))
+    vocab_file = folder / VOCAB_FILE
+    if not vocab_file.is_file():
+        held = sorted(entry.name for entry in folder.iterdir())
+        raise CheckpointError(
+            f"{folder}: no {VOCAB_FILE}; the folder holds {', '.join(held) or 'nothing'}. Give the folder or "
+            "hub id of the language model (a LoRA folder has no vocabulary: give its base)"
+        )
+    for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE):
+        if (folder / name).is_file():
+            read_json(folder / name)  # transformers' own message would not name the file
+    if model_max_length is not None:
+        settings["model_max_length"] = model_max_length
+    if padding_side is not None:
+        settings["padding_side"] = padding_side
+    return LlamaSentencePieceTokenizer.from_pretrained(str(folder), vocab_file=str(vocab_file), **settings)
+
+
+def _local_folder(source: str) -> Path:
+    """The folder itself, or what the hub or its cache holds of a tokenizer under that id."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        wanted = [VOCAB_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE]
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{source}: neither a folder nor a hub id that can be read ({reason})"
+        ) from error
+
+
+class _Splitter:
+    """Cuts text at added tokens, the longest first, and keeps them: transformers' Trie, in C."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+        self._pattern = (
+            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        )
+
+    def split(self, text: str) -> list[str]:
+        if self._pattern is None:
+            return [text] if text else []
+        return [part for part in self._pattern.split(text) if part]
+
+
+class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
+    """A `tokenizer.model` file behind transformers' tokenizer interface.
+
+    `legacy` None means true, as in 4.37: text after a special token then gets a leading space of its own.
+    """
+
+    vocab_files_names = {"vocab_file": VOCAB_FILE}  # noqa: RUF012 - transformers reads it from the class
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocab_file: str,
+        *,
+        unk_token: str | AddedToken = "<unk>",
+        bos_token: str | AddedToken = "<s>",
+        eos_token: str | AddedToken = "</s>",
+        pad_token: str | AddedToken | None = None,
+        legacy: bool | None = None,
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        sp_model_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if legacy not in (None, True, False):
+            raise CheckpointError(
+                f"{vocab_file}: legacy is {legacy!r} in {CONFIG_FILE}, wanted true, false or null"
+            )
+        self.vocab_file = vocab_file
+        self.legacy = True if legacy is None else legacy
+        self.add_bos_token = add_bos_token
+        self.add_eos_token = add_eos_token
+        self.sp_model_kwargs = sp_model_kwargs or {}
+        self._model_bytes = Path(vocab_file).read_bytes()
+        self._start_sentencepiece()
+        super().__init__(
+            unk_token=unk_token,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            legacy=self.legacy,
+            add_bos_token=add_bos_token,
+            add_eos_token=add_eos_token,
+            sp_model_kwargs=self.sp_model_kwargs,
+            **settings,
+        )
+        # transformers has added them by name alone; their flags (strip spaces beside them, say) count too.
+        flagged = [token for token in self._special_tokens_map.values() if isinstance(token, AddedToken)]
+        self._add_tokens(flagged, special_tokens=True)
+
+    @classmethod
+    def _from_pretrained(cls, resolved_vocab_files: dict[str, Any], *rest: Any, **settings: Any) -> Any:
+        # A tokenizer.json beside tokenizer.model makes transformers drop add_bos_token; it is not read here.
+        resolved_vocab_files.pop("tokenizer_file", None)
+        return super()._from_pretrained(resolved_vocab_files, *rest, **settings)
+
+    def _start_sentencepiece(self) -> None:
+        """Set what derives from the model's bytes."""
+        self.sp_model = SentencePieceProcessor(**self.sp_model_kwargs)
+        try:
+            self.sp_model.LoadFromSerializedProto(
+                self._model_bytes + (b"" if self.legacy else _NO_DUMMY_PREFIX)
+            )
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.vocab_file}: not a SentencePiece model ({len(self._model_bytes)} bytes). A file of "
+                "some hundred bytes is a Git LFS pointer: fetch the file itself"
+            ) from error
+        self._pieces: list[str] = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
+        self._piece_ids = {piece: index for index, piece in enumerate(self._pieces)}
+        self._unk_index: int = self.sp_model.unk_id()
+
+    # Processes of a data loader get a copy: SentencePiece is started anew there from the model's bytes.
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("sp_model", "_pieces", "_piece_ids")
+        return {key: value for key, value in self.__dict__.items() if key not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_sentencepiece()
+
+    # ---- vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces of the model, without added tokens."""
+        return len(self._pieces)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Piece to id, added tokens included."""
+        return {**self._piece_ids, **self._added_tokens_encoder}
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._piece_ids.get(token, self._unk_index)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < len(self._pieces):
+            raise IndexError(f"token id {index} is outside the vocabulary of {len(self)} tokens")
+        return self._pieces[index]
+
+    def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
+        self.tokens_trie = _Splitter([*self._added_tokens_encoder, *(unique_no_split_tokens or ())])
+
+    # ---- text to pieces
+
+    def tokenize(self, text: str, **settings: Any) -> list[str]:
+        """The pieces of `text`. Unless legacy, only its start gets the extra space LLaMA's words begin with."""
+        if self.legacy or not text:
+            return super().tokenize(text, **settings)
+        pieces = super().tokenize(SPACE + text.replace(SPACE, " "), **settings)
+        if len(pieces) > 1 and pieces[0] == SPACE and pieces[1] in self.all_special_tokens:
+            return pieces[1:]
+        return pieces
+
+    def _tokenize(self, text: str, **settings: Any) -> list[str]:
+        if self.legacy or not text.startswith((SPACE, " ")):
+            return self.sp_model.encode(text, out_type=str)
+        # Without the dummy prefix SentencePiece drops a leading space, so something must stand before it.
+        guard = str(self.unk_token)
+        pieces = self.sp_model.encode(guard + text, out_type=str)
+        return pieces[len(self.sp_model.encode(guard)) :]
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Each sequence between BOS and EOS, as far as the settings ask for them."""
+        start, end = self._frame()
+        second = [] if token_ids_1 is None else start + token_ids_1 + end
+        return start + token_ids_0 + end + second
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """1 for BOS and EOS, 0 for text."""
+        if already_has_special_tokens:
+            special = set(self.all_special_ids)
+            return [int(index in special) for index in token_ids_0]
+        start, end = ([1] * len(part) for part in self._frame())
+        second = [] if token_ids_1 is None else start + [0] * len(token_ids_1) + end
+        return start + [0] * len(token_ids_0) + end + second
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        return [self.bos_token_id] * self.add_bos_token, [self.eos_token_id] * self.add_eos_token
+
+    # ---- ids to text
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of `tokens`; legacy puts a space before a special token that follows text."""
+        if not tokens:
+            return ""
+        # The leading space is the tokenizer's own, so it goes again.
+        tokens = [tokens[0].removeprefix(SPACE), *tokens[1:]]
+        special = set(self.all_special_tokens)
+        text, after_special = "", False
+        run: list[str] = []
+        for position, token in enumerate(tokens):
+            if token in special:
+                gap = " " if self.legacy and position and not after_special else ""
+                text += gap + self.sp_model.decode(run) + token
+                run, after_special = [], True
+            else:
+                run.append(token)
+                after_special = False
+        return text + self.sp_model.decode(run)
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        spaces_between_special_tokens: bool = True,
+        **settings: Any,
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        added = self._added_outside_the_model()
+        parts: list[str] = []
+        run: list[str] = []
+        for token in self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens):
+            if token not in added:
+                run.append(token)
+                continue
+            if between := self.convert_tokens_to_string(run):
+                parts.append(between)
+            run = []
+            parts.append(token)
+        if run:
+            parts.append(self.convert_tokens_to_string(run))
+        text = (" " if spaces_between_special_tokens else "").join(parts)
+        clean = (
+            self.clean_up_tokenization_spaces
+            if clean_up_tokenization_spaces is None
+            else clean_up_tokenization_spaces
+        )
+        return self.clean_up_tokenization(text) if clean else text
+
+    def _added_outside_the_model(self) -> set[str]:
+        """Added tokens that SentencePiece cannot decode: 4.37 sets them off by spaces."""
+        ordinary = set(self._added_tokens_encoder) - set(self.all_special_tokens)
+        extra = {
+            token
+            for token in self.extra_special_tokens
+            if self.convert_tokens_to_ids(token) >= self.vocab_size
+        }
+        return ordinary | extra
+
+    # ---- folder
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        """Write `tokenizer.model` as it was read."""
+        path = Path(save_directory) / (f"{filename_prefix}-{VOCAB_FILE}" if filename_prefix else VOCAB_FILE)
+        with atomic_write(path, binary=True) as stream:
+            stream.write(self._model_bytes)
+        return (str(path),)
+
+    def _save_pretrained(
+        self,
+        save_directory: str,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        """Finish a saved folder so that 4.37's LlamaTokenizer reads it too: four files in its words."""
+        folder, prefix = Path(save_directory), f"{filename_prefix}-" if filename_prefix else ""
+        config = read_json(folder / (prefix + CONFIG_FILE))
+        for only_in_5 in ("backend", "is_local", "local_files_only"):
+            config.pop(only_in_5, None)
+        config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+        config |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        config |= {"legacy": self.legacy, "pad_token": self.pad_token, "tokenizer_class": "LlamaTokenizer"}
+        special: dict[str, Any] = {key: self._flags(token) for key, token in self.special_tokens_map.items()}
+        if self.extra_special_tokens:
+            special["additional_special_tokens"] = [self._flags(token) for token in self.extra_special_tokens]
+        added = {token: index for token, index in self.get_added_vocab().items() if index >= self.vocab_size}
+
+        written = {
+            CONFIG_FILE: config,
+            SPECIAL_TOKENS_FILE: special,
+            **({ADDED_TOKENS_FILE: added} if added else {}),
+        }
+        for name, content in written.items():
+            write_json(folder / (prefix + name), content)
+        if not added:
+            (folder / (prefix + ADDED_TOKENS_FILE)).unlink(missing_ok=True)  # an earlier save's
+        paths = (str(folder / (prefix + name)) for name in written)
+        return (*dict.fromkeys((*file_names, *paths)), *self.save_vocabulary(save_directory, filename_prefix))
+
+    def _flags(self, token: str) -> dict[str, Any] | str:
+        """An added token as special_tokens_map.json spells it."""
+        index = self._added_tokens_encoder.get(token)
+        if index is None:
+            return token
+        state = dict(self._added_tokens_decoder[index].__getstate__())
+        state.pop("special")
+        return state
