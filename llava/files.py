@@ -54,25 +54,98 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def stream_json_array(path: Path) -> Iterator[Any]:
     """The elements of the one JSON array in `path`, one at a time: a file of many GB needs little memory.
 
+    Values are exactly those of `json.load` (a streaming C parser turned half surrogates into "?").
+
     Raises:
         DataError: The file is missing, is not JSON, or its top level is not an array.
     """
-    import ijson
-
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    with path.open("rb") as stream:
-        start = stream.read(4096).lstrip()[:1]
-        if start != b"[":
-            raise DataError(f"{path}:1: found {start.decode(errors='replace')!r}, wanted a JSON array ('[')")
-        stream.seek(0)
-        count = 0
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig") as stream:
+        text = _ArrayText(path, stream)
+        if (start := text.next_character()) != "[":
+            raise DataError(f"{path}:1: found {start!r}, wanted a JSON array ('[')")
+        text.position += 1
+        if text.next_character() == "]":
+            text.position += 1
+            text.end()
+            return
+        while True:
+            yield text.next_value(decoder)
+            separator = text.next_character()
+            if separator not in {",", "]"}:
+                raise text.error(f"found {separator!r}, wanted ',' or ']'" if separator else "cut short")
+            text.position += 1
+            if separator == "]":
+                text.end()
+                return
+
+
+class _ArrayText:
+    """A window on the text of an array, moved along as its elements are read."""
+
+    _CHARACTERS = 1 << 20
+    _LONGEST_TOKEN = 32  # What the window's end cuts (a word, an escape) fails at most this far before it.
+
+    def __init__(self, path: Path, stream: IO[str]) -> None:
+        self._path = path
+        self._stream = stream
+        self._window = ""
+        self._lines_before = 1
+        self._count = 0
+        self.position = 0
+
+    def next_character(self) -> str:
+        """The next character that is not white space, not yet passed; "" at the end of the file."""
+        while True:
+            self.position = _passed_space(self._window, self.position)
+            if self.position < len(self._window) or not self._read_more():
+                return self._window[self.position : self.position + 1]
+
+    def next_value(self, decoder: json.JSONDecoder) -> Any:
+        """The value that starts here, passed."""
+        if not self.next_character():
+            raise self.error("cut short")
+        while True:
+            try:
+                value, end = decoder.raw_decode(self._window, self.position)
+            except json.JSONDecodeError as error:
+                may_be_cut = error.msg.startswith("Unterminated string") or (
+                    error.pos >= len(self._window) - self._LONGEST_TOKEN
+                )
+                if may_be_cut and self._read_more():
+                    continue
+                self.position = error.pos
+                raise self.error(error.msg) from error
+            # "1.5" at the window's end may go on as "1.5e3".
+            if end + self._LONGEST_TOKEN < len(self._window) or not self._read_more():
+                self.position = end
+                self._count += 1
+                return value
+
+    def end(self) -> None:
+        """Nothing may follow the array."""
+        if rest := self.next_character():
+            raise self.error(f"found {rest!r} after the array")
+
+    def error(self, message: str) -> DataError:
+        """What is wrong at the present position."""
+        line = self._lines_before + self._window.count("\n", 0, self.position)
+        return DataError(f"{self._path}:{line}: not valid JSON after {self._count} elements: {message}")
+
+    def _read_more(self) -> bool:
+        """Drop what is passed and read on; False, and nothing changed, at the end of the file."""
         try:
-            for value in ijson.items(stream, "item", use_float=True):
-                yield value
-                count += 1
-        except ijson.JSONError as error:
-            raise DataError(f"{path}: not valid JSON after {count} elements: {error}") from error
+            # As much again as is there: an element of many MB is not decoded anew for every MB of it.
+            more = self._stream.read(max(self._CHARACTERS, len(self._window)))
+        except UnicodeDecodeError as error:
+            raise self.error(f"not UTF-8 text ({error.reason})") from error
+        if more:
+            self._lines_before += self._window.count("\n", 0, self.position)
+            self._window = self._window[self.position :] + more
+            self.position = 0
+        return bool(more)
 
 
 @contextmanager
@@ -109,6 +182,13 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, ascii_only: bool 
     with atomic_write(path) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
+
+
+def _passed_space(text: str, position: int) -> int:
+    """The first position from `position` on that is no JSON white space."""
+    while position < len(text) and text[position] in " \t\n\r":
+        position += 1
+    return position
 
 
 def _read_text(path: Path) -> str:

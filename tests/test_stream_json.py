@@ -1,0 +1,72 @@
+"""Streaming a JSON array gives the values of `json.load` wherever the window ends, or says where it broke."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llava import files
+from llava.errors import DataError
+
+GOOD = [
+    "[]",
+    " [ ] \n",
+    r'["\ud800", "\ud83d\ude00", "\u0000", "a\/b"]',
+    "[12345678901234567890123, 1.0, 1e5, 0.1, -0, 1E2, 1.5e300, -12345]",
+    '[true, false,null ,[1,[2]],{"b": {"a":[]}, "a": ""}]\n',
+    '[{"a":1,"a":2}, "日本語 ❤️ \U0001f600"]',
+    "\ufeff[1]",
+]
+BAD = {
+    "": "wanted a JSON array",
+    '{"a":1}': r"found '\{', wanted a JSON array",
+    "[1,2": "after 2 elements: cut short",
+    "[1,": "after 1 elements: cut short",
+    '["abc': "Unterminated string",
+    "[1,2] trailing": "found 't' after the array",
+    "[1 2]": "wanted ',' or ']'",
+    "[1,]": "Expecting value",
+    "[\n1,\n{},\n{nonsense}]": "file.json:4: not valid JSON after 2 elements",
+}
+
+
+@pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
+def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(files._ArrayText, "_CHARACTERS", request.param)
+    return int(request.param)
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_the_stream_gives_what_json_load_gives(text: str, window: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    assert repr(list(files.stream_json_array(path))) == repr(json.loads(text.removeprefix("\ufeff")))
+
+
+@pytest.mark.parametrize("text", list(BAD))
+def test_a_broken_array_is_refused_and_says_where(text: str, window: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=BAD[text]):
+        list(files.stream_json_array(path))
+
+
+def test_bytes_that_are_not_utf8_are_refused(window: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(files.stream_json_array(path))
+
+
+def test_a_broken_file_is_not_read_to_its_end_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text("[truX, " + "1," * 4_000_000 + "1]", encoding="utf-8")
+    text = files._ArrayText(path, path.open(encoding="utf-8"))
+    text.next_character()
+    text.position += 1
+    with pytest.raises(DataError, match=re.escape(":1: not valid JSON after 0 elements")):
+        text.next_value(json.JSONDecoder())
+    assert len(text._window) <= files._ArrayText._CHARACTERS
