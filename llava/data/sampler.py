@@ -1,0 +1,156 @@
+"""In which order an epoch visits its samples: grouped by length and by modality, or simply shuffled.
+
+Lengths are signed word counts: positive for a sample with an image, negative for text alone. A *megabatch*
+is what all processes see between two optimizer steps; within one, lengths are alike and modalities are not
+mixed, so that little is padded and no process waits for another.
+
+Source: LLaVA v1.2.2 llava/train/llava_trainer.py; the orders are equal to the original's for equal seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
+
+import torch
+from torch.utils.data import Sampler
+
+
+def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
+    """Deal one megabatch to `num_chunks` batches of equal size and nearly equal total length.
+
+    Args:
+        indices: Samples of the megabatch, longest first.
+        lengths: Length of every sample of the data set.
+        num_chunks: How many batches to make. If they cannot be of one size, samples are dealt like cards.
+    """
+    if len(indices) % num_chunks != 0:
+        return [list(indices[start::num_chunks]) for start in range(num_chunks)]
+    size = len(indices) // num_chunks
+    chunks: list[list[int]] = [[] for _ in range(num_chunks)]
+    totals = [0.0] * num_chunks
+    for index in indices:
+        shortest = totals.index(min(totals))
+        chunks[shortest].append(index)
+        totals[shortest] += lengths[index]
+        if len(chunks[shortest]) == size:
+            totals[shortest] = float("inf")
+    return chunks
+
+
+def get_length_grouped_indices(
+    lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
+) -> list[int]:
+    """A random order of all samples in which each megabatch is sorted and dealt evenly.
+
+    Args:
+        lengths: One number per sample.
+        batch_size: Samples in a batch.
+        world_size: Batches in a megabatch (processes times accumulation steps).
+        generator: Where the randomness comes from; torch's global one if None.
+    """
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    order: list[int] = []
+    for megabatch in _cut(shuffled, batch_size * world_size):
+        longest_first = sorted(megabatch, key=lambda index: lengths[index], reverse=True)
+        for chunk in split_to_even_chunks(longest_first, lengths, world_size):
+            order += chunk
+    return order
+
+
+def get_modality_length_grouped_indices(
+    lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
+) -> list[int]:
+    """As `get_length_grouped_indices`, but no megabatch mixes images with text alone, save the last.
+
+    The two shuffles within the modalities come from torch's global generator, whatever `generator` is; only
+    the order of the megabatches comes from `generator`. The left-over of both modalities ends the epoch.
+
+    Args:
+        lengths: One signed number per sample, below zero for text alone, never zero.
+        batch_size: Samples in a batch.
+        world_size: Batches in a megabatch (processes times accumulation steps).
+        generator: Where the order of the megabatches comes from; torch's global one if None.
+
+    Raises:
+        ValueError: A length is zero, so the sample's modality is unknown.
+    """
+    if 0 in lengths:
+        raise ValueError(f"sample {list(lengths).index(0)} has length 0: its sign cannot tell its modality")
+    with_image = [index for index, length in enumerate(lengths) if length > 0]
+    text_only = [index for index, length in enumerate(lengths) if length < 0]
+    if not with_image or not text_only:
+        return get_length_grouped_indices(lengths, batch_size, world_size, generator)
+
+    megabatches: list[list[int]] = []
+    leftovers: list[int] = []
+    for members in (with_image, text_only):
+        sizes = [abs(lengths[index]) for index in members]
+        grouped = [members[place] for place in get_length_grouped_indices(sizes, batch_size, world_size)]
+        *whole, last = _cut(grouped, batch_size * world_size)
+        megabatches += whole
+        leftovers += last
+    order = torch.randperm(len(megabatches), generator=generator).tolist()
+    return [index for place in order for index in megabatches[place]] + sorted(leftovers)
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """The two functions above as a sampler; draws anew at every iteration."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        world_size: int,
+        lengths: Sequence[int],
+        generator: torch.Generator | None = None,
+        *,
+        group_by_modality: bool = False,
+    ) -> None:
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.lengths = lengths
+        self._draws_from = generator
+        self.group_by_modality = group_by_modality
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        group = get_modality_length_grouped_indices if self.group_by_modality else get_length_grouped_indices
+        return iter(group(self.lengths, self.batch_size, self.world_size, self._draws_from))
+
+
+class EpochSampler(Sampler[int]):
+    """Makes another sampler's order a function of (seed, epoch) and of nothing else.
+
+    The inner sampler draws from torch's global generator. Here it draws from a stream of its own that starts
+    at `seed`, so every process computes the same order, dropout cannot change it, and a run that resumes in
+    epoch 3 finds the order it would have had. The stream is consumed as the original's single process
+    consumed the global one: before each order the data loader draws the base seed of its workers.
+    """
+
+    def __init__(self, inner: Sampler[int], *, seed: int) -> None:
+        if not isinstance(inner, Sized):
+            raise TypeError(f"{type(inner).__name__} has no length")
+        self.inner = inner
+        self.seed = seed
+        self.epoch = 0
+        self._size = len(inner)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is; epochs count from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[int]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            for _ in range(self.epoch + 1):
+                torch.empty((), dtype=torch.int64).random_()
+                order = list(self.inner)
+        return iter(order)
+
+
+def _cut(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
