@@ -1,0 +1,131 @@
+"""Verdicts made into scores: accuracy over all and per type, means and sums over independent units.
+
+Intervals: Wilson's for the share of questions that are right (questions taken as independent); the normal
+approximation for everything else, over the units that are independent (a soft-scored question, an MME image
+with both its questions, an image of POPE). See `llava.intervals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from llava import intervals
+from llava.benchmarks._answers import Matched
+from llava.schema import Score, Scores, Verdict
+
+PERCENT = 100.0
+
+
+def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", over: dict[str, str]) -> Score:
+    """The mean score in percent of the verdicts that `over` selects; no value when it selects none."""
+    points = [verdict.score for verdict in verdicts if selects(over, verdict)]
+    if not points:
+        return Score(name, None, 0, group, over=over)
+    n, value = len(points), PERCENT * sum(points) / len(points)
+    if all(point in (0.0, 1.0) for point in points):
+        low, high = intervals.wilson(sum(points), n)
+        return Score(name, value, n, group, PERCENT * low, PERCENT * high, "wilson", over=over)
+    bounds = intervals.mean(points)
+    if bounds is None:
+        return Score(name, value, n, group, over=over)
+    low, high = (min(1.0, max(0.0, bound)) for bound in bounds)
+    return Score(name, value, n, group, PERCENT * low, PERCENT * high, "normal", over=over)
+
+
+def selects(over: dict[str, str], verdict: Verdict) -> bool:
+    """Whether `verdict` has the type and facets that `over` asks for."""
+    return all(
+        (verdict.type if facet == "type" else verdict.facets.get(facet)) == value
+        for facet, value in over.items()
+    )
+
+
+def accuracy_by(
+    verdicts: Sequence[Verdict], facet: str = "type", *, names: Sequence[str] | None = None
+) -> list[Score]:
+    """One accuracy for each value of `facet`, in `names`' order, else in order of first appearance."""
+    if names is None:
+        values = (v.type if facet == "type" else v.facets.get(facet) for v in verdicts)
+        names = list(dict.fromkeys(value for value in values if value is not None))
+    return [accuracy(verdicts, name, group=facet, over={facet: name}) for name in names]
+
+
+def mean_of_units(
+    name: str, units: dict[str, float], *, group: str = "total", n: int = 0, note: str = ""
+) -> Score:
+    """The mean over independent `units`; `n` (usually the questions behind them) defaults to their number."""
+    if not units:
+        return Score(name, None, 0, group, note=note)
+    values = list(units.values())
+    bounds = intervals.mean(values)
+    low, high, kind = (*bounds, "normal") if bounds else (None, None, "none")
+    return Score(name, fmean(values), n or len(values), group, low, high, kind, units=units, note=note)
+
+
+def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str = "") -> Score:
+    """The sum of independent scores that are means of units, such as MME's perception."""
+    value, n = sum(part.value or 0.0 for part in parts), sum(part.n for part in parts)
+    spreads = [intervals.mean_variance(list((part.units or {}).values())) for part in parts]
+    names = tuple(part.name for part in parts)
+    if not parts or any(part.value is None for part in parts):
+        return Score(name, None, n, group, parts=names, note=note)
+    if any(spread is None for spread in spreads):
+        return Score(name, value, n, group, parts=names, note=note)
+    low, high = intervals.around(value, sum(spread or 0.0 for spread in spreads))
+    return Score(name, value, n, group, low, high, "normal", parts=names, note=note)
+
+
+def not_available(name: str, why: str, *, group: str = "total") -> Score:
+    """A score that cannot be had here, and why."""
+    return Score(name, None, 0, group, note=f"not available: {why}")
+
+
+def counts(verdicts: Sequence[Verdict], matched: Matched | None = None) -> dict[str, int]:
+    """How many questions there are, and how their answers fared."""
+    by_status = [verdict.status for verdict in verdicts]
+    return {
+        "questions": len(verdicts),
+        "answered": len(verdicts) - by_status.count("unanswered"),
+        "unanswered": by_status.count("unanswered"),
+        "unparsable": by_status.count("unparsable"),
+        "duplicates": matched.duplicates if matched else 0,
+    }
+
+
+def missing_note(matched: Matched) -> tuple[str, ...]:
+    """What the scores must say about answers that are missing."""
+    if not matched.missing:
+        return ()
+    share = f"{matched.missing} of {len(matched.answers)} questions"
+    return (f"{share} have no answer and count as wrong (--allow-missing)",)
+
+
+def model_of(matched: Matched) -> str:
+    """The model that wrote the answers, as the rows say; several are joined by commas."""
+    return ",".join(sorted({answer.model_id for answer in matched.answers if answer and answer.model_id}))
+
+
+def collect(
+    benchmark: str,
+    headline: str,
+    scores: Sequence[Score],
+    verdicts: Sequence[Verdict],
+    matched: Matched,
+    *,
+    source: str,
+    split: str,
+    notes: Sequence[str] = (),
+) -> Scores:
+    """Everything a judge found out, as one value."""
+    return Scores(
+        benchmark=benchmark,
+        headline=headline,
+        scores=tuple(scores),
+        verdicts=tuple(verdicts),
+        counts=counts(verdicts, matched),
+        source=source,
+        model_id=model_of(matched),
+        split=split,
+        notes=(*missing_note(matched), *notes),
+    )

@@ -1,0 +1,117 @@
+"""`metrics.json`, the one file every scored run leaves, and how its numbers look in a table.
+
+The same schema for every benchmark::
+
+    {"schema": 1,
+     "benchmark": "seed", "split": "image", "model_id": "llava-v1.5-7b",
+     "source": "whose rule gave the numbers",
+     "headline": "image",                    the score that papers quote: a name in group "total"
+     "counts": {"questions", "answered", "unanswered", "unparsable", "duplicates"},
+     "notes": ["2 of 100 questions have no answer and count as wrong (--allow-missing)"],
+     "scores": [{"group": "type", "name": "Instance Location",
+                 "value": 61.2,              percent unless the note says otherwise; null = not available
+                 "n": 978, "low": 58.1, "high": 64.2, "interval": "wilson" | "normal" | "none",
+                 "better": "higher" | "lower", "note": "",
+                 "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...]}],
+     "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},
+                   "score": 0.0, "answer": "B", "truth": "A",
+                   "status": "answered" | "unparsable" | "unanswered",
+                   "image": "SEED-Bench-image/...", "question": "..."}]}
+
+Verdicts stand in the order of the question file, so two runs over the same questions pair line by line.
+`over`, `units` and `parts` are explained at `llava.schema.Score`. Keys beyond these are ignored by readers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from llava.errors import DataError
+from llava.files import atomic_write, read_json
+from llava.schema import Score, Scores, Verdict
+
+FILE_NAME = "metrics.json"
+SCHEMA = 1
+LONG = {"scores", "verdicts"}
+
+
+def write_scores(folder: Path, scores: Scores, *, extra: dict[str, float] | None = None) -> Path:
+    """Write `folder`/metrics.json in one step and return its path. `extra` adds flat keys for old readers."""
+    path = folder / FILE_NAME
+    with atomic_write(path) as stream:
+        # One score and one verdict a line: a file of 200,000 verdicts stays readable and small.
+        entries = {**(extra or {}), "schema": SCHEMA, **_fields(scores)}
+        for number, key in enumerate(sorted(entries, key=LONG.__contains__)):
+            value = entries[key]
+            stream.write(f"{',' if number else '{'}\n{json.dumps(key)}: ")
+            if key in LONG:
+                rows = (json.dumps(_fields(row), ensure_ascii=False) for row in value)
+                stream.write("[\n" + ",\n".join(rows) + "\n]")
+            else:
+                stream.write(json.dumps(value, ensure_ascii=False))
+        stream.write("\n}\n")
+    return path
+
+
+def _fields(item: Scores | Score | Verdict) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}
+
+
+def read_scores(path: Path) -> Scores:
+    """The scores in `path`, a metrics.json or the folder that holds one.
+
+    Raises:
+        DataError: No such file, another schema, or a key that is missing or wrong.
+    """
+    path = path / FILE_NAME if path.is_dir() else path
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        raise DataError(
+            f"{path}: schema is {found!r}, wanted {SCHEMA}; write it with `python -m llava.benchmarks score`"
+        )
+    try:
+        return Scores(
+            benchmark=value["benchmark"],
+            headline=value["headline"],
+            scores=tuple(_score(row) for row in value["scores"]),
+            verdicts=tuple(Verdict(**row) for row in value["verdicts"]),
+            counts=value["counts"],
+            source=value["source"],
+            model_id=value["model_id"],
+            split=value["split"],
+            notes=tuple(value["notes"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a metrics.json of schema {SCHEMA} ({error})") from error
+
+
+def _score(row: dict[str, Any]) -> Score:
+    return Score(**{**row, "parts": tuple(row["parts"])})
+
+
+def show_value(value: float | None) -> str:
+    """A score with two decimals, "n/a" when there is none."""
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def show_interval(low: float | None, high: float | None) -> str:
+    """An interval such as `[58.10, 64.20]`, a dash when there is none."""
+    return "-" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns for a terminal: the first and those without heading to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 or not header[column] else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,329 @@
+"""Several runs' metrics.json as one table: per question type n, score and 95 % interval, and what changed.
+
+    python -m llava.report BASE/metrics.json TUNED/metrics.json [--baseline BASE] [--format markdown|json]
+
+The first run (or `--baseline`) is what the others are compared with, question by question: the same questions
+stand in both files, so the difference is paired. Its 95 % interval is Newcombe's for paired proportions where
+every question is right or wrong, and the normal approximation on the differences otherwise; sums such as
+MME's perception add the variances of their independent parts. A difference whose interval excludes 0 is
+marked `*`. With many types about one in twenty is marked by chance alone: the total decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llava import command, intervals
+from llava.errors import DataError, SettingsError
+from llava.files import atomic_write
+from llava.metrics import FILE_NAME, read_scores, show_interval, show_value
+from llava.schema import Score, Scores, Verdict
+
+PERCENT = 100.0
+# Source: LLaVA docs/MODEL_ZOO.md and the MLLM-DataEngine README (7B with LoRA, trained on mix665k).
+PUBLISHED: dict[str, dict[str, float]] = {
+    "LLaVA-1.5-7B": {
+        "vqav2": 78.5, "gqa": 62.0, "vizwiz": 50.0, "scienceqa": 66.8, "textvqa": 58.2, "pope": 85.9,
+        "mme": 1510.7, "mmbench": 64.3, "mmbench_cn": 58.3, "llava_bench": 65.4, "mmvet": 31.1,
+    },
+    "LLaVA-1.5-7B LoRA": {
+        "vqav2": 79.1, "gqa": 63.0, "vizwiz": 47.8, "scienceqa": 68.4, "textvqa": 58.2, "pope": 86.4,
+        "mme": 1476.9, "mmbench": 66.1, "mmbench_cn": 58.9, "llava_bench": 67.9, "mmvet": 30.2,
+    },
+    "LLaVA-1.5-13B": {
+        "vqav2": 80.0, "gqa": 63.3, "vizwiz": 53.6, "scienceqa": 71.6, "textvqa": 61.3, "pope": 85.9,
+        "mme": 1531.3, "mmbench": 67.7, "mmbench_cn": 63.6, "llava_bench": 72.5, "mmvet": 36.1, "seed": 68.2,
+    },
+    "DataEngine baseline 7B LoRA": {
+        "seed": 66.04, "mmbench": 66.66, "mme": 1475.0, "gqa": 57.27, "vqav2": 77.56, "scienceqa": 68.27,
+    },
+    "DataEngine 7B LoRA + engine data": {
+        "seed": 68.57, "mmbench": 67.18, "mme": 1511.0, "gqa": 58.02, "vqav2": 78.18, "scienceqa": 71.15,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One metrics.json and the short name it has in the table."""
+
+    name: str
+    scores: Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Run minus baseline over the same questions, with its 95 % interval (None: not to be had)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One score of one benchmark in every run; `differences` are to the baseline, None for itself."""
+
+    benchmark: str
+    group: str
+    name: str
+    n: int
+    scores: tuple[Score | None, ...]
+    differences: tuple[Difference | None, ...]
+    is_headline: bool = False
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in `paths`: metrics.json files, or folders in which every metrics.json below is one."""
+    runs = []
+    for path in paths:
+        files = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path}: there is no {FILE_NAME} in this folder")
+        runs += [(file, read_scores(file)) for file in files]
+    names = _short_names([file for file, _ in runs])
+    return [Run(name, scores) for name, (_, scores) in zip(names, runs, strict=True)]
+
+
+def _short_names(files: Sequence[Path]) -> list[str]:
+    """The fewest last folders that tell the files apart; a file given by another name keeps that name."""
+    parts = [
+        (*path.resolve().parts[:-1],) if path.name == FILE_NAME else (*path.resolve().parts[:-1], path.stem)
+        for path in files
+    ]
+    longest = max(len(part) for part in parts)
+    for depth in range(1, longest + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in files]
+
+
+def compare(runs: Sequence[Run], baseline: int = 0) -> list[Row]:
+    """A row for each score of each benchmark, with the paired difference of every run to `baseline`.
+
+    Runs of several benchmarks may be mixed; a benchmark's baseline is run `baseline`'s model when that run is
+    of this benchmark, else the first run of the benchmark.
+
+    Raises:
+        DataError: Two runs of one benchmark were scored on different questions.
+    """
+    rows: list[Row] = []
+    for benchmark in dict.fromkeys(run.scores.benchmark for run in runs):
+        mine = [run for run in runs if run.scores.benchmark == benchmark]
+        base = runs[baseline] if runs[baseline] in mine else mine[0]
+        for run in mine:
+            _check_same_questions(base, run)
+        keys = dict.fromkeys((score.group, score.name) for run in mine for score in run.scores.scores)
+        for group, name in keys:
+            found = [_find(run, group, name) if run in mine else None for run in runs]
+            differences = [
+                difference(base.scores, run.scores, group, name) if run in mine and run is not base else None
+                for run in runs
+            ]
+            n = max(score.n for score in found if score)
+            headline = group == "total" and name == base.scores.headline
+            rows.append(Row(benchmark, group, name, n, tuple(found), tuple(differences), headline))
+    return rows
+
+
+def _find(run: Run, group: str, name: str) -> Score | None:
+    try:
+        return run.scores.get(name, group)
+    except KeyError:
+        return None
+
+
+def _check_same_questions(base: Run, run: Run) -> None:
+    before = [(str(v.question_id), v.truth) for v in base.scores.verdicts]
+    after = [(str(v.question_id), v.truth) for v in run.scores.verdicts]
+    if before != after:
+        only = sorted({key for key, _ in set(before) ^ set(after)})[:5]
+        raise DataError(
+            f"{base.name} ({len(before)} questions) and {run.name} ({len(after)}) were scored on different "
+            f"questions of {base.scores.benchmark}, e.g. {', '.join(only)}; score both on the same ones"
+        )
+
+
+def difference(before: Scores, after: Scores, group: str, name: str) -> Difference | None:
+    """The paired difference after - before of one score; None where either has no value."""
+    try:
+        old, new = before.get(name, group), after.get(name, group)
+    except KeyError:
+        return None
+    if old.value is None or new.value is None:
+        return None
+    change = new.value - old.value
+    bounds = _bounds(before, after, old, new)
+    return Difference(change, *bounds) if bounds else Difference(change)
+
+
+def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.Interval | None:
+    if old.over is not None:
+        pairs = [
+            (one.score, two.score)
+            for one, two in zip(before.verdicts, after.verdicts, strict=True)
+            if _selects(old.over, one)
+        ]
+        first, second = [one for one, _ in pairs], [two for _, two in pairs]
+        if all(point in (0.0, 1.0) for point in first + second):
+            low, high = intervals.paired_proportions(first, second)
+        else:
+            bounds = intervals.mean([two - one for one, two in pairs])
+            if bounds is None:
+                return None
+            low, high = bounds
+        return PERCENT * low, PERCENT * high
+    spread = _spread(before, after, old, new)
+    change = (new.value or 0.0) - (old.value or 0.0)
+    return None if spread is None else intervals.around(change, spread)
+
+
+def _spread(before: Scores, after: Scores, old: Score, new: Score) -> float | None:
+    """The variance of new - old for a mean of units or a sum of such scores."""
+    if old.parts:
+        spreads = [_spread(before, after, _part(before, part), _part(after, part)) for part in old.parts]
+        return None if None in spreads else sum(spread for spread in spreads if spread is not None)
+    if not old.units or not new.units or old.units.keys() != new.units.keys():
+        return None
+    return intervals.mean_variance([new.units[unit] - value for unit, value in old.units.items()])
+
+
+def _part(scores: Scores, name: str) -> Score:
+    return next(score for score in scores.scores if score.name == name and score.units is not None)
+
+
+def _selects(over: dict[str, str], verdict: Verdict) -> bool:
+    return all(
+        (verdict.type if key == "type" else verdict.facets.get(key)) == value for key, value in over.items()
+    )
+
+
+def to_markdown(runs: Sequence[Run], rows: Sequence[Row], *, published: bool = False) -> str:
+    """The rows as Markdown: one table a benchmark, the headline in bold, clear differences marked `*`."""
+    blocks = []
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        shown = [index for index, run in enumerate(runs) if run.scores.benchmark == benchmark]
+        mine = [row for row in rows if row.benchmark == benchmark]
+        compared = [index for index in shown if any(row.differences[index] for row in mine)]
+        header = ["question type", "n"]
+        header += [cell for index in shown for cell in (runs[index].name, "95 % interval")]
+        header += [cell for index in compared for cell in (f"{runs[index].name} - base", "95 % interval")]
+        lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+        lines += [_cells(row, shown, compared) for row in mine]
+        if published:
+            width = len(header) - 3
+            lines += [
+                [f"published: {model}", "", show_value(figures[benchmark]), *[""] * width]
+                for model, figures in PUBLISHED.items()
+                if benchmark in figures
+            ]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        blocks.append(f"### {benchmark}\n\n{table}\n{_footnotes([runs[index] for index in shown])}")
+    return "\n".join(blocks)
+
+
+def _cells(row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]:
+    label = row.name if row.group in {"total", "type"} else f"{row.group}: {row.name}"
+    cells = [f"**{label}**" if row.is_headline else label, str(row.n)]
+    for index in shown:
+        score = row.scores[index]
+        value = score.value if score else None
+        cells += [show_value(value), show_interval(score.low, score.high) if score else "-"]
+    for index in compared:
+        change = row.differences[index]
+        if change is None:
+            cells += ["-", "-"]
+        else:
+            cells += [f"{change.value:+.2f}{' *' if change.is_clear else ''}"]
+            cells += [show_interval(change.low, change.high)]
+    return cells
+
+
+def _footnotes(runs: Sequence[Run]) -> str:
+    lines = []
+    for run in runs:
+        told = ", ".join(f"{count} {name}" for name, count in run.scores.counts.items())
+        lines.append(f"{run.name}: {told}.")
+        lines += [f"{run.name}: {note}." for note in run.scores.notes]
+    if len(runs) > 1:
+        lines.append("`*`: the 95 % interval of the paired difference excludes 0.")
+    return "\n" + "\n\n".join(lines) + "\n"
+
+
+def to_json(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+    """The rows as JSON: runs, and for each row its scores and differences by run name."""
+    names = [run.name for run in runs]
+    value = [
+        {
+            "benchmark": row.benchmark,
+            "group": row.group,
+            "name": row.name,
+            "n": row.n,
+            "headline": row.is_headline,
+            "scores": {
+                name: {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
+                for name, score in zip(names, row.scores, strict=True)
+                if score
+            },
+            "differences": {
+                name: {**asdict(change), "excludes_zero": change.is_clear}
+                for name, change in zip(names, row.differences, strict=True)
+                if change
+            },
+        }
+        for row in rows
+    ]
+    told = [
+        {"name": run.name, "benchmark": run.scores.benchmark, "model_id": run.scores.model_id,
+         "counts": run.scores.counts, "notes": list(run.scores.notes)}
+        for run in runs
+    ]  # fmt: skip
+    return json.dumps({"runs": told, "rows": value}, indent=2, ensure_ascii=False)
+
+
+def _pick_baseline(runs: Sequence[Run], paths: Sequence[Path], wanted: str | None) -> int:
+    if wanted is None:
+        return 0
+    for index, run in enumerate(runs):
+        if wanted == run.name:
+            return index
+    scores = [read_runs([Path(wanted)])] if Path(wanted).exists() else []
+    for index, run in enumerate(runs):
+        if scores and run.scores == scores[0][0].scores:
+            return index
+    raise SettingsError(f"--baseline {wanted!r} is none of the runs: {', '.join(run.name for run in runs)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m llava.report", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS", help="metrics.json or a folder")
+    parser.add_argument(
+        "--baseline", help="the run others are compared with: its path or name (default: first)"
+    )
+    parser.add_argument("--format", choices=("markdown", "json"), default="markdown")
+    parser.add_argument("--out", type=Path, help="write here instead of to stdout")
+    parser.add_argument("--published", action="store_true", help="add the papers' figures, labelled so")
+    args = parser.parse_args()
+    runs = read_runs(args.runs)
+    rows = compare(runs, _pick_baseline(runs, args.runs, args.baseline))
+    text = to_json(runs, rows) if args.format == "json" else to_markdown(runs, rows, published=args.published)
+    if args.out:
+        with atomic_write(args.out) as stream:
+            stream.write(text + "\n")
+    else:
+        sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    command.run(main)
