@@ -1,0 +1,254 @@
+"""The training flags: every name of the original, over today's transformers.
+
+Names that transformers has dropped since are declared here and mapped in one table, so published scripts run
+unchanged. Knows nothing of models and data: contradictions are found before a weight is read.
+
+Source: LLaVA v1.2.2 llava/train/train.py (names and defaults); transformers 4.37.2 (dropped names).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
+
+from llava.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how its image side is built."""
+
+    model_name_or_path: str = _flag("facebook/opt-125m", "Folder or hub id of the LLM, or of a LLaVA model.")
+    version: str = _flag("v0", "Prompt template: v1 to fine-tune LLaVA-1.5, plain for the projector alone.")
+    freeze_backbone: bool = _flag(False, "Do not train the language model.")
+    tune_mm_mlp_adapter: bool = _flag(False, "Train the projector and nothing else.")
+    vision_tower: str | None = _flag(None, "Folder or hub id of the CLIP vision tower.")
+    mm_vision_select_layer: int = _flag(-1, "Which hidden state of the tower is the image; -2 in LLaVA-1.5.")
+    pretrain_mm_mlp_adapter: str | None = _flag(
+        None, "Projector to start from: a file, a folder or a hub id."
+    )
+    mm_projector_type: str = _flag("linear", "linear, mlp2x_gelu (LLaVA-1.5), mlpNx_gelu or identity.")
+    mm_use_im_start_end: bool = _flag(False, "Put <im_start> and <im_end> around the image.")
+    mm_use_im_patch_token: bool = _flag(True, "Add <im_patch> to the vocabulary; False in LLaVA-1.5.")
+    mm_patch_merge_type: str = _flag("flat", "How tiles of one image are joined; flat in LLaVA-1.5.")
+    mm_vision_select_feature: str = _flag("patch", "patch, or cls_patch to keep the class token.")
+
+
+@dataclass
+class DataArguments:
+    """What is learned from."""
+
+    data_path: str | None = _flag(None, "JSON file of conversations.")
+    lazy_preprocess: bool = _flag(False, "Has no effect: samples are always prepared when needed.")
+    is_multimodal: bool = _flag(False, "Has no effect: set when there is a vision tower.")
+    image_folder: str | None = _flag(None, "Folder that the records' image paths start from.")
+    image_aspect_ratio: str = _flag("square", "pad, or anything else for resize and centre crop.")
+    # Filled in when the model is assembled, for the data set to read; no flags.
+    image_processor: Any = field(default=None, init=False, repr=False)
+    mm_use_im_start_end: bool = field(default=False, init=False)
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' arguments with the original's additions and the names of its time."""
+
+    cache_dir: str | None = _flag(None, "Where downloaded weights are kept.")
+    optim: str = _flag("adamw_torch", "Optimizer.")
+    remove_unused_columns: bool = _flag(False, "Must stay False: the data set makes the columns.")
+    freeze_mm_mlp_adapter: bool = _flag(False, "Do not train the projector.")
+    mpt_attn_impl: str | None = _flag("triton", "Has no effect: MPT models are not supported.")
+    model_max_length: int = _flag(512, "Positions of a sample, image included; the rest is cut off.")
+    double_quant: bool = _flag(True, "QLoRA: quantise the quantisation constants too.")
+    quant_type: str = _flag("nf4", "QLoRA: fp4 or nf4.")
+    bits: int = _flag(16, "16, or 8 or 4 for a quantised base.")
+    lora_enable: bool = _flag(False, "Train a LoRA adapter (and the projector) instead of all weights.")
+    lora_r: int = _flag(64, "Rank of the adapter.")
+    lora_alpha: int = _flag(16, "Scale of the adapter: it is multiplied by alpha / r.")
+    lora_dropout: float = _flag(0.05, "Dropout in front of the adapter.")
+    lora_weight_path: str = _flag("", "Has no effect, as in the original.")
+    lora_bias: str = _flag("none", "Biases to train along: none, all or lora_only.")
+    mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it has its own.")
+    group_by_modality_length: bool = _flag(False, "Batches of like length, with or without images.")
+
+    # Declared anew: bare `--gradient_checkpointing` and several words after `--report_to` worked once.
+    gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
+    report_to: list[str] | None = field(
+        default=None, metadata={"help": "tensorboard (the default if installed), wandb, all, none."}
+    )
+    resume_from_checkpoint: str | None = _flag("auto", "auto (the output folder's last), never, or a folder.")
+    use_cpu: bool = _flag(False, "Train on the CPU; so it is where there is no GPU.")
+    tf32: bool | None = _flag(None, "Allow TF32 products; ignored where the hardware has none.")
+
+    # Gone from transformers; see OLD_NAMES.
+    evaluation_strategy: str | None = _flag(None, "Old name of eval_strategy.")
+    warmup_ratio: float = _flag(0.0, "Part of all steps that warms up; warmup_steps wins over it.")
+    group_by_length: bool = _flag(False, "Batches of like length, whatever the modality.")
+    no_cuda: bool = _flag(False, "Old name of use_cpu.")
+    logging_dir: str | None = _flag(None, "Where TensorBoard files go; OUTPUT_DIR/runs by default.")
+    save_safetensors: bool = _flag(True, "Has no effect: full weights are always safetensors.")
+    overwrite_output_dir: bool = _flag(False, "Has no effect; see resume_from_checkpoint.")
+
+    def __post_init__(self) -> None:
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, (new_name, convert) in OLD_NAMES.items():
+            value = getattr(self, name)
+            if value and getattr(self, new_name) == defaults[new_name]:
+                setattr(self, new_name, convert(value))
+        self.report_to = _reports(self.report_to)
+        self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
+        self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
+        self._fit_to_hardware()
+        super().__post_init__()
+
+    def _fit_to_hardware(self) -> None:
+        """Drop what needs a GPU where there is none, and say so; never give up a GPU that is there."""
+        if not self.use_cpu and not torch.accelerator.is_available():
+            logger.info("no GPU found: training on the CPU")
+            self.use_cpu = True
+        if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
+            logger.info("--tf32 True ignored: it needs an NVIDIA GPU of the Ampere generation or newer")
+            self.tf32 = None
+        if self.use_cpu and self.fp16:
+            raise SettingsError("--fp16 True needs a GPU; on the CPU use --bf16 True or neither")
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            raise SettingsError("--bf16 True: this GPU has no bf16; use --bf16 False --fp16 True")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In what the model computes: fp16 or bf16 if asked for, else fp32."""
+        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
+
+
+# Old name -> (today's name, old value -> today's value).
+OLD_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "evaluation_strategy": ("eval_strategy", str),
+    "no_cuda": ("use_cpu", bool),
+    "group_by_length": ("train_sampling_strategy", lambda _: "group_by_length"),
+    # transformers takes a number of steps below 1 for a ratio, and 1.0 for one step.
+    "warmup_ratio": ("warmup_steps", lambda ratio: min(float(ratio), math.nextafter(1.0, 0.0))),
+}
+# Flags of transformers 4.37 whose absence changes no result: accepted, and said to have no effect.
+HARMLESS_FLAGS = (
+    *("use_mps_device", "jit_mode_eval", "use_ipex", "tpu_num_cores", "tpu_metrics_debug", "past_index"),
+    *("fp16_opt_level", "fp16_backend", "half_precision_backend", "torchdynamo", "ray_scope"),
+    *("mp_parameters", "use_legacy_prediction_loop", "include_inputs_for_metrics"),
+    "include_tokens_per_second",
+)
+BIASES = ("none", "all", "lora_only")
+
+
+def _reports(wanted: Sequence[str] | str | None) -> list[str]:
+    """Where metrics go. Asking for a library that is not installed is an error, before weights are read."""
+    installed = get_available_reporting_integrations()
+    if wanted is None:
+        return ["tensorboard"] if "tensorboard" in installed else []
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if "none" in names:
+        return []
+    if "all" in names:
+        return list(installed)
+    for name in names:
+        if name not in installed:
+            raise SettingsError(f"--report_to {name}: not installed; there are: {', '.join(installed)}, none")
+    return names
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; see --help")
+
+
+Parsed = tuple[ModelArguments, DataArguments, TrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
+    """The three groups of arguments, checked against each other; `sys.argv` if None.
+
+    Raises:
+        SettingsError: A flag is unknown, has a wrong value, or contradicts another.
+    """
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
+    for name in HARMLESS_FLAGS:
+        parser.add_argument(f"--{name}", nargs="?", const=True, default=None, help=argparse.SUPPRESS)
+    try:
+        model, data, training, old, unknown = parser.parse_args_into_dataclasses(
+            list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if unknown:
+        raise SettingsError(f"unknown flags: {' '.join(unknown)}; see --help")
+    for name in HARMLESS_FLAGS:
+        if getattr(old, name) is not None:
+            logger.warning("--%s has no effect any more", name)
+    check_arguments(model, data, training)
+    return model, data, training
+
+
+def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
+    """Refuse settings that contradict each other or name what does not exist; all of them in one error."""
+    problems = list(_problems(model, data, training))
+    if problems:
+        raise SettingsError("; ".join(problems))
+    if training.logging_dir:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
+
+
+def _problems(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Iterator[str]:
+    yield from _missing_paths(data, training)
+    if data.image_aspect_ratio == "anyres":
+        yield "--image_aspect_ratio anyres: tiles cannot be trained on; use pad"
+    if training.bits not in (4, 8, 16):
+        yield f"--bits {training.bits}: wanted 4, 8 or 16"
+    if training.quant_type not in ("fp4", "nf4"):
+        yield f"--quant_type {training.quant_type}: wanted fp4 or nf4"
+    if training.bits in (4, 8) and not (training.lora_enable or model.tune_mm_mlp_adapter):
+        yield f"--bits {training.bits} without --lora_enable True: quantised weights cannot be trained"
+    if training.lora_enable and model.tune_mm_mlp_adapter:
+        yield "--lora_enable and --tune_mm_mlp_adapter: choose the adapter or the projector alone"
+    if training.lora_enable and training.lora_r < 1:
+        yield f"--lora_r {training.lora_r}: wanted 1 or more"
+    if training.lora_bias not in BIASES:
+        yield f"--lora_bias {training.lora_bias}: wanted {', '.join(BIASES)}"
+    if training.freeze_mm_mlp_adapter and model.tune_mm_mlp_adapter:
+        yield "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter leave nothing to train"
+    if training.freeze_mm_mlp_adapter and training.mm_projector_lr is not None:
+        yield "--mm_projector_lr for a projector that --freeze_mm_mlp_adapter does not train"
+    if training.group_by_length and training.group_by_modality_length:
+        yield "--group_by_length and --group_by_modality_length: choose one"
+    if training.model_max_length < 2:
+        yield f"--model_max_length {training.model_max_length}: wanted 2 or more"
+    if training.remove_unused_columns:
+        yield "--remove_unused_columns True would drop every image"
+
+
+def _missing_paths(data: DataArguments, training: TrainingArguments) -> Iterator[str]:
+    if data.data_path is None:
+        yield "--data_path is missing: give the JSON file of conversations"
+    elif not Path(data.data_path).is_file():
+        yield f"--data_path {data.data_path}: no such file"
+    if data.image_folder is not None and not Path(data.image_folder).is_dir():
+        yield f"--image_folder {data.image_folder}: no such folder"
+    if isinstance(training.deepspeed, str) and not Path(training.deepspeed).is_file():
+        yield f"--deepspeed {training.deepspeed}: no such file"
+    resume = training.resume_from_checkpoint
+    if resume not in (None, "auto", "never") and not Path(str(resume)).is_dir():
+        yield f"--resume_from_checkpoint {resume}: wanted auto, never, or the folder of a checkpoint"
