@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# LoRA fine-tuning of a finished LLaVA model (its projector included) on the data of one task.
+#
+# Usage: DATA_PATH=task.json IMAGE_FOLDER=images bash scripts/v1_5/finetune_task_lora.sh [FLAG...]
+# Settings: see _train.sh; PROJECTOR is not used. Flags given here win, e.g. --lora_r 64.
+# Writes: OUTPUT_DIR with the adapter, non_lora_trainables.bin, config.json and trainer_state.json.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/_train.sh"
+
+train 3 \
+    --lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 \
+    --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-13b}" \
+    --version v1 \
+    --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}" \
+    --image_folder "${IMAGE_FOLDER:-./playground/data}" \
+    --mm_projector_type mlp2x_gelu \
+    --image_aspect_ratio pad \
+    --group_by_modality_length True \
+    --output_dir "${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b-task-lora}" \
+    --per_device_train_batch_size "${PER_DEVICE_BATCH:-16}" \
+    --save_steps 50000 \
+    --learning_rate 2e-4 \
+    "$@"
