@@ -1,0 +1,124 @@
+"""Tiles of a large image: which grid, how it is resized and cut, and how the tiles' features are put back.
+
+Only v1.6 checkpoints ask for this (`image_aspect_ratio: anyres`). Sizes are (width, height) throughout, and a
+grid is (tiles across, tiles down). Source: LLaVA v1.2.2 mm_utils.py and llava_arch.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.errors import CheckpointError
+
+Size = tuple[int, int]
+
+
+def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
+    """The candidate that keeps most of the image's pixels; between equals the one that wastes least.
+
+    "Keeps" counts the pixels of the image scaled to fit, never more than it has; a further tie goes to the
+    earlier candidate.
+    """
+    width, height = original_size
+
+    def merit(candidate: Size) -> tuple[int, int]:
+        scale = min(candidate[0] / width, candidate[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - candidate[0] * candidate[1]
+
+    return max(possible_resolutions, key=merit)
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
+    """The image scaled to fit `target_resolution`, centred on black."""
+    width, height = image.size
+    wide, high = target_resolution
+    if wide / width < high / height:
+        scaled = (wide, min(math.ceil(height * (wide / width)), high))
+    else:
+        scaled = (min(math.ceil(width * (high / height)), wide), high)
+    canvas = Image.new("RGB", target_resolution, (0, 0, 0))
+    canvas.paste(image.resize(scaled), ((wide - scaled[0]) // 2, (high - scaled[1]) // 2))
+    return canvas
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Square tiles of side `patch_size`, row by row; a tile over the edge is filled with black."""
+    width, height = image.size
+    return [
+        image.crop((left, top, left + patch_size, top + patch_size))
+        for top in range(0, height, patch_size)
+        for left in range(0, width, patch_size)
+    ]
+
+
+def get_anyres_image_grid_shape(
+    image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
+) -> tuple[int, int]:
+    """How many tiles (across, down) an image of `image_size` is cut into."""
+    wide, high = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    return wide // patch_size, high // patch_size
+
+
+def process_anyres_image(
+    image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """The whole image squeezed to a square, then its tiles: (1 + tiles, 3, side, side)."""
+    canvas = resize_and_pad_image(image, select_best_resolution(image.size, _pinpoints(grid_pinpoints)))
+    side = processor.size["shortest_edge"]
+    views = [image.resize((side, side)), *divide_to_patches(canvas, processor.crop_size["height"])]
+    return torch.stack([processor.preprocess(view, return_tensors="pt")["pixel_values"][0] for view in views])
+
+
+def merge_tiles(
+    features: torch.Tensor, grid: tuple[int, int], image_size: Size, newline: torch.Tensor | None
+) -> torch.Tensor:
+    """One block of features for an image that was seen as (whole, tiles...).
+
+    Args:
+        features: (1 + tiles, P, D), P a square number of patches.
+        grid: Tiles (across, down).
+        image_size: Of the original image; tells which rows or columns were only padding.
+        newline: (D,), put after each row of patches once the padding is cut off; None keeps the padding.
+
+    Returns:
+        (M, D): the whole image's patches, then the tiles' patches in the order they lie in the image.
+    """
+    whole, tiles = features[0], features[1:]
+    across, down = grid
+    side = math.isqrt(whole.shape[0])
+    lying = tiles.view(down, across, side, side, -1).permute(0, 2, 1, 3, 4)
+    lying = lying.reshape(down * side, across * side, -1)
+    if newline is not None:
+        lying = _without_padding(lying, image_size)
+        column = newline.to(lying).expand(lying.shape[0], 1, -1)
+        lying = torch.cat((lying, column), dim=1)
+    return torch.cat((whole, lying.flatten(0, 1)))
+
+
+def _without_padding(lying: torch.Tensor, image_size: Size) -> torch.Tensor:
+    """(rows, columns, D) without the rows or columns that `resize_and_pad_image` filled with black."""
+    rows, columns = lying.shape[:2]
+    width, height = image_size
+    if width / height > columns / rows:
+        margin = (rows - int(height * (columns / width))) // 2
+        return lying[margin : rows - margin]
+    margin = (columns - int(width * (rows / height))) // 2
+    return lying[:, margin : columns - margin]
+
+
+def _pinpoints(given: str | Sequence[Sequence[int]]) -> list[Size]:
+    """The candidate sizes, which a config holds as a list or as the text of one."""
+    try:
+        listed = ast.literal_eval(given) if isinstance(given, str) else given
+        return [(int(wide), int(high)) for wide, high in listed]
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise CheckpointError(
+            f"image_grid_pinpoints is {given!r}, wanted a list of [width, height] pairs: mend config.json"
+        ) from error

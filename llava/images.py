@@ -1,0 +1,124 @@
+"""Images from files to the tensors that the vision tower takes.
+
+Knows no model: the processor (sizes, mean, deviation) is handed in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from llava.anyres import process_anyres_image
+from llava.errors import DataError
+
+Colour = tuple[int, int, int]
+
+# What Pillow raises for a file that is cut short, is no image, or would unpack to gigabytes.
+_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in `path`, wholly decoded, as RGB (alpha dropped, first frame of several).
+
+    Raises:
+        DataError: The file is missing, is no image, or is cut short.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such image file")
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(image)
+    except _BROKEN as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """The image whose file content is given in base64, in the mode it was stored in.
+
+    Raises:
+        DataError: The text is not base64 or holds no whole image.
+    """
+    try:
+        decoded = Image.open(io.BytesIO(base64.b64decode(image)))
+        decoded.load()
+    except (*_BROKEN, binascii.Error) as error:
+        raise DataError(
+            f"base64 text of {len(image)} characters holds no readable image ({error})"
+        ) from error
+    return decoded
+
+
+def expand2square(pil_img: Image.Image, background_color: Colour) -> Image.Image:
+    """The image centred on a square of its longer side.
+
+    A 640x480 photo becomes 640x640 with 80 rows of the colour above and below; an odd remainder goes below
+    or to the right. Source: LLaVA v1.2.2 mm_utils.py.
+    """
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    side = max(width, height)
+    square = Image.new(pil_img.mode, (side, side), background_color)
+    square.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> torch.Tensor | list[torch.Tensor]:
+    """The images as the model was trained to see them, in float32.
+
+    Args:
+        images: Any modes; all are taken as RGB.
+        image_processor: The vision tower's.
+        model_cfg: The model's config. Its `image_aspect_ratio` says `pad` (square, filled with the mean
+            colour), `anyres` (tiles), or anything else for a plain resize and centre crop.
+
+    Returns:
+        (N, 3, side, side), or (N, views, 3, side, side) for anyres; a list of N when views differ in number.
+    """
+    rgb = [_to_rgb(image) for image in images]
+    aspect = getattr(model_cfg, "image_aspect_ratio", None)  # any config object will do, also a plain LM's
+    if aspect == "anyres":
+        tiled = [
+            process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in rgb
+        ]
+        return torch.stack(tiled) if len({views.shape for views in tiled}) == 1 else tiled
+    if aspect == "pad":
+        fill = mean_colour(image_processor)
+        rgb = [expand2square(image, fill) for image in rgb]
+    # One at a time: the processor's arithmetic is per image, and a batch of unequal sizes cannot be stacked
+    # before it is resized.
+    return torch.cat(
+        [image_processor.preprocess(image, return_tensors="pt")["pixel_values"] for image in rgb]
+    )
+
+
+def mean_colour(image_processor: Any) -> Colour:
+    """The processor's mean as a colour: (122, 116, 104) for CLIP, truncated as the original does."""
+    red, green, blue = (int(255 * channel) for channel in image_processor.image_mean)
+    return red, green, blue
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """`image` as RGB, decoded. 16-bit grey keeps its upper eight bits: Pillow alone would clip it."""
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        grey = image.convert("I")
+        highest = grey.getextrema()[1]
+        if isinstance(highest, int) and highest > 255:
+            grey = grey.point(lambda value: value * (1 / 256))
+        return grey.convert("L").convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow asks for RGBA in between; the colours are the same without it.
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,14 @@
+"""The model: a LLaMA that also reads image features. Names are loaded when first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["LlavaConfig", "LlavaLlamaForCausalLM"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("llava.model.language_model.llava_llama"), name)
+    raise AttributeError(f"module 'llava.model' has no attribute {name!r}")

@@ -1,0 +1,133 @@
+"""The vision tower: a frozen CLIP whose patch features of an inner layer are what the model sees.
+
+B images of 3 x S x S pixels, N patches, D features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from llava.errors import CheckpointError
+from llava.model.locate import locate
+from llava.model.weights import check_weights
+
+logger = logging.getLogger(__name__)
+
+
+class CLIPVisionTower(nn.Module):
+    """CLIP up to the layer that is read; later layers are kept for saving but never run.
+
+    Weights are read by `load_model()`, so that the language model can be read, quantised and wrapped first.
+    State-dict keys are `vision_tower.vision_model.…`, as in published checkpoints.
+    """
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        super().__init__()
+        self.vision_tower_name = vision_tower
+        self.select_layer = int(args.mm_vision_select_layer)
+        # A config from before the field existed has none.
+        self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise CheckpointError(
+                f"mm_vision_select_feature is {self.select_feature!r}; there are patch and cls_patch"
+            )
+        self.is_loaded = False
+        self.image_processor: CLIPImageProcessorPil | None = None
+        if not delay_load:
+            self.load_model()
+
+    def load_model(self, near: Path | None = None, **kwargs: Any) -> None:
+        """Read processor and weights, once; a second call does nothing.
+
+        Args:
+            near: A checkpoint's folder, against which a relative name is tried when it is none from here.
+            kwargs: Passed to `from_pretrained` (dtype, device_map).
+        """
+        if self.is_loaded:
+            logger.debug("%s is loaded already", self.vision_tower_name)
+            return
+        folder = locate(self.vision_tower_name, near=near, what="vision tower (mm_vision_tower)")
+        check_weights(folder)
+        try:
+            # Pillow's arithmetic, whether torchvision is installed or not: pixels must not depend on it.
+            self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
+            kwargs.setdefault("dtype", torch.float32)
+            clip = CLIPVisionModel.from_pretrained(folder, **kwargs)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: not a CLIP vision model: {error}") from error
+        clip.requires_grad_(False)
+        self.vision_tower = nn.ModuleDict({"vision_model": clip})
+        self.is_loaded = True
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        """Features of (B, 3, S, S) as (B, N, D), in the images' dtype; a list of images gives a list."""
+        if not isinstance(images, torch.Tensor):
+            return [self._features(image.unsqueeze(0)) for image in images]
+        return self._features(images)
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        clip = self._clip
+        hidden = clip.pre_layrnorm(clip.embeddings(images.to(self.device, self.dtype)))
+        for layer in clip.encoder.layers[: self._depth]:
+            hidden = layer(hidden, None)
+        if self.select_feature == "patch":
+            hidden = hidden[:, 1:]
+        return hidden.to(images.dtype)
+
+    @property
+    def _clip(self) -> CLIPVisionModel:
+        if not self.is_loaded:
+            raise RuntimeError("the vision tower is used before load_model()")
+        return self.vision_tower["vision_model"]
+
+    @property
+    def _depth(self) -> int:
+        """How many layers are run: hidden state 0 is the embedding, -1 the last layer's output."""
+        layers = self.config.num_hidden_layers
+        depth = self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
+        if not 0 <= depth <= layers:
+            raise CheckpointError(
+                f"mm_vision_select_layer is {self.select_layer}, the tower has {layers} layers"
+            )
+        return depth
+
+    @cached_property
+    def _config_on_disk(self) -> CLIPVisionConfig:
+        return CLIPVisionConfig.from_pretrained(locate(self.vision_tower_name, what="vision tower"))
+
+    @property
+    def config(self) -> CLIPVisionConfig:
+        return self._clip.config if self.is_loaded else self._config_on_disk
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._clip.embeddings.class_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._clip.embeddings.class_embedding.device
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.num_patches_per_side**2
+
+    @property
+    def dummy_feature(self) -> torch.Tensor:
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)

@@ -1,0 +1,1 @@
+"""From vision features to word-embedding space."""

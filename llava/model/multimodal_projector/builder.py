@@ -1,0 +1,35 @@
+"""The projector: from the vision tower's feature width to the language model's."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from llava.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from llava.model.language_model.llava_llama import LlavaConfig
+
+
+def build_vision_projector(config: LlavaConfig) -> nn.Module:
+    """The projector that `config.mm_projector_type` names: linear, mlpNx_gelu or identity.
+
+    Linears lie at the even places (0, 2, ...), exact GELUs between them, so that state-dict keys are
+    `0.weight`, `2.weight`, ... as in published weights. Source: LLaVA v1.2.2 multimodal_projector/builder.py.
+    """
+    kind = config.mm_projector_type or "linear"
+    if kind == "identity":
+        return nn.Identity()
+    if config.mm_hidden_size is None:
+        raise CheckpointError("config.json names a vision tower but has no mm_hidden_size")
+    if kind == "linear":
+        return nn.Linear(config.mm_hidden_size, config.hidden_size)
+    depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    if depth is None:
+        raise CheckpointError(f"mm_projector_type is {kind!r}; there are linear, mlpNx_gelu and identity")
+    layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
+    for _ in range(1, int(depth[1])):
+        layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
+    return nn.Sequential(*layers)
