@@ -205,7 +205,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
     # ---- text to pieces
 
     def tokenize(self, text: str, **settings: Any) -> list[str]:
-        """The pieces of `text`. Unless legacy, only its start gets the extra space LLaMA's words begin with."""
+        """The pieces of `text`. Unless legacy, only its start gets the space that opens a word."""
         if self.legacy or not text:
             return super().tokenize(text, **settings)
         pieces = super().tokenize(SPACE + text.replace(SPACE, " "), **settings)

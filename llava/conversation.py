@@ -1,0 +1,383 @@
+"""Conversation templates: from turns to the exact text a model is trained on, and where answers lie in it.
+
+Knows nothing of ids. The templates and their spelling are fixed: weights depend on every character.
+
+Source: LLaVA v1.2.2 llava/conversation.py (formats and texts).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import DataError
+from llava.schema import Turn
+
+Span = tuple[int, int]
+
+
+class SeparatorStyle(Enum):
+    """How a template joins turns."""
+
+    SINGLE = auto()
+    TWO = auto()
+    MPT = auto()
+    PLAIN = auto()
+    LLAMA_2 = auto()
+
+
+@dataclass
+class Conversation:
+    """A template, or a template with what has been said so far.
+
+    A message is [role, text]; text is None while the answer is awaited, or a tuple (text, PIL image, process
+    mode). Templates themselves hold tuples: `copy()` one before appending to it.
+    """
+
+    system: str
+    roles: Sequence[str]
+    messages: Sequence[Sequence[Any]] = ()
+    offset: int = 0
+    sep_style: SeparatorStyle = SeparatorStyle.SINGLE
+    sep: str = "###"
+    sep2: str | None = None
+    version: str = "Unknown"
+    skip_next: bool = False
+
+    def get_prompt(self) -> str:
+        """The whole text, ready to be tokenized.
+
+        Raises:
+            TypeError: The template has no separator after an answer (`plain`); the original's type, too.
+            AssertionError: A LLAMA_2 conversation opens with nothing or with the assistant; likewise.
+        """
+        messages = _with_image_first(self)
+        if self.sep_style is SeparatorStyle.LLAMA_2:
+            text = "".join(head + body for head, body in _llama_2_parts(self, messages))
+            # As in the original this strips characters, not the word: harmless, as "[" follows.
+            return text.lstrip(self.sep)
+        return "".join(head + body for head, body in _parts(self, messages))
+
+    def append_message(self, role: str, message: Any) -> None:
+        """Add a turn; None keeps the place of an answer to come."""
+        if not isinstance(self.messages, list):
+            raise TypeError("this is a template shared by everyone: copy() it and append to the copy")
+        self.messages.append([role, message])
+
+    def copy(self) -> Conversation:
+        """A conversation of its own that can be appended to."""
+        return Conversation(
+            system=self.system,
+            roles=self.roles,
+            messages=[[role, message] for role, message in self.messages],
+            offset=self.offset,
+            sep_style=self.sep_style,
+            sep=self.sep,
+            sep2=self.sep2,
+            version=self.version,
+        )
+
+    def get_images(self, return_pil: bool = False) -> list[Any]:
+        """The images of the human's turns, prepared as each asks: PIL images, or PNG in base64."""
+        said = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
+        return [self.process_image(image, mode, return_pil) for _, image, mode in said]
+
+    def process_image(
+        self,
+        image: Any,
+        image_process_mode: str,
+        return_pil: bool = False,
+        image_format: str = "PNG",
+        max_len: int = 1344,
+        min_len: int = 672,
+    ) -> Any:
+        """A PIL image made ready to be sent, for people to look at: models get theirs from llava.images.
+
+        Args:
+            image: A PIL image.
+            image_process_mode: "Pad" to a square, "Resize" to 336x336, "Default" and "Crop" leave it.
+            return_pil: Return the PIL image instead of its base64 text.
+            image_format: The encoding behind the base64 text.
+            max_len: Pixels of the longer side above which the image is shrunk...
+            min_len: ...until its shorter side has at most this many.
+        """
+        if image_process_mode == "Pad":
+            image = _padded_to_square(image)
+        elif image_process_mode == "Resize":
+            image = image.resize((336, 336))
+        elif image_process_mode not in ("Default", "Crop"):
+            raise ValueError(f"Invalid image_process_mode: {image_process_mode}")
+        if max(image.size) > max_len:
+            ratio = max(image.size) / min(image.size)
+            shorter = int(min(max_len / ratio, min_len, min(image.size)))
+            longer = int(shorter * ratio)
+            image = image.resize((longer, shorter) if image.width > image.height else (shorter, longer))
+        if return_pil:
+            return image
+        stream = io.BytesIO()
+        image.save(stream, format=image_format)
+        return base64.b64encode(stream.getvalue()).decode()
+
+    def dict(self) -> dict[str, Any]:
+        """What a log keeps of a conversation: its texts, not its images."""
+        return {
+            "system": self.system,
+            "roles": self.roles,
+            "messages": [[role, _text(message)] for role, message in self.messages],
+            "offset": self.offset,
+            "sep": self.sep,
+            "sep2": self.sep2,
+        }
+
+
+def render(template: Conversation, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+    """The training text of `turns`, and the character span of each answer that is not empty.
+
+    A span holds what the model is to write: all from behind the assistant's role to the end of the end mark.
+    For `plain` and the SINGLE style the text is that of training, which differs from what `get_prompt` gives
+    a chat. Turns must alternate, the human's first, in all styles but SINGLE.
+
+    Raises:
+        DataError: The template cannot hold such turns.
+    """
+    if template.sep_style is SeparatorStyle.PLAIN:
+        parts, ending = _plain_training_parts(template, turns), ""
+    elif template.sep_style is SeparatorStyle.SINGLE:
+        parts, ending = _single_training_parts(template, turns), " "
+    else:
+        messages = _messages(template, turns)
+        if template.sep_style is SeparatorStyle.LLAMA_2:
+            parts = _llama_2_parts(template, messages)
+            parts[0] = (parts[0][0].lstrip(template.sep), parts[0][1])
+        else:
+            parts = _parts(template, messages)
+        ending = ""
+
+    # A caption of nothing still ends its line in `plain`; no other style supervises an empty answer.
+    counts_empty = template.sep_style is SeparatorStyle.PLAIN
+    silent = [turn.speaker == "human" or not (turn.text or counts_empty) for turn in turns]
+    silent = [True] * (len(parts) - len(turns)) + silent  # the opening is no turn
+    text = ""
+    spans: list[Span] = []
+    for (head, body), is_silent in zip(parts, silent, strict=True):
+        text += head
+        if not is_silent:
+            spans.append((len(text), len(text) + len(body)))
+        text += body
+    return text + ending, spans
+
+
+def _messages(template: Conversation, turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    wanted = ("human", "gpt")
+    for place, turn in enumerate(turns):
+        if turn.speaker != wanted[place % 2]:
+            raise DataError(
+                f"turn {place} is from {turn.speaker}, wanted {wanted[place % 2]}: turns must alternate"
+            )
+    if template.sep_style is SeparatorStyle.LLAMA_2 and not (turns and turns[0].text):
+        raise DataError(f"turn 0 is empty, but template {template.version} opens with the human's words")
+    return [(template.roles[place % 2], turn.text) for place, turn in enumerate(turns)]
+
+
+# A part is (head, body): who speaks, and what is said with the end mark behind it.
+Part = tuple[str, str]
+
+
+def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
+    """The opening and one part a message, in the styles SINGLE, TWO, MPT and PLAIN."""
+    style, sep = template.sep_style, template.sep
+    after_answer = template.sep2 if style in (SeparatorStyle.TWO, SeparatorStyle.PLAIN) else sep
+    colon, space = (":", " ") if style in (SeparatorStyle.SINGLE, SeparatorStyle.TWO) else ("", "")
+    parts = [(template.system, "" if style is SeparatorStyle.PLAIN else sep)]
+    for place, (role, message) in enumerate(messages):
+        head = "" if style is SeparatorStyle.PLAIN else role + colon
+        if not message:
+            parts.append((head, ""))
+            continue
+        end = after_answer if place % 2 else sep
+        if end is None:
+            raise TypeError(f"template {template.version} has no separator after an answer (sep2 is None)")
+        parts.append((head, space + _text(message) + end))
+    return parts
+
+
+def _llama_2_parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
+    """One part a message; the system text stands inside the first."""
+    parts = []
+    for place, (role, message) in enumerate(messages):
+        if place == 0 and not message:
+            raise AssertionError("the first message of a LLAMA_2 conversation is empty")
+        if place == 0 and role != template.roles[0]:
+            raise AssertionError(f"a LLAMA_2 conversation opens with {template.roles[0]}, not {role}")
+        if not message:
+            parts.append(("", ""))
+        elif place % 2:
+            parts.append(("", f" {_text(message)} {template.sep2}"))
+        else:
+            system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if place == 0 and template.system else ""
+            parts.append((f"{template.sep}[INST] {system}{_text(message)} [/INST]", ""))
+    return parts
+
+
+def _single_training_parts(template: Conversation, turns: Sequence[Turn]) -> list[Part]:
+    """As `### Role: text`, a line each. The mark that opens the next turn is what ends an answer."""
+    roles = {"human": template.roles[0], "gpt": template.roles[1]}
+    mark = "###"
+    turn_parts = [(f" {roles[turn.speaker]}:", f" {turn.text}\n{mark}") for turn in turns]
+    return [(f"{template.system}\n\n", mark), *turn_parts]
+
+
+def _plain_training_parts(template: Conversation, turns: Sequence[Turn]) -> list[Part]:
+    """The image and its caption; what the human says is not used."""
+    if [turn.speaker for turn in turns] != ["human", "gpt"] or DEFAULT_IMAGE_TOKEN not in turns[0].text:
+        raise DataError(
+            f"template plain takes one human turn with {DEFAULT_IMAGE_TOKEN} and one answer, "
+            f"found {len(turns)} turns ({', '.join(turn.speaker for turn in turns)})"
+        )
+    return [(DEFAULT_IMAGE_TOKEN, ""), ("", turns[1].text + template.sep)]
+
+
+def _with_image_first(conversation: Conversation) -> Sequence[Sequence[Any]]:
+    """The messages, with the image token put where the template wants it if the first carries an image."""
+    messages = conversation.messages
+    if not messages or not isinstance(messages[0][1], tuple):
+        return messages
+    role, (text, *_) = messages[0]
+    text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    if "mmtag" in conversation.version:
+        human, assistant = conversation.roles
+        shown = [[human, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"], [assistant, "Received."]]
+        return [*shown, [role, text], *messages[1:]]
+    return [[role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"], *messages[1:]]
+
+
+def _text(message: Any) -> Any:
+    return message[0] if isinstance(message, tuple) else message
+
+
+def _padded_to_square(image: Any) -> Any:
+    from PIL import ImageOps
+
+    side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    border = (left, top, side - image.width - left, side - image.height - top)
+    return ImageOps.expand(image, border, fill=(122, 116, 104))
+
+
+_ASSISTANT_OF_A_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions."
+)
+_ASSISTANT_OF_A_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+_ASSISTANT_THAT_SEES = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able "
+    "to understand the visual content that the user provides, and assist the user with a variety "
+    "of tasks using natural language.The visual content will be provided with the following "
+    "format: <Image>visual content</Image>."
+)
+_LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+    "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
+    "toxic, dangerous, or illegal content. Please ensure that your responses are socially unbiased "
+    "and positive in nature.\n"
+    "\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of "
+    "answering something not correct. If you don't know the answer to a question, please don't "
+    "share false information."
+)
+_LLAVA_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+_MPT_SYSTEM = (
+    "<|im_start|>system\n"
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and "
+    "honest answers."
+)
+_CHATML_SYSTEM = "<|im_start|>system\nAnswer the questions."
+_EXAMPLE_QUESTION = "What are the key differences between renewable and non-renewable energy sources?"
+_EXAMPLE_ANSWER = (
+    "Renewable energy sources are those that can be replenished naturally in a relatively short "
+    "amount of time, such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy "
+    "sources, on the other hand, are finite and will eventually be depleted, such as coal, oil, "
+    "and natural gas. Here are some key differences between renewable and non-renewable energy "
+    "sources:\n"
+    "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable "
+    "energy sources are finite and will eventually run out.\n"
+    "2. Environmental impact: Renewable energy sources have a much lower environmental impact than "
+    "non-renewable sources, which can lead to air and water pollution, greenhouse gas emissions, "
+    "and other negative effects.\n"
+    "3. Cost: Renewable energy sources can be more expensive to initially set up, but they "
+    "typically have lower operational costs than non-renewable sources.\n"
+    "4. Reliability: Renewable energy sources are often more reliable and can be used in more "
+    "remote locations than non-renewable sources.\n"
+    "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to "
+    "different situations and needs, while non-renewable sources are more rigid and inflexible.\n"
+    "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "
+    "non-renewable sources are not, and their depletion can lead to economic and social "
+    "instability.\n"
+)
+
+_V0 = Conversation(
+    system=_ASSISTANT_OF_A_HUMAN,
+    roles=("Human", "Assistant"),
+    messages=(("Human", _EXAMPLE_QUESTION), ("Assistant", _EXAMPLE_ANSWER)),
+    offset=2,
+)
+_VICUNA_V1 = Conversation(
+    system=_ASSISTANT_OF_A_USER,
+    roles=("USER", "ASSISTANT"),
+    sep_style=SeparatorStyle.TWO,
+    sep=" ",
+    sep2="</s>",
+    version="v1",
+)
+_LLAMA_2 = Conversation(
+    system=_LLAMA_2_SYSTEM,
+    roles=("USER", "ASSISTANT"),
+    sep_style=SeparatorStyle.LLAMA_2,
+    sep="<s>",
+    sep2="</s>",
+    version="llama_v2",
+)
+_MPT = Conversation(
+    system=_MPT_SYSTEM,
+    roles=("<|im_start|>user\n", "<|im_start|>assistant\n"),
+    sep_style=SeparatorStyle.MPT,
+    sep="<|im_end|>",
+    version="mpt",
+)
+_CHATML = replace(_MPT, system=_CHATML_SYSTEM)
+_PLAIN = Conversation(system="", roles=("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
+
+default_conversation = _VICUNA_V1
+conv_templates: Mapping[str, Conversation] = MappingProxyType(
+    {
+        "default": _V0,
+        "v0": _V0,
+        "v1": _VICUNA_V1,
+        "vicuna_v1": _VICUNA_V1,
+        "llama_2": _LLAMA_2,
+        "mistral_instruct": replace(_LLAMA_2, system="", sep=""),
+        "chatml_direct": _CHATML,
+        "mistral_direct": _CHATML,
+        "plain": _PLAIN,
+        "v0_plain": _PLAIN,
+        "llava_v0": replace(_V0, messages=(), offset=0),
+        "v0_mmtag": replace(_V0, system=_ASSISTANT_THAT_SEES, messages=(), offset=0, version="v0_mmtag"),
+        "llava_v1": replace(_VICUNA_V1, system=_ASSISTANT_OF_A_HUMAN),
+        "v1_mmtag": replace(_VICUNA_V1, system=_ASSISTANT_THAT_SEES, version="v1_mmtag"),
+        "llava_llama_2": replace(_LLAMA_2, system=_LLAVA_LLAMA_2_SYSTEM),
+        "mpt": _MPT,
+    }
+)
