@@ -168,17 +168,18 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
                 "some hundred bytes is a Git LFS pointer: fetch the file itself"
             ) from error
         self._pieces: list[str] = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
-        self._piece_ids = {piece: index for index, piece in enumerate(self._pieces)}
+        self._ids = {piece: index for index, piece in enumerate(self._pieces)}
         self._unk_index: int = self.sp_model.unk_id()
 
     # Processes of a data loader get a copy: SentencePiece is started anew there from the model's bytes.
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("sp_model", "_pieces", "_piece_ids")
+        derived = ("sp_model", "_pieces", "_ids")
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_sentencepiece()
+        self._ids.update(self._added_tokens_encoder)
 
     # ---- vocabulary
 
@@ -189,10 +190,16 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         """Piece to id, added tokens included."""
-        return {**self._piece_ids, **self._added_tokens_encoder}
+        return dict(self._ids)
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self._piece_ids.get(token, self._unk_index)
+        return self._ids.get(token, self._unk_index)
+
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """The id of a piece, or of each; unknown pieces get the unknown token's."""
+        if isinstance(tokens, str):
+            return self._convert_token_to_id(tokens)
+        return [self._ids.get(token, self._unk_index) for token in tokens]
 
     def _convert_id_to_token(self, index: int) -> str:
         if not 0 <= index < len(self._pieces):
@@ -200,6 +207,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         return self._pieces[index]
 
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
+        self._ids.update(self._added_tokens_encoder)
         self.tokens_trie = _Splitter([*self._added_tokens_encoder, *(unique_no_split_tokens or ())])
 
     # ---- text to pieces
@@ -303,7 +311,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         extra = {
             token
             for token in self.extra_special_tokens
-            if self.convert_tokens_to_ids(token) >= self.vocab_size
+            if self._convert_token_to_id(token) >= self.vocab_size
         }
         return ordinary | extra
 

@@ -34,10 +34,10 @@ class Tokenizer(Protocol):
     def eos_token(self) -> str | None:
         """How that id is written in a text."""
 
-    def __call__(self, text: str, /) -> Any:
-        """The ids of one text, as `Encoded`."""
+    def __call__(self, text: str, /) -> Encoded:
+        """The ids of one text."""
 
-    def decode(self, token_ids: list[int], /) -> Any:
+    def decode(self, token_ids: list[int], /) -> str:
         """The text of ids."""
 
 

@@ -11,6 +11,7 @@ is supervised, what is truncated).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llava.constants import (
@@ -20,7 +21,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle, render
+from llava.conversation import Conversation, SeparatorStyle, Span, render
 from llava.errors import DataError
 from llava.prompts.encode import Tokenizer, encode_prompt
 from llava.schema import Sample, Turn
@@ -29,6 +30,11 @@ NO_ANSWER = "no answer"
 ANSWER_CUT_AWAY = "answer cut away"
 IMAGE_NOT_IN_TEXT = "image not in text"
 BOUNDARY_UNCLEAR = "answer boundary unclear"
+
+Encode = Callable[[str], list[int]]
+
+# Ids at the end of a prefix that what follows may change; more than this is no matter of one token.
+_REACH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,13 @@ def supervise(
     ids = encode(text)
     labels = [IGNORE_INDEX] * len(ids)
     problem = None if answers else NO_ANSWER
-    for start, end in answers:
-        before, said = encode(text[:start]), encode(text[:end])
-        if ids[: len(said)] != said or said[: len(before)] != before:
-            problem = BOUNDARY_UNCLEAR
-            break
-        labels[len(before) : len(said)] = ids[len(before) : len(said)]
+    spans = _spans_by_round(text, answers, ids, encode, tokenizer)
+    if spans is None:
+        spans = _spans_by_prefix(text, answers, ids, encode, tokenizer)
+    if spans is None:
+        problem = BOUNDARY_UNCLEAR
+    for first, stop in spans or ():
+        labels[first:stop] = ids[first:stop]
     if sample.image is None and max_length is not None:
         ids, labels = ids[:max_length], labels[:max_length]
     elif sample.image is not None and IMAGE_TOKEN_INDEX not in ids:
@@ -93,20 +100,6 @@ def supervise(
     if problem is not None:
         labels = [IGNORE_INDEX] * len(ids)
     return Supervised(ids, labels, problem)
-
-
-def _turns_in_order(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> list[Turn]:
-    turns = list(sample.turns)
-    if sample.image is not None:
-        texts = [
-            place_image_token(turn.text, template.version, mm_use_im_start_end=mm_use_im_start_end)
-            for turn in turns
-        ]
-        turns = [Turn(turn.speaker, text) for turn, text in zip(turns, texts, strict=True)]
-    drops_opening = template.sep_style not in (SeparatorStyle.SINGLE, SeparatorStyle.PLAIN)
-    if drops_opening and turns and turns[0].speaker != "human":
-        return turns[1:]
-    return turns
 
 
 def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = False) -> str:
@@ -119,9 +112,86 @@ def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = Fa
     text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
     text = f"{DEFAULT_IMAGE_TOKEN}\n{text}".strip()
     token = DEFAULT_IMAGE_TOKEN
+    if mm_use_im_start_end:
+        token = f"{DEFAULT_IM_START_TOKEN}{token}{DEFAULT_IM_END_TOKEN}"
     if "mmtag" in version:
         token = f"<Image>{token}</Image>"
-    if mm_use_im_start_end:
-        framed = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-        token = token.replace(DEFAULT_IMAGE_TOKEN, framed)
     return text.replace(DEFAULT_IMAGE_TOKEN, token)
+
+
+def _turns_in_order(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> list[Turn]:
+    turns = list(sample.turns)
+    if sample.image is not None:
+        texts = [
+            place_image_token(turn.text, template.version, mm_use_im_start_end=mm_use_im_start_end)
+            for turn in turns
+        ]
+        turns = [Turn(turn.speaker, text) for turn, text in zip(turns, texts, strict=True)]
+    keeps_opening = template.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.PLAIN)
+    if turns and turns[0].speaker != "human" and not keeps_opening:
+        return turns[1:]
+    return turns
+
+
+def _spans_by_round(
+    text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
+) -> list[Span] | None:
+    """Each answer's ids, tokenizing every text only once more; None where that is not certain to be right.
+
+    Certain it is where answers end in the tokenizer's own end token: no token reaches across it, and what
+    follows it is tokenized as if nothing but it stood before.
+    """
+    mark = tokenizer.eos_token
+    if not mark or not all(text.endswith(mark, start, end) for start, end in answers):
+        return None
+    opening = encode(mark)
+    marks = [place for place, index in enumerate(ids) if index == tokenizer.eos_token_id]
+    if opening[-1:] != [tokenizer.eos_token_id] or len(marks) != text.count(mark):
+        return None
+    spans: list[Span] = []
+    char, place = 0, 0  # text[:char] is ids[:place]
+    for start, end in answers:
+        asked = encode(mark + text[char:start])[len(opening) :] if char else encode(text[:start])
+        first = place + len(asked)
+        if ids[place:first] != asked:
+            return None
+        char, place = end, marks[text.count(mark, 0, end) - 1] + 1
+        spans.append((first, place))
+    return spans
+
+
+def _spans_by_prefix(
+    text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
+) -> list[Span] | None:
+    """Each answer's ids, as what lies between the ids of two prefixes of the text; None where they misfit."""
+    spans: list[Span] = []
+    for start, end in answers:
+        first = _tokens_begun(ids, encode(text[:start]), tokenizer)
+        stop = _tokens_begun(ids, encode(text[:end]), tokenizer)
+        if first is None or stop is None:
+            return None
+        spans.append((first, stop))
+    return spans
+
+
+def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> int | None:
+    """How many of `ids` begin within the text of `prefix`; None if the two do not fit.
+
+    A token may reach across the prefix's end ("><" over the end of "<|im_end|>"). It counts as begun: behind
+    a question it is the question's, at the end of an answer the model has to write it.
+    """
+    shared = next(
+        (n for n, (a, b) in enumerate(zip(ids, prefix, strict=False)) if a != b), min(len(ids), len(prefix))
+    )
+    if shared == len(prefix):
+        return shared
+    if len(prefix) - shared > _REACH or min(prefix[shared:]) < 0:
+        return None
+    wanted = tokenizer.decode(prefix[shared:])
+    for stop in range(shared + 1, min(shared + 2 * _REACH, len(ids)) + 1):
+        if ids[stop - 1] < 0:  # an image
+            return None
+        found = tokenizer.decode(ids[shared:stop])
+        if len(found) >= len(wanted):
+            return stop if found.startswith(wanted) else None
+    return None
