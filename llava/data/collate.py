@@ -11,7 +11,7 @@ import torch
 from llava.constants import IGNORE_INDEX
 from llava.errors import DataError
 
-SAMPLE_IDS = "sample_ids"
+NOTES = "notes"
 
 
 @dataclass
@@ -23,11 +23,11 @@ class DataCollatorForSupervisedDataset:
 
     Attributes:
         tokenizer: Its `pad_token_id` fills, its `model_max_length` cuts.
-        with_ids: Add the samples' ids under `sample_ids`, for error messages; our trainer takes them out.
+        with_notes: Add each sample's (id, problem) under `notes`, for messages; our trainer takes them out.
     """
 
     tokenizer: Any
-    with_ids: bool = False
+    with_notes: bool = False
 
     def __call__(self, instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `labels` and `attention_mask` of shape (B, L), and `images` if the samples have them.
@@ -52,8 +52,8 @@ class DataCollatorForSupervisedDataset:
                 raise DataError(f"{len(images)} of {len(instances)} samples of a batch have an image tensor")
             one_shape = len({image.shape for image in images}) == 1
             batch["images"] = torch.stack(images) if one_shape else images
-        if self.with_ids:
-            batch[SAMPLE_IDS] = [instance["id"] for instance in instances]
+        if self.with_notes:
+            batch[NOTES] = [(instance["id"], instance["problem"]) for instance in instances]
         return batch
 
 
