@@ -77,8 +77,8 @@ class LlavaMetaModel:
         config = self.config  # type: ignore[attr-defined]
         self.mm_projector = build_vision_projector(config)
         if config.is_unpadded:
-            scale = 1 / math.sqrt(config.hidden_size)
-            self.image_newline = nn.Parameter(torch.randn(config.hidden_size, dtype=self.dtype) * scale)  # type: ignore[attr-defined]
+            newline = torch.randn(config.hidden_size) / math.sqrt(config.hidden_size)
+            self.image_newline = nn.Parameter(newline.to(self.dtype))  # type: ignore[attr-defined]
 
 
 class LlavaMetaForCausalLM:

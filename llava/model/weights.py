@@ -113,9 +113,10 @@ def _shards(index: Path) -> list[Path]:
     paths = [index.parent / name for name in names]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
+        listed = ", ".join(missing[:3])
         raise CheckpointError(
-            f"{index.parent}: {len(missing)} of {len(paths)} weight files are missing: {', '.join(missing[:3])}"
-            "; fetch or copy them again"
+            f"{index.parent}: {len(missing)} of {len(paths)} weight files are missing: {listed}; "
+            "fetch or copy them again"
         )
     return paths
 

@@ -67,6 +67,21 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower = nn.ModuleDict({"vision_model": clip})
         self.is_loaded = True
 
+    def take_weights(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+        """Take trained weights in place of the published ones; none at all changes nothing.
+
+        Raises:
+            CheckpointError: There are some, but not all of the tower's.
+        """
+        if not tensors:
+            return
+        try:
+            self._clip.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder}: its vision tower does not fit {self.vision_tower_name}"
+            ) from error
+
     @torch.no_grad()
     def forward(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         """Features of (B, 3, S, S) as (B, N, D), in the images' dtype; a list of images gives a list."""

@@ -1,0 +1,263 @@
+"""Loading a model from whatever a folder or hub id holds: all of it, an adapter, or a projector over a base.
+
+What it is, is told from its files and never from its name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llava.errors import CheckpointError
+from llava.model import lora
+from llava.model.checkpoint import (
+    PROJECTOR_FILES,
+    first_file,
+    read_non_lora,
+)
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.llava_arch import load_projector
+from llava.model.placement import Placement, plan
+from llava.model.source import Source, find_source
+from llava.model.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
+from llava.model.weights import Tensors, check_weights, read_projector, read_tensors
+from llava.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# What an adapter or a projector and its base must agree on.
+_SHAPE = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim"),
+)
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, ImportError)
+
+
+def load_pretrained_model(
+    model_path: str | Path,
+    model_base: str | Path | None = None,
+    model_name: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: str | None = None,
+    use_flash_attn: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, int]:
+    """Load a model for use.
+
+    Args:
+        model_path: A folder or hub id with a whole model, a LoRA adapter, or a projector.
+        model_base: The language model under an adapter or projector; an adapter's own note of it if None.
+        model_name: Taken for the sake of the original's callers; files decide.
+        load_8bit: Quantise to 8 bits. An adapter is then kept beside the weights, not merged into them.
+        load_4bit: Likewise, 4 bits.
+        device_map: As in transformers, for several GPUs.
+        device: cuda, cpu, ...; cuda if there is one by default.
+        use_flash_attn: Use flash-attn if it is installed.
+        kwargs: `dtype` (or `torch_dtype`), `vision_tower_dtype` (the model's by default; float32 is what the
+            newest original does on one GPU); all else goes to `from_pretrained`.
+
+    Returns:
+        (tokenizer, model, image processor, positions the model reads). The processor is None for a model of
+        text alone.
+
+    Raises:
+        CheckpointError: Files are missing, damaged, or do not fit each other.
+        SettingsError: The device is not there, or settings exclude each other.
+    """
+    tower_dtype = kwargs.pop("vision_tower_dtype", None)
+    kwargs.pop("low_cpu_mem_usage", None)  # transformers 5 always does
+    dtype = kwargs.pop("torch_dtype", None)
+    placement = plan(
+        device=device,
+        device_map=device_map,
+        dtype=kwargs.pop("dtype", dtype),
+        load_8bit=load_8bit,
+        load_4bit=load_4bit,
+        use_flash_attn=use_flash_attn,
+    )
+    placement.settings.update(kwargs)
+    source = find_source(model_path, model_base)
+    if not source.is_multimodal:
+        return _load_text_model(source, placement)
+    tokenizer = load_tokenizer(source.tokenizer_folder)
+    model = _assemble(source, placement)
+    _add_tokens(model, tokenizer)
+    processor = _load_tower(model, source, tower_dtype or placement.dtype)
+    return tokenizer, model.eval(), processor, _context_length(model.config)
+
+
+def _assemble(source: Source, placement: Placement) -> Any:
+    """The multimodal model with all its weights, but for the tower's."""
+    config = LlavaConfig.from_pretrained(source.config_folder)
+    config._name_or_path = str(source.config_folder)
+    rows = config.vocab_size
+    if source.kind != "full":
+        base_config = LlavaConfig.from_pretrained(source.base)
+        _require_fit(source, config, base_config)
+        # The base's tables are read as they are, and grown to the rows that training added.
+        config.vocab_size = base_config.vocab_size
+    model, missing = _read(LlavaLlamaForCausalLM, source.base, placement, config=config)
+    grow_tables(model, rows)
+    given = _trained_parts(source, model)
+    _require_complete(source, {name for name in missing if name not in given})
+    if source.kind != "adapter":
+        return model
+    wrapped = lora.attach(model, source.folder)
+    if not placement.is_quantised:
+        return lora.merged(wrapped)
+    # Adding an adapter to quantised weights would round it away; it stays beside them.
+    logger.info("the adapter is kept beside the quantised weights")
+    return wrapped.get_base_model()
+
+
+def _trained_parts(source: Source, model: Any) -> set[str]:
+    """Put in what was trained beside an adapter, or the projector; the names of the weights that were set."""
+    if source.kind == "full":
+        return set()
+    if source.kind == "projector":
+        path = first_file(source.folder, PROJECTOR_FILES)
+        assert path is not None
+        tensors = read_projector(path)
+        load_projector(model.get_model().mm_projector, tensors, path)
+        if model.config.mm_use_im_start_end:
+            take_pretrained_rows(model, path)
+        return {f"model.mm_projector.{name}" for name in tensors}
+    tensors = read_non_lora(source.folder)
+    _set_weights(model, tensors, source.folder)
+    return set(tensors)
+
+
+def _set_weights(model: Any, tensors: Tensors, folder: Path) -> None:
+    """Set some of the model's weights, all of which it must have in the same shape."""
+    own = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            has = f"has {tuple(own[name].shape)}" if name in own else "has no such weight"
+            raise CheckpointError(
+                f"{folder}: non_lora_trainables holds {name} {tuple(tensor.shape)}, the model {has}; give "
+                "the base it was trained on"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tuple[Any, set[str]]:
+    """(model, names of weights the files did not have)."""
+    check_weights(folder)
+    try:
+        with _report_left_to_us():
+            model, report = kind.from_pretrained(
+                folder, output_loading_info=True, **placement.settings, **settings
+            )
+    except _LOAD_ERRORS as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {said}") from error
+    return model, set(report["missing_keys"])
+
+
+@contextmanager
+def _report_left_to_us() -> Iterator[None]:
+    """Hush transformers' table of missing weights: what is missing is set later, or refused by name."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter.addFilter(is_other)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(is_other)
+
+
+def _require_fit(source: Source, config: LlavaConfig, base: LlavaConfig) -> None:
+    for name in _SHAPE:
+        if getattr(config, name) != getattr(base, name):
+            raise CheckpointError(
+                f"{source.base}: does not fit {source.folder}: {name} is {getattr(base, name)} there and "
+                f"{getattr(config, name)} here; give the base it was trained on"
+            )
+
+
+def _require_complete(source: Source, missing: set[str]) -> None:
+    if not missing:
+        return
+    names = sorted(missing)
+    if all("mm_projector" in name or "image_newline" in name for name in names):
+        raise CheckpointError(
+            f"{source.folder}: the projector's weights are missing ({names[0]}, ...): neither "
+            "non_lora_trainables.bin nor mm_projector.bin nor the base has them"
+        )
+    raise CheckpointError(
+        f"{source.base}: {len(names)} weights are missing, the first is {names[0]}; fetch it again"
+    )
+
+
+def _add_tokens(model: Any, tokenizer: Any) -> None:
+    """The image tokens a checkpoint was trained with.
+
+    A config without `mm_use_im_patch_token` means True to the original, which then grows a table of 32000
+    rows by one untrained row; here it means True only if the table has more rows than the tokenizer
+    has tokens.
+    """
+    config = model.config
+    patch = config.mm_use_im_patch_token
+    if patch is None:
+        patch = config.vocab_size > len(tokenizer)
+    add_image_tokens(model, tokenizer, patch=patch, start_end=config.mm_use_im_start_end)
+
+
+def _load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
+    """Load the tower beside the projector; the image processor."""
+    tower = model.get_vision_tower()
+    tower.load_model(near=source.config_folder)
+    if model.config.unfreeze_mm_vision_tower and source.kind == "full":
+        mark = "vision_tower.vision_tower."
+        own: Tensors = {}
+        for path in check_weights(source.folder):
+            own |= {
+                name.split(mark, 1)[1].removeprefix("vision_model."): tensor
+                for name, tensor in read_tensors(path, lambda name: mark in name).items()
+            }
+        tower.take_weights(own, source.folder)
+    weight = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
+    tower.to(device=weight.device, dtype=dtype)
+    return tower.image_processor
+
+
+def _load_text_model(source: Source, placement: Placement) -> tuple[Any, Any, None, int]:
+    """A language model without an image side, with its adapter if it has one."""
+    if source.kind == "projector":
+        raise CheckpointError(
+            f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs"
+        )
+    model, missing = _read(AutoModelForCausalLM, source.base, placement)
+    _require_complete(source, missing)
+    if source.kind == "adapter":
+        wrapped = lora.attach(model, source.folder)
+        model = wrapped.get_base_model() if placement.is_quantised else lora.merged(wrapped)
+    folder = source.tokenizer_folder
+    try:
+        has_vocabulary = (folder / "tokenizer.model").is_file()
+        tokenizer = load_tokenizer(folder) if has_vocabulary else AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer that can be loaded") from error
+    logger.info(f"{source.folder} has no vision tower: it is loaded as a language model without images")
+    return tokenizer, model.eval(), None, _context_length(model.config)
+
+
+def _context_length(config: Any) -> int:
+    """Positions the model reads, images included."""
+    # The original's fallback of 2048 cut prompts that Vicuna-1.5 reads whole.
+    named = getattr(config, "max_sequence_length", None) or getattr(config, "max_position_embeddings", None)
+    return int(named or 2048)

@@ -1,0 +1,92 @@
+"""Where a model is put and in what precision: the caller's wishes, checked, as transformers takes them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_flash_attn_2_available
+
+from llava.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+# Small or sensitive: kept whole when the rest is quantised.
+UNQUANTISED = ["mm_projector", "vision_tower", "lm_head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How weights are read. `settings` go to `from_pretrained`."""
+
+    dtype: torch.dtype
+    is_quantised: bool
+    settings: dict[str, Any]
+
+
+def plan(
+    *,
+    device: str | None,
+    device_map: Any,
+    dtype: torch.dtype | str | None,
+    load_8bit: bool,
+    load_4bit: bool,
+    use_flash_attn: bool,
+) -> Placement:
+    """Decide device, precision and quantisation.
+
+    Without a wish it is cuda with float16 where there is one, else the CPU with float32, in which a CPU is
+    both faster and exact.
+
+    Raises:
+        SettingsError: The device is not there, or two wishes exclude each other.
+    """
+    if load_8bit and load_4bit:
+        raise SettingsError("load_8bit and load_4bit exclude each other: give one")
+    device = _device(device, device_map)
+    chosen = _dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
+    settings: dict[str, Any] = {
+        "dtype": chosen,
+        "device_map": device_map if device == "cuda" else {"": device},
+    }
+    if load_4bit or load_8bit:
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=load_8bit,
+            load_in_4bit=load_4bit,
+            bnb_4bit_compute_dtype=chosen,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+            llm_int8_skip_modules=UNQUANTISED,
+        )
+    if use_flash_attn:
+        if is_flash_attn_2_available():
+            settings["attn_implementation"] = "flash_attention_2"
+        else:
+            logger.warning("flash-attn is not installed: PyTorch's own attention is used")
+    return Placement(chosen, load_4bit or load_8bit, settings)
+
+
+def _device(wanted: str | None, device_map: Any) -> str:
+    """The device by name; a device_map that names one place wins over the default."""
+    if wanted in (None, "auto"):
+        whole = device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
+        if isinstance(whole, (str, torch.device)) and str(whole) not in ("auto", "balanced", "sequential"):
+            wanted = str(whole)
+        else:
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(wanted)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError(f"device {device} was asked for, but this machine shows no CUDA device: give cpu")
+    return device
+
+
+def _dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
+    if wanted is None or isinstance(wanted, torch.dtype):
+        return wanted
+    found = getattr(torch, wanted, None)
+    if not isinstance(found, torch.dtype):
+        raise SettingsError(f"dtype is {wanted!r}; there are float16, bfloat16 and float32")
+    return found

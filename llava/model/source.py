@@ -1,0 +1,85 @@
+"""Of which folders a model is made: its own, its base's, and which of them has config and tokenizer.
+
+What a folder holds is told from its files, never from its name. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.errors import CheckpointError
+from llava.model.checkpoint import ADAPTER_CONFIG, Kind, config_fields, first_file, json_object, kind_of
+from llava.model.locate import locate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the parts of a model come from. `folder` is `base` where the model is whole."""
+
+    kind: Kind
+    folder: Path
+    base: Path
+    config_folder: Path
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether its config is that of a LLaVA model.
+
+        Raises:
+            CheckpointError: It calls itself one but names no vision tower.
+        """
+        fields = config_fields(self.config_folder)
+        if fields.get("mm_vision_tower") or "text_config" in fields:
+            return True
+        said = [str(fields.get("model_type")), *(fields.get("architectures") or [])]
+        if any(name.lower().startswith("llava") for name in said):
+            raise CheckpointError(
+                f"{self.config_folder}: config.json calls itself {said[0]} but has no mm_vision_tower: name "
+                "the tower there"
+            )
+        return False
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder's own tokenizer if it has one, else the base's."""
+        has_own = first_file(self.folder, ("tokenizer.model", "tokenizer.json"))
+        return self.folder if has_own else self.base
+
+
+def find_source(model_path: str | Path, model_base: str | Path | None) -> Source:
+    """Find the folders a model is made of; says so when it takes a base that was not given, or needs none."""
+    folder = locate(model_path)
+    kind = kind_of(folder)
+    if kind == "full":
+        if model_base is not None:
+            logger.warning(f"{folder} holds a whole model: the base {model_base} is not used")
+        return Source(kind, folder, folder, folder)
+    if model_base is None and kind == "adapter" and (named := _base_of(folder)):
+        logger.info(f"{folder} is an adapter; its base {named} is taken from {ADAPTER_CONFIG}")
+        model_base = named
+    if model_base is None:
+        trained_on = (
+            config_fields(folder).get("_name_or_path") if (folder / "config.json").is_file() else None
+        )
+        hint = f", probably {trained_on}" if trained_on else ""
+        raise CheckpointError(
+            f"{folder}: holds {'an adapter' if kind == 'adapter' else 'a projector'} only: give its language "
+            f"model as --model-base{hint}"
+        )
+    base = locate(model_base, near=folder, what="base model")
+    return Source(kind, folder, base, _config_folder(folder, base))
+
+
+def _config_folder(folder: Path, base: Path) -> Path:
+    """Whose config.json describes the model: the folder's own, its run's, its base's."""
+    places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else []), base]
+    return next((place for place in places if (place / "config.json").is_file()), folder)
+
+
+def _base_of(folder: Path) -> str | None:
+    """The base model that an adapter names, None if it names none."""
+    return json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or None
