@@ -1,0 +1,1 @@
+"""Commands that answer questions and score answers; each joins the model's side with the benchmarks'."""

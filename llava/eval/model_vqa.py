@@ -1,0 +1,42 @@
+"""COMMAND: answer a jsonl of questions about images at length (up to 1,024 tokens).
+
+    python -m llava.eval.model_vqa --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
+        --conv-mode vicuna_v1 --question-file questions.jsonl --image-folder images \
+        --answers-file answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llava.benchmarks._base import read_jsonl_questions
+from llava.command import run
+from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
+from llava.infer.run import answer, asks_about_images
+
+
+def answer_jsonl(description: str | None, *, max_new_tokens: int, limit_is_a_flag: bool = False) -> None:
+    """Parse the flags and answer; `limit_is_a_flag` adds --max_new_tokens with that default."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_flags(parser)
+    add_run_flags(parser, question_file="tables/question.jsonl", conv_mode="llava_v1")
+    add_sampling_flags(parser)
+    if limit_is_a_flag:
+        parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    flags = parser.parse_args()
+    limit = flags.max_new_tokens if limit_is_a_flag else max_new_tokens
+    asked = answering_run(flags, generation(flags, max_new_tokens=limit))
+    questions = read_jsonl_questions(asked.question_file)
+    folder = Path(flags.image_folder).expanduser()
+    answer(asked, asks_about_images(questions, folder, source=asked.question_file))
+
+
+def main() -> None:
+    answer_jsonl(__doc__, max_new_tokens=1024)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""COMMAND: ask one question about one or several images and print the answer.
+
+    python -m llava.eval.run_llava --model-path liuhaotian/llava-v1.5-7b --image-file view.jpg \
+        --query "What are the things I should be cautious about?"
+
+`<image-placeholder>` in the query says where an image goes; without it images go in front.
+Source of the rules: LLaVA v1.2.2 llava/eval/run_llava.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from llava.command import run
+from llava.constants import IMAGE_PLACEHOLDER
+from llava.errors import DataError
+from llava.infer.fetch import image_source
+from llava.infer.flags import add_model_flags, add_sampling_flags, generation, model_choice
+from llava.infer.prompting import image_line, image_token, prompt_of, template_for_chat
+from llava.infer.requests import Request
+
+
+def eval_model(args: Any) -> None:
+    """Answer `args.query` about `args.image_file` and print the answer.
+
+    Args:
+        args: Any object with the flags as attributes (`model_path`, `image_file`, `query`, ...); what it
+            lacks has the flag's default.
+    """
+    given = {
+        name: value
+        for name in dir(args)
+        if not name.startswith("_") and not callable(value := getattr(args, name))
+    }
+    flags = argparse.Namespace(**{**_defaults(), **given})
+    choice = model_choice(flags)
+    picking = generation(flags, max_new_tokens=flags.max_new_tokens)
+    conversation = template_for_chat(flags.conv_mode, choice.name)
+    names = flags.image_file.split(flags.sep)
+    images = tuple(image_source(name) for name in names)
+    if not flags.query.strip():
+        raise DataError("--query is empty")
+
+    from llava.infer.engine import Engine  # torch, only once the flags are known to be good
+    from llava.infer.load import load
+
+    engine = Engine(load(choice), picking)
+    query, opening = flags.query, ""
+    if IMAGE_PLACEHOLDER in query:
+        query = query.replace(IMAGE_PLACEHOLDER, image_token(engine.config))
+    else:
+        opening = image_line(engine.config) * len(images)
+    request = Request(prompt_of(conversation, query, opening), images, name=flags.image_file)
+    _, reply = next(engine.answer([request]))
+    sys.stdout.write(f"{reply.text}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_flags(parser)
+    parser.add_argument("--image-file", required=True, help="path or http address; several joined by --sep")
+    parser.add_argument("--query", required=True)
+    parser.add_argument("--conv-mode", help="the conversation template (default: by the model's name)")
+    parser.add_argument("--sep", default=",")
+    add_sampling_flags(parser)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    return parser
+
+
+def _defaults() -> dict[str, Any]:
+    return vars(_parser().parse_args(["--model-path", "", "--image-file", "", "--query", ""]))
+
+
+def main() -> None:
+    eval_model(_parser().parse_args())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Commands for people who want to talk with the model."""

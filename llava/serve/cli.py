@@ -1,0 +1,76 @@
+"""COMMAND: talk about one image; an empty line or end of input leaves.
+
+    python -m llava.serve.cli --model-path liuhaotian/llava-v1.5-7b --image-file view.jpg
+
+Source of the rules: LLaVA v1.2.2 llava/serve/cli.py. Unlike there, what the model said goes into the history
+as it was said, without `<s>` and `</s>`: so do the prompts it was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from llava.command import run
+from llava.conversation import conv_templates
+from llava.infer.fetch import image_source
+from llava.infer.flags import add_model_flags, add_sampling_flags, generation, model_choice
+from llava.infer.prompting import image_line, template_for_chat
+from llava.infer.requests import Request
+
+
+def chat(flags: argparse.Namespace) -> None:
+    """Read lines, stream answers, until there is no line."""
+    choice = model_choice(flags)
+    picking = generation(flags, max_new_tokens=flags.max_new_tokens, beams=False)
+    conversation = conv_templates[template_for_chat(flags.conv_mode, choice.name)].copy()
+    roles = ("user", "assistant") if "mpt" in choice.name.lower() else conversation.roles
+    image = image_source(flags.image_file)
+
+    from transformers import TextStreamer
+
+    from llava.infer.engine import Engine  # torch, only once the flags are known to be good
+    from llava.infer.load import load
+
+    loaded = load(choice)
+    engine = Engine(loaded, picking)
+    streamer: Any = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    opening = image_line(engine.config)
+    while line := _read_line(f"{roles[0]}: "):
+        sys.stdout.write(f"{roles[1]}: ")
+        conversation.append_message(conversation.roles[0], opening + line)
+        conversation.append_message(conversation.roles[1], None)
+        prompt = conversation.get_prompt()
+        reply = engine.reply_streaming(Request(prompt, (image,), name=flags.image_file), streamer)
+        conversation.messages = [*conversation.messages[:-1], [conversation.roles[1], reply.text]]
+        opening = ""
+        if flags.debug:
+            sys.stdout.write(f"\n{ {'prompt': prompt, 'outputs': reply.text} }\n\n")
+    sys.stdout.write("exit...\n")
+
+
+def _read_line(prompt: str) -> str:
+    try:
+        return input(prompt)
+    except EOFError:
+        return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_flags(parser)
+    parser.add_argument("--image-file", required=True, help="path or http address")
+    parser.add_argument("--conv-mode", help="the conversation template (default: by the model's name)")
+    add_sampling_flags(parser, beams=False)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument(
+        "--debug", action="store_true", help="show each prompt and answer as sent and received"
+    )
+    chat(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run(main)
