@@ -21,7 +21,7 @@ from pathlib import Path
 from llava import command, intervals
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
-from llava.metrics import FILE_NAME, read_scores, show_interval, show_value
+from llava.metrics import DETAILS, FILE_NAME, read_scores, show_interval, show_value
 from llava.schema import Score, Scores, Verdict
 
 PERCENT = 100.0
@@ -124,7 +124,12 @@ def compare(runs: Sequence[Run], baseline: int = 0) -> list[Row]:
         base = runs[baseline] if runs[baseline] in mine else mine[0]
         for run in mine:
             _check_same_questions(base, run)
-        keys = dict.fromkeys((score.group, score.name) for run in mine for score in run.scores.scores)
+        keys = dict.fromkeys(
+                (score.group, score.name)
+                for run in mine
+                for score in run.scores.scores
+                if score.group not in DETAILS
+            )
         for group, name in keys:
             found = [_find(run, group, name) if run in mine else None for run in runs]
             differences = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llava import benchmarks, command
 from llava.benchmarks._base import Benchmark
-from llava.metrics import plain_table, show_interval, show_value, write_scores
+from llava.metrics import DETAILS, plain_table, show_interval, show_value, write_scores
 from llava.schema import Scores
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,6 @@ def _score(args: argparse.Namespace) -> None:
     scores = benchmark.score(
         args.root, answers, split=args.split, truth=args.truth, allow_missing=args.allow_missing
     )
-    for note in scores.notes:
-        logger.warning("%s: %s", benchmark.name, note)
     sys.stdout.write(score_table(scores) + "\n")
     if args.save_path:
         write_scores(args.save_path, scores)
@@ -113,9 +111,11 @@ def score_table(scores: Scores) -> str:
             s.note,
         )
         for s in scores.scores
+        if s.group not in DETAILS
     ]
     told = ", ".join(f"{name} {count}" for name, count in scores.counts.items())
-    return f"{plain_table((scores.benchmark, 'n', 'score', '95 % interval', ''), rows)}\n{told}"
+    table = plain_table((scores.benchmark, "n", "score", "95 % interval", ""), rows)
+    return "\n".join([table, told, *scores.notes])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", ov
     points = [verdict.score for verdict in verdicts if selects(over, verdict)]
     if not points:
         return Score(name, None, 0, group, over=over)
-    n, value = len(points), PERCENT * sum(points) / len(points)
+    n, value = len(points), sum(points) / len(points) * PERCENT
     if all(point in (0.0, 1.0) for point in points):
         low, high = intervals.wilson(sum(points), n)
         return Score(name, value, n, group, PERCENT * low, PERCENT * high, "wilson", over=over)
@@ -52,15 +52,36 @@ def accuracy_by(
 
 
 def mean_of_units(
-    name: str, units: dict[str, float], *, group: str = "total", n: int = 0, note: str = ""
+    name: str,
+    units: dict[str, float],
+    *,
+    group: str = "total",
+    value: float | None = None,
+    n: int = 0,
+    note: str = "",
 ) -> Score:
-    """The mean over independent `units`; `n` (usually the questions behind them) defaults to their number."""
+    """The mean over independent `units` with its normal interval.
+
+    `value` is the official formula's number where it differs from that mean by rounding; `n` (usually the
+    questions behind the units) defaults to how many units there are.
+    """
     if not units:
         return Score(name, None, 0, group, note=note)
     values = list(units.values())
-    bounds = intervals.mean(values)
-    low, high, kind = (*bounds, "normal") if bounds else (None, None, "none")
-    return Score(name, fmean(values), n or len(values), group, low, high, kind, units=units, note=note)
+    value = fmean(values) if value is None else value
+    spread = intervals.mean_variance(values)
+    low, high = (None, None) if spread is None else intervals.around(value, spread)
+    kind = "none" if spread is None else "normal"
+    return Score(name, value, n or len(values), group, low, high, kind, units=units, note=note)
+
+
+def share_of_units(name: str, units: dict[str, float], *, group: str = "total") -> Score:
+    """The share in percent of `units` (each 0 or 100) that are 100, with Wilson's interval."""
+    if not units:
+        return Score(name, None, 0, group)
+    right, n = sum(value > 0 for value in units.values()), len(units)
+    low, high = intervals.wilson(right, n)
+    return Score(name, PERCENT * right / n, n, group, PERCENT * low, PERCENT * high, "wilson", units=units)
 
 
 def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str = "") -> Score:

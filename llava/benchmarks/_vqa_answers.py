@@ -1,0 +1,115 @@
+"""Short free answers, normalised and scored the way VQA challenges do.
+
+Two programs share the steps below: the official VQA evaluator (it processes answers only where the human
+answers differ) and the "EvalAI" processor of MMF that LLaVA writes submissions with (it always does).
+Source: GT-Vision-Lab/VQA vqaEval.py; LLaVA v1.2.2 llava/eval/m4c_evaluator.py. Their slips are kept because
+published numbers contain them: a period is spared only by a digit behind it, and only 32 are looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+COMMA_IN_NUMBER = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")
+MOST_PERIODS = 32
+ARTICLES = frozenset({"a", "an", "the"})
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = MappingProxyType({word: str(n) for n, word in enumerate(_DIGITS)} | {"none": "0"})
+
+# The value is the key with its apostrophe put back.
+_ONE_APOSTROPHE = """
+    'twas I'm I've ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's
+    how'd how'll how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't o'clock oughtn't
+    shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll
+    that's there'd there're there's they'd they'll they're they've wasn't we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't
+    y'all you'd you'll you're you've
+"""
+# Each is found with either of its apostrophes missing.
+_TWO_APOSTROPHES = """
+    couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+    something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've y'all'll
+"""
+_ODD = {
+    "notve": "not've",
+    "let's": "let's",
+    "she's": "she's",
+    "yall'd've": "y'all'd've",
+    "y'alld've": "y'all'd've",
+    "y'all'dve": "y'all'd've",
+    "ow's'at": "'ow's'at",
+    "'ows'at": "'ow's'at",
+    "'ow'sat": "'ow's'at",
+    "somebody'd": "somebodyd",
+}
+
+
+def _contractions() -> dict[str, str]:
+    table = dict(_ODD)
+    for word in _ONE_APOSTROPHE.split():
+        table[word.replace("'", "", 1)] = word
+    for word in _TWO_APOSTROPHES.split():
+        before, middle, after = word.split("'")
+        table[f"{before}{middle}'{after}"] = word
+        table[f"{before}'{middle}{after}"] = word
+    return table
+
+
+CONTRACTIONS: Mapping[str, str] = MappingProxyType(_contractions())
+
+
+def strip_punctuation(text: str) -> str:
+    """Delete or blank the punctuation marks, and delete periods that no digit follows.
+
+    A mark is deleted when it stands next to a space anywhere in `text`, or when `text` has a comma inside a
+    number; otherwise each occurrence becomes a space.
+    """
+    result = text
+    comma_in_number = COMMA_IN_NUMBER.search(text) is not None
+    for mark in PUNCTUATION:
+        if f"{mark} " in text or f" {mark}" in text or comma_in_number:
+            result = result.replace(mark, "")
+        else:
+            result = result.replace(mark, " ")
+    return PERIOD.sub("", result, count=MOST_PERIODS)
+
+
+def plain_words(text: str) -> str:
+    """Lower-case, number words as digits, no articles, contractions with their apostrophes."""
+    words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def normalise(text: str) -> str:
+    """`text` as the EvalAI processor writes it: "A red car, and a bus" becomes "red car and bus"."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return plain_words(strip_punctuation(_one_line(text)))
+
+
+def official_accuracy(answer: str, humans: Sequence[str]) -> float:
+    """The official VQA evaluator's accuracy (0 to 1) of `answer` against the human answers."""
+    answer, humans = _one_line(answer), list(humans)
+    if len(set(humans)) > 1:
+        humans = [plain_words(strip_punctuation(human)) for human in humans]
+        answer = plain_words(strip_punctuation(answer))
+    return leave_one_out(answer, humans)
+
+
+def normalised_accuracy(answer: str, humans: Sequence[str]) -> float:
+    """The EvalAI processor's accuracy (0 to 1): answer and humans always normalised (TextVQA's rule)."""
+    return leave_one_out(normalise(answer), [normalise(human) for human in humans])
+
+
+def leave_one_out(answer: str, humans: Sequence[str]) -> float:
+    """The mean over humans, each left out in turn, of min(1, matches among the others / 3)."""
+    matches = sum(human == answer for human in humans)
+    left_out = (min(1.0, (matches - (human == answer)) / 3) for human in humans)
+    return sum(left_out) / len(humans)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
