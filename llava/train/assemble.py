@@ -1,0 +1,323 @@
+"""Flags to all that a run needs: tokenizer, data, and a model in which just what was asked for is trained.
+
+Source: LLaVA v1.2.2 llava/train/train.py, train() (what is frozen, cast and written to the config).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import torch
+import transformers
+from peft import prepare_model_for_kbit_training
+from safetensors import SafetensorError
+from torch import nn
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+from llava.conversation import Conversation, conv_templates, default_conversation
+from llava.data.collate import DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
+from llava.errors import CheckpointError, SettingsError
+from llava.model import lora
+from llava.model.checkpoint import PROJECTOR_FILES, first_file
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.locate import locate
+from llava.model.placement import UNQUANTISED
+from llava.model.vocabulary import grow_tables
+from llava.model.weights import check_file, check_weights
+from llava.tokenizer import load_tokenizer
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["projector", "lora", "full"]
+# Versions that are no template's name: the original formats both as vicuna_v1.
+PLAIN_VERSIONS = ("v0", "v0.5")
+
+
+@dataclass(slots=True)
+class Assembled:
+    """All a run needs. `model` may still be changed, its weights say, before it is given to `fit`."""
+
+    model: Any
+    tokenizer: Any
+    dataset: LazySupervisedDataset
+    collator: DataCollatorForSupervisedDataset
+    model_args: ModelArguments
+    data_args: DataArguments
+    training_args: TrainingArguments
+
+    @property
+    def kind(self) -> Kind:
+        """What is trained, and so what is saved."""
+        return kind_of_run(self.model_args, self.training_args)
+
+
+def kind_of_run(model_args: ModelArguments, training_args: TrainingArguments) -> Kind:
+    """The projector alone, a LoRA adapter with the projector, or the whole model."""
+    if training_args.lora_enable:
+        return "lora"
+    return "projector" if model_args.tune_mm_mlp_adapter else "full"
+
+
+def assemble(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    *,
+    attn_implementation: str | None = None,
+) -> Assembled:
+    """Read tokenizer, data and weights, in this order: what is cheap to find wrong is found first.
+
+    Equal seeds give equal adapters and projectors.
+
+    Raises:
+        SettingsError: Flags do not fit the model or the data.
+        CheckpointError: Weights are missing, damaged, or do not fit each other.
+        DataError: A record is not as it must be.
+    """
+    if training_args.cache_dir:
+        huggingface_hub.constants.HF_HUB_CACHE = training_args.cache_dir
+    template = template_of(model_args.version)
+    folder = locate(model_args.model_name_or_path, what="--model_name_or_path")
+    config = LlavaConfig.from_pretrained(folder)
+    _settle_vision(model_args, config)
+    data_args.is_multimodal = model_args.vision_tower is not None
+    data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+
+    tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length, padding_side="right")
+    dataset = LazySupervisedDataset(data_args.data_path or "", tokenizer, data_args, template=template)
+    _require_sight(dataset, data_args)
+
+    # Before the first random weight: the original seeds later, and gives other adapters at every run.
+    transformers.set_seed(training_args.seed)
+    model = _load_language_model(folder, config, model_args, training_args, attn_implementation)
+    _set_padding_token(model, tokenizer, model_args.version)
+    model = _prepare_language_model(model, model_args, training_args)
+    if data_args.is_multimodal:
+        _add_vision(model, tokenizer, model_args, data_args, training_args)
+    if training_args.bits in (4, 8):
+        _settle_dtypes(model, training_args)
+    elif not training_args.deepspeed:
+        # DeepSpeed keeps fp32 masters of what it trains in half precision; autocast needs them in the model.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    log_what_is_trained(model)
+    collator = DataCollatorForSupervisedDataset(tokenizer, with_notes=True)
+    return Assembled(model, tokenizer, dataset, collator, model_args, data_args, training_args)
+
+
+def template_of(version: str) -> Conversation:
+    """The template that `--version` names.
+
+    Raises:
+        SettingsError: There is none of that name (the original then trains on vicuna_v1 and says nothing).
+    """
+    if version in PLAIN_VERSIONS:
+        logger.info("--version %s: texts are formatted as vicuna_v1, as in the original", version)
+        return default_conversation
+    if version not in conv_templates:
+        names = ", ".join(sorted({*conv_templates, *PLAIN_VERSIONS}))
+        raise SettingsError(f"--version {version}: no such template; there are {names}")
+    return conv_templates[version]
+
+
+def projector_file(name: str) -> Path:
+    """The stage-1 projector under a name: a file, or a folder or hub id that has one."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = locate(name, what="--pretrain_mm_mlp_adapter")
+    path = first_file(folder, PROJECTOR_FILES)
+    if path is None:
+        raise CheckpointError(f"{folder}: no projector here; wanted {' or '.join(PROJECTOR_FILES)}")
+    return path
+
+
+def log_what_is_trained(model: nn.Module) -> None:
+    """One line for each part of the model: parameters trained, of how many."""
+    table: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        parts = {"mm_projector": "projector", "vision_tower": "vision tower", "lora_": "LoRA adapter"}
+        part = next((said for mark, said in parts.items() if mark in name), "language model")
+        # ZeRO-3 leaves an empty tensor and the true size beside it.
+        size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+        counts = table.setdefault(part, [0, 0])
+        counts[0] += size if parameter.requires_grad else 0
+        counts[1] += size
+    for part, (trained, size) in table.items():
+        logger.info("trained: %15s of %15s parameters, %s", f"{trained:,}", f"{size:,}", part)
+    if not any(trained for trained, _ in table.values()):
+        raise SettingsError("nothing is left to train: all of the model is frozen")
+
+
+def _settle_vision(model_args: ModelArguments, config: LlavaConfig) -> None:
+    """Let a LLaVA model to start from say what the flags leave open; flags may not contradict it."""
+    if model_args.pretrain_mm_mlp_adapter:
+        path = projector_file(model_args.pretrain_mm_mlp_adapter)
+        check_file(path)
+        model_args.pretrain_mm_mlp_adapter = str(path)
+    if not config.mm_vision_tower:
+        return
+    model_args.vision_tower = model_args.vision_tower or config.mm_vision_tower
+    defaults = ModelArguments()
+    for flag in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
+        asked, own = getattr(model_args, flag), getattr(config, flag)
+        if own is None or asked == own:
+            continue
+        if asked != getattr(defaults, flag):
+            raise SettingsError(f"--{flag} {asked}: the model to start from was trained with {own}")
+        logger.info("--%s is taken from the model to start from: %s", flag, own)
+        setattr(model_args, flag, own)
+
+
+def _require_sight(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
+    first = next((sample for sample in dataset.samples if sample.image is not None), None)
+    if first is None:
+        return
+    if not data_args.is_multimodal:
+        raise SettingsError(
+            f"{dataset.data_path}: sample {first.id!r} has an image: --vision_tower is missing"
+        )
+    if data_args.image_folder is None:
+        raise SettingsError(
+            f"{dataset.data_path}: sample {first.id!r} has an image: --image_folder is missing"
+        )
+
+
+def _load_language_model(
+    folder: Path,
+    config: LlavaConfig,
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None,
+) -> Any:
+    check_weights(folder)
+    kind: Any = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
+    settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
+    if attn_implementation:
+        settings["attn_implementation"] = attn_implementation
+    if training_args.bits in (4, 8):
+        settings |= _quantisation(training_args)
+    if model_args.vision_tower:
+        settings["config"] = config
+    try:
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, ImportError) as error:
+        gist = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {gist}") from error
+    missing = set(report["missing_keys"])
+    if model_args.pretrain_mm_mlp_adapter:
+        missing = {name for name in missing if "mm_projector" not in name}
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} weights are missing, the first is {min(missing)}")
+    # What an adapter notes as its base: the name as given, not a folder of the cache.
+    model.name_or_path = model.config._name_or_path = model_args.model_name_or_path
+    model.config.use_cache = False
+    return model
+
+
+def _quantisation(training_args: TrainingArguments) -> dict[str, Any]:
+    return {
+        "device_map": {"": training_args.device},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=training_args.bits == 4,
+            load_in_8bit=training_args.bits == 8,
+            llm_int8_skip_modules=UNQUANTISED,
+            bnb_4bit_compute_dtype=training_args.compute_dtype,
+            bnb_4bit_use_double_quant=training_args.double_quant,
+            bnb_4bit_quant_type=training_args.quant_type,
+        ),
+    }
+
+
+def _set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
+    """LLaMA has no padding token. v0 adds one where it is missing, all others use <unk>."""
+    if version != "v0":
+        tokenizer.pad_token = tokenizer.unk_token
+    elif tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        grow_tables(model, len(tokenizer))
+
+
+def _prepare_language_model(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+    """Freeze, quantise and wrap as asked; the vision side comes later and is not touched by it."""
+    if model_args.freeze_backbone:
+        model.model.requires_grad_(False)
+    checkpointing = {"use_reentrant": _shards_weights(training_args)}
+    if training_args.activation_checkpointing_kwargs is None:
+        training_args.activation_checkpointing_kwargs = checkpointing
+    if training_args.bits in (4, 8):
+        model = prepare_model_for_kbit_training(
+            model, training_args.activation_checkpointing, training_args.activation_checkpointing_kwargs
+        )
+    elif training_args.lora_enable and training_args.fp16:
+        model.to(torch.float16)
+    if training_args.activation_checkpointing:
+        model.enable_input_require_grads()
+    if not training_args.lora_enable:
+        return model
+    bias: Any = training_args.lora_bias
+    return lora.wrap(
+        model,
+        r=training_args.lora_r,
+        alpha=training_args.lora_alpha,
+        dropout=training_args.lora_dropout,
+        bias=bias,
+    )
+
+
+def _shards_weights(training_args: TrainingArguments) -> bool:
+    """Whether this is ZeRO-3, where the non-reentrant kind of checkpointing sees weights change shape."""
+    plugin = training_args.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def _add_vision(
+    model: Any,
+    tokenizer: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """Tower and projector, and what the config tells those who will load the result."""
+    model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
+    tower, projector = model.get_vision_tower(), model.get_model().mm_projector
+    tower.to(dtype=training_args.compute_dtype, device=training_args.device)
+    data_args.image_processor = tower.image_processor
+
+    config = model.config
+    config.image_aspect_ratio = data_args.image_aspect_ratio
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = tokenizer.model_max_length
+    config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
+    config.mm_use_im_start_end = model_args.mm_use_im_start_end
+    config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+    config.mm_projector_lr = training_args.mm_projector_lr
+
+    if model_args.tune_mm_mlp_adapter:
+        model.requires_grad_(False)
+        projector.requires_grad_(True)
+    if training_args.freeze_mm_mlp_adapter:
+        projector.requires_grad_(False)
+    if training_args.bits in (4, 8):
+        projector.to(dtype=training_args.compute_dtype, device=training_args.device)
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def _settle_dtypes(model: nn.Module, training_args: TrainingArguments) -> None:
+    """QLoRA's precisions: the language model's norms in fp32, its embeddings and adapter in bf16 if asked."""
+    for name, module in model.named_modules():
+        if "vision_tower" in name:
+            continue
+        if "norm" in name:
+            module.to(torch.float32)
+        elif training_args.bf16 and ("lora_" in name or "lm_head" in name or "embed_tokens" in name):
+            weight = getattr(module, "weight", None)  # any kind of module may stand here
+            if isinstance(weight, torch.Tensor) and weight.dtype == torch.float32:
+                module.to(torch.bfloat16)

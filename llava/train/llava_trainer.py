@@ -1,0 +1,200 @@
+"""transformers' Trainer where LLaVA differs: order, learning rates, the loss's mean, and what is saved.
+
+Source: LLaVA v1.2.2 llava/train/llava_trainer.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import RandomSampler, Sampler
+from transformers import Trainer, TrainerCallback
+
+from llava.data.collate import NOTES
+from llava.data.dataset import count_learnable
+from llava.data.sampler import EpochSampler, LengthGroupedSampler
+from llava.errors import CheckpointError, LlavaError
+from llava.model.checkpoint import PROJECTOR_FILES, first_file, read_non_lora
+from llava.model.llava_arch import load_projector
+from llava.model.weights import read_projector
+from llava.train.assemble import Assembled, Kind
+from llava.train.save import errors_name, save_lora, save_projector, written_whole
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(LlavaError):
+    """Training itself went wrong: the loss is not a number."""
+
+
+class _Flow(TrainerCallback):
+    """Tells the sampler its epoch, and keeps the original's rhythm of checkpoints."""
+
+    def __init__(self, trainer: LLaVATrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        # accelerate tells it too, but not through all of the wrappers a resumed run puts around it.
+        if self._trainer.order is not None:
+            self._trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        # transformers 5 adds a checkpoint at the end, which the final output already is.
+        is_last, is_due = (
+            state.global_step >= state.max_steps,
+            state.global_step % max(state.save_steps, 1) == 0,
+        )
+        if is_last and not is_due and control.should_save and str(args.save_strategy.value) == "steps":
+            control.should_save = False
+
+
+class LLaVATrainer(Trainer):
+    """Trains what `assemble` made, and saves by its kind."""
+
+    def __init__(self, assembled: Assembled) -> None:
+        self.kind: Kind = assembled.kind
+        self.order: EpochSampler | None = None
+        self.problems: Counter[str] = Counter()
+        tower = assembled.model.get_vision_tower() if assembled.data_args.is_multimodal else None
+        self._image_positions = 1 if tower is None else tower.num_patches
+        super().__init__(
+            model=assembled.model,
+            args=assembled.training_args,
+            processing_class=assembled.tokenizer,
+            train_dataset=assembled.dataset,
+            data_collator=assembled.collator,
+        )
+        # The original's loss is the mean of the micro-batches' means, on each process and over them.
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(_Flow(self))
+
+    # ---- order and learning rates
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        inner: Sampler[int]
+        if args.group_by_modality_length or args.group_by_length:
+            by_modality = args.group_by_modality_length
+            inner = LengthGroupedSampler(
+                args.train_batch_size,
+                args.world_size * args.gradient_accumulation_steps,
+                dataset.modality_lengths if by_modality else dataset.lengths,
+                group_by_modality=by_modality,
+            )
+        else:
+            inner = RandomSampler(dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.order = EpochSampler(inner, seed=seed)
+        return self.order
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As transformers', with groups of its own for a projector that has its own learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rate = self.args.mm_projector_lr
+        if is_new and rate is not None:
+            named = (self.model if model is None else model).named_parameters()
+            projector = {id(parameter) for name, parameter in named if "mm_projector" in name}
+            rest, own = [], []
+            for group in optimizer.param_groups:
+                inside = [each for each in group["params"] if id(each) in projector]
+                outside = [each for each in group["params"] if id(each) not in projector]
+                rest.append({**group, "params": outside})
+                own.append({**group, "params": inside, "lr": rate})
+            optimizer.param_groups = [*rest, *own]
+        return optimizer
+
+    # ---- loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Any:
+        """The model's loss. One that is no number stops the run and names the samples.
+
+        Raises:
+            TrainingError: The loss is NaN or infinite (in fp16 the scaler skips such a step instead).
+        """
+        notes = inputs.pop(NOTES, [])
+        for identifier, problem in notes:
+            if problem is not None:
+                if problem not in self.problems:
+                    logger.warning(
+                        "sample %r teaches nothing: %s; more such samples are counted", identifier, problem
+                    )
+                self.problems[problem] += 1
+        result = super().compute_loss(model, inputs, *rest, **settings)
+        loss = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss).all() and not self.args.fp16:
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the loss is {loss.detach().mean().item()} on samples "
+                f"{_ids(notes)}; lower --learning_rate, or look at these samples"
+            )
+        if float(loss.detach().sum()) == 0.0 and int(self._learnable(inputs).sum()) == 0:
+            logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
+        return result
+
+    def _learnable(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return count_learnable(
+            inputs["input_ids"],
+            inputs["labels"],
+            image_positions=self._image_positions,
+            max_length=self.args.model_max_length,
+        )
+
+    def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
+        """Log; the learning rate is the next step's, as in the original's trainer_state.json."""
+        if "learning_rate" in logs:
+            logs["learning_rate"] = self._get_learning_rate()
+        super().log(logs, *rest, **settings)
+
+    # ---- saving and resuming
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what this kind of run leaves behind; a checkpoint's weights keep their training precision."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        is_writer = self.args.should_save
+        model = self.accelerator.unwrap_model(self.model)
+        if self.kind == "lora":
+            dtype = None if _internal_call else self.args.compute_dtype
+            save_lora(model, folder, bias=self.args.lora_bias, dtype=dtype, is_writer=is_writer)
+        elif self.kind == "projector":
+            save_projector(model, folder, is_writer=is_writer)
+        else:
+            with written_whole(folder, is_writer=is_writer) as staging:
+                super().save_model(str(staging), _internal_call=True)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with errors_name(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        model = self.model if model is None else model
+        if self.kind == "projector":
+            path = first_file(folder, PROJECTOR_FILES)
+            if path is None:
+                raise CheckpointError(f"{folder}: no mm_projector.bin to go on from")
+            load_projector(model.get_model().mm_projector, read_projector(path), path)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.kind == "lora":
+            self._load_non_lora(folder, model)
+
+    def _load_non_lora(self, folder: Path, model: Any) -> None:
+        trained = {
+            name for name, each in model.named_parameters() if each.requires_grad and "lora_" not in name
+        }
+        tensors = read_non_lora(folder)
+        if len(tensors) != len(trained):
+            raise CheckpointError(
+                f"{folder}: has {len(tensors)} of the {len(trained)} trained weights beside the adapter; a "
+                "checkpoint of the original lacks them: --resume_from_checkpoint never starts anew"
+            )
+        model.get_base_model().load_state_dict(tensors, strict=False)
+
+
+def _ids(notes: list[tuple[Any, Any]]) -> str:
+    return ", ".join(repr(identifier) for identifier, _ in notes) or "of this batch"

@@ -1,0 +1,115 @@
+"""What a run leaves behind, by kind; each file is whole or not there.
+
+Final outputs and every `checkpoint-N` hold what inference needs: config.json with the projector, or with the
+adapter and non_lora_trainables.bin, or with the whole model. Source: LLaVA v1.2.2 train.py (files, keys).
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from llava.errors import CheckpointError
+from llava.files import write_json
+from llava.model.checkpoint import write_non_lora, write_projector
+from llava.model.lora import Bias, split_trained_state, write_adapter
+from llava.model.weights import Tensors
+
+# torch and safetensors say a full disk with errors of their own.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+@contextmanager
+def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
+    """A folder to write into; on leaving the block its files appear in `folder`, one rename each.
+
+    Files of the same name are replaced, others stay. If writing fails, `folder` stays as it was.
+
+    Args:
+        folder: Made if it is not there.
+        is_writer: Whether this process writes; another gets `folder` itself and must not.
+
+    Raises:
+        CheckpointError: The files cannot be written: the disk is full, say.
+    """
+    if not is_writer:
+        yield folder
+        return
+    with errors_name(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            yield staging
+            for path in sorted(staging.iterdir()):
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def errors_name(folder: Path) -> Iterator[None]:
+    """Errors of writing name the folder and say what to do."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{folder}: could not be written ({reason}); what was there is unchanged. Make room, or give "
+            "another --output_dir"
+        ) from error
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Write config.json as those who load the result need it: with the cache on, which training turns off."""
+    fields = copy.deepcopy(config)
+    fields.use_cache = True
+    write_json(folder / "config.json", fields.to_diff_dict())
+
+
+def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool) -> None:
+    """Write adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every process must call this."""
+    state = split_trained_state(model.named_parameters(), bias)
+    with written_whole(folder, is_writer=is_writer) as staging:
+        if is_writer:
+            model.create_or_update_model_card(str(staging))
+            write_adapter(staging, model, state.adapter, dtype)
+            write_non_lora(staging, state.non_lora)
+            write_config(staging, model.config)
+
+
+def save_projector(model: Any, folder: Path, *, is_writer: bool) -> None:
+    """Write mm_projector.bin (with the embeddings, if image tokens were added to them) and config.json."""
+    marks = ("mm_projector", "embed_tokens") if model.config.mm_use_im_start_end else ("mm_projector",)
+    tensors = gathered(model.named_parameters(), lambda name: any(mark in name for mark in marks))
+    with written_whole(folder, is_writer=is_writer) as staging:
+        if is_writer:
+            write_projector(staging, tensors)
+            write_config(staging, model.config)
+
+
+def gathered(named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Callable[[str], bool]) -> Tensors:
+    """Some parameters on the CPU, each whole even if ZeRO-3 has it in parts."""
+    chosen = [(name, parameter) for name, parameter in named_parameters if wanted(name)]
+    tensors: Tensors = {}
+    for name, parameter in chosen:
+        tensors[name] = maybe_zero_3(parameter)
+    return tensors
+
+
+def maybe_zero_3(parameter: nn.Parameter) -> torch.Tensor:
+    """A copy of one parameter on the CPU. Under ZeRO-3 every process must call this."""
+    if not hasattr(parameter, "ds_id"):  # set by DeepSpeed, which is imported only then
+        return parameter.detach().cpu().clone()
+    from deepspeed import zero
+
+    with zero.GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()

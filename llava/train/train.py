@@ -1,0 +1,132 @@
+"""Fine-tune LLaVA: flags, assembly, training, saving. Also the original's names, for those who import them.
+
+Source: LLaVA v1.2.2 llava/train/train.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.command import run
+from llava.data.collate import DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
+from llava.errors import CheckpointError, DataError, LlavaError
+from llava.model.lora import lora_targets as find_all_linear_names
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.assemble import Assembled, assemble
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.resume import STATE_FILE, find_start
+from llava.train.save import errors_name, maybe_zero_3
+
+__all__ = [
+    "Assembled",
+    "DataArguments",
+    "DataCollatorForSupervisedDataset",
+    "LLaVATrainer",
+    "LazySupervisedDataset",
+    "ModelArguments",
+    "TrainingArguments",
+    "assemble",
+    "find_all_linear_names",
+    "fit",
+    "make_supervised_data_module",
+    "maybe_zero_3",
+    "safe_save_model_for_hf_trainer",
+    "train",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
+    """Train as the flags say, and leave the result in `--output_dir`.
+
+    A run that is finished is left alone; one that was cut off goes on from its last complete checkpoint.
+
+    Args:
+        attn_implementation: eager, sdpa or flash_attention_2; transformers' choice if None.
+        argv: The flags; `sys.argv` if None.
+
+    Raises:
+        LlavaError: The flags, the data or the weights are not as they must be, or the disk is full.
+    """
+    model_args, data_args, training_args = parse_arguments(argv)
+    if find_start(training_args).is_finished:
+        logger.info("%s: already finished; nothing is done", training_args.output_dir)
+        return
+    _require_writable(training_args)
+    fit(assemble(model_args, data_args, training_args, attn_implementation=attn_implementation))
+
+
+def fit(assembled: Assembled) -> LLaVATrainer:
+    """Train what was assembled and save it; the trainer with its log."""
+    trainer = LLaVATrainer(assembled)
+    start = find_start(trainer.args)
+    if start.checkpoint is not None:
+        logger.info("going on from %s", start.checkpoint)
+    state_file = Path(str(trainer.args.output_dir)) / STATE_FILE
+    if trainer.args.should_save:
+        state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
+    try:
+        trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+    except LlavaError as error:
+        raise _without_traceback(error) from error
+    for problem, count in trainer.problems.items():
+        logger.warning("%d times a sample taught nothing: %s", count, problem)
+    safe_save_model_for_hf_trainer(trainer, str(trainer.args.output_dir))
+    if trainer.args.should_save:
+        with errors_name(state_file.parent):
+            part = state_file.with_suffix(".part")
+            trainer.state.save_to_json(str(part))
+            part.replace(state_file)
+    return trainer
+
+
+def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> None:
+    """Write the final result. Under DeepSpeed every process must call this."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    trainer.model.config.use_cache = True
+    if trainer.kind == "full" and not trainer.is_deepspeed_enabled:
+        trainer.model.to(
+            trainer.args.compute_dtype
+        )  # trained in fp32; DeepSpeed saves its half-precision copy
+    trainer.save_model(output_dir)
+
+
+def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
+    """The trainer's three arguments about data: train_dataset, eval_dataset (None) and data_collator."""
+    return {
+        "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),
+        "eval_dataset": None,
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer),
+    }
+
+
+def _require_writable(training_args: TrainingArguments) -> None:
+    """Find out now, not after a day, that the output folder cannot be made."""
+    if not training_args.should_save:
+        return
+    output = Path(str(training_args.output_dir))
+    with errors_name(output):
+        output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise CheckpointError(f"{output}: may not be written to; give another --output_dir")
+
+
+def _without_traceback(error: LlavaError) -> LlavaError:
+    """An error from a data loader's process comes as text that ends in the real message; that line alone."""
+    *above, last = str(error).strip().splitlines()
+    if not above or "DataLoader worker" not in above[0]:
+        return error
+    return DataError(last.partition(": ")[2] or last)
+
+
+if __name__ == "__main__":
+    run(train)
