@@ -86,17 +86,35 @@ def load_pretrained_model(
     )
     placement.settings.update(kwargs)
     source = find_source(model_path, model_base)
-    if not source.is_multimodal:
-        return _load_text_model(source, placement)
-    tokenizer = load_tokenizer(source.tokenizer_folder)
-    model = _assemble(source, placement)
-    _add_tokens(model, tokenizer)
-    processor = _load_tower(model, source, tower_dtype or placement.dtype)
+    tokenizer = read_tokenizer(source)
+    model = assemble(source, placement, tokenizer)
+    if source.kind == "adapter":
+        # Merged into quantised weights an adapter would be rounded away; it stays beside them.
+        model = model.get_base_model() if placement.is_quantised else lora.merged(model)
+    processor = load_tower(model, source, tower_dtype or placement.dtype) if source.is_multimodal else None
+    if processor is None:
+        logger.info(f"{source.folder} names no vision tower: it is a language model without images")
     return tokenizer, model.eval(), processor, _context_length(model.config)
 
 
-def _assemble(source: Source, placement: Placement) -> Any:
-    """The multimodal model with all its weights, but for the tower's."""
+def assemble(source: Source, placement: Placement, tokenizer: Any) -> Any:
+    """The model with all its weights but the tower's; with an adapter, a PeftModel that is not merged yet.
+
+    Args:
+        source: Where the parts lie.
+        placement: Where they go.
+        tokenizer: Gets the tokens that the checkpoint was trained with.
+    """
+    if not source.is_multimodal:
+        model, missing = _read(AutoModelForCausalLM, source.base, placement)
+        _require_complete(source, missing)
+    else:
+        model = _assemble_multimodal(source, placement)
+        _add_tokens(model, tokenizer)
+    return lora.attach(model, source.folder) if source.kind == "adapter" else model
+
+
+def _assemble_multimodal(source: Source, placement: Placement) -> Any:
     config = LlavaConfig.from_pretrained(source.config_folder)
     config._name_or_path = str(source.config_folder)
     rows = config.vocab_size
@@ -107,19 +125,11 @@ def _assemble(source: Source, placement: Placement) -> Any:
         config.vocab_size = base_config.vocab_size
     model, missing = _read(LlavaLlamaForCausalLM, source.base, placement, config=config)
     grow_tables(model, rows)
-    given = _trained_parts(source, model)
-    _require_complete(source, {name for name in missing if name not in given})
-    if source.kind != "adapter":
-        return model
-    wrapped = lora.attach(model, source.folder)
-    if not placement.is_quantised:
-        return lora.merged(wrapped)
-    # Adding an adapter to quantised weights would round it away; it stays beside them.
-    logger.info("the adapter is kept beside the quantised weights")
-    return wrapped.get_base_model()
+    _require_complete(source, missing - _set_trained_parts(source, model))
+    return model
 
 
-def _trained_parts(source: Source, model: Any) -> set[str]:
+def _set_trained_parts(source: Source, model: Any) -> set[str]:
     """Put in what was trained beside an adapter, or the projector; the names of the weights that were set."""
     if source.kind == "full":
         return set()
@@ -217,7 +227,7 @@ def _add_tokens(model: Any, tokenizer: Any) -> None:
     add_image_tokens(model, tokenizer, patch=patch, start_end=config.mm_use_im_start_end)
 
 
-def _load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
+def load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
     """Load the tower beside the projector; the image processor."""
     tower = model.get_vision_tower()
     tower.load_model(near=source.config_folder)
@@ -235,25 +245,15 @@ def _load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
     return tower.image_processor
 
 
-def _load_text_model(source: Source, placement: Placement) -> tuple[Any, Any, None, int]:
-    """A language model without an image side, with its adapter if it has one."""
-    if source.kind == "projector":
-        raise CheckpointError(
-            f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs"
-        )
-    model, missing = _read(AutoModelForCausalLM, source.base, placement)
-    _require_complete(source, missing)
-    if source.kind == "adapter":
-        wrapped = lora.attach(model, source.folder)
-        model = wrapped.get_base_model() if placement.is_quantised else lora.merged(wrapped)
+def read_tokenizer(source: Source) -> Any:
+    """The tokenizer that belongs to a model: LLaMA's, or for another language model whatever it has."""
     folder = source.tokenizer_folder
+    if source.is_multimodal or (folder / "tokenizer.model").is_file():
+        return load_tokenizer(folder)
     try:
-        has_vocabulary = (folder / "tokenizer.model").is_file()
-        tokenizer = load_tokenizer(folder) if has_vocabulary else AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(folder)
+    except _LOAD_ERRORS as error:
         raise CheckpointError(f"{folder}: no tokenizer that can be loaded") from error
-    logger.info(f"{source.folder} has no vision tower: it is loaded as a language model without images")
-    return tokenizer, model.eval(), None, _context_length(model.config)
 
 
 def _context_length(config: Any) -> int:

@@ -90,12 +90,36 @@ def model_name(name: str) -> str:
 
 def write_non_lora(folder: Path, tensors: Tensors) -> None:
     """Write `non_lora_trainables.bin`, keys as the original's: `base_model.model.model.mm_projector.…`."""
-    write_bin(folder / "non_lora_trainables.bin", {_wrapped_name(name): tensors[name] for name in tensors})
+    write_bin(
+        folder / "non_lora_trainables.bin", {_wrapped_name(name): tensor for name, tensor in tensors.items()}
+    )
 
 
 def write_projector(folder: Path, tensors: Tensors) -> None:
     """Write `mm_projector.bin`, keys as the original's: `model.mm_projector.…`."""
-    write_bin(folder / "mm_projector.bin", {model_name(name): tensors[name] for name in tensors})
+    write_projector_file(folder / PROJECTOR_FILES[-1], tensors)
+
+
+def write_projector_file(path: Path, tensors: Tensors) -> None:
+    """`write_projector` under a name of one's own."""
+    write_bin(path, {model_name(name): tensor for name, tensor in tensors.items()})
+
+
+def projector_in(folder: Path) -> Tensors:
+    """The projector's weights in a checkpoint of any kind, under the model's own names.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    kind = kind_of(folder)
+    names = {"adapter": NON_LORA_FILES, "projector": PROJECTOR_FILES, "full": ()}[kind]
+    files = [path for path in [first_file(folder, names)] if path] or weight_files(folder)
+    found: Tensors = {}
+    for path in files:
+        found |= read_tensors(path, lambda name: "mm_projector" in name)
+    if not found:
+        raise CheckpointError(f"{folder}: holds no mm_projector weights")
+    return {model_name(name): tensor for name, tensor in found.items()}
 
 
 def _wrapped_name(name: str) -> str:

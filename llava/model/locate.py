@@ -39,19 +39,25 @@ def locate(name: str | Path, *, near: Path | None = None, what: str = "model") -
     Raises:
         CheckpointError: `name` is a file, or neither a folder nor a hub id that can be had.
     """
+    folder = find_folder(name, near=near)
+    if folder is not None:
+        return folder
     given = Path(name).expanduser()
-    places = [given]
-    if near is not None and not given.is_absolute():
-        here = near.resolve()
-        places += [folder / given for folder in (here, *here.parents[:2])]
-    for place in places:
-        if place.is_dir():
-            return place
     if given.is_file():
         raise CheckpointError(f"{given}: {what} is a file, wanted the folder that holds config.json")
     if not _HUB_ID.fullmatch(str(name)):
         raise CheckpointError(f"{name}: no such folder ({what})")
     return _fetch(str(name), what)
+
+
+def find_folder(name: str | Path, *, near: Path | None = None) -> Path | None:
+    """`name` as a folder, from here or from a checkpoint's folder; None if there is no such folder."""
+    given = Path(name).expanduser()
+    places = [given]
+    if near is not None and not given.is_absolute():
+        here = near.resolve()
+        places += [folder / given for folder in (here, *here.parents[:2])]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _fetch(hub_id: str, what: str) -> Path:

@@ -71,7 +71,12 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
             f"model as --model-base{hint}"
         )
     base = locate(model_base, near=folder, what="base model")
-    return Source(kind, folder, base, _config_folder(folder, base))
+    source = Source(kind, folder, base, _config_folder(folder, base))
+    if kind == "projector" and not source.is_multimodal:
+        raise CheckpointError(
+            f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs"
+        )
+    return source
 
 
 def _config_folder(folder: Path, base: Path) -> Path:

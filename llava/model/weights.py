@@ -140,7 +140,8 @@ class _opened:
 
 def _load_bin(path: Path) -> Tensors:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, not read: of a shard of 10 GB often only the projector is wanted.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors, or is damaged; it is not run. Fetch it again from a "

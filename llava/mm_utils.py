@@ -1,0 +1,29 @@
+"""FACADE: the original's helpers under the path that other code imports them from."""
+
+from __future__ import annotations
+
+from llava.anyres import (
+    divide_to_patches,
+    get_anyres_image_grid_shape,
+    process_anyres_image,
+    resize_and_pad_image,
+    select_best_resolution,
+)
+from llava.images import expand2square, load_image_from_base64, process_images
+from llava.infer.names import get_model_name_from_path
+from llava.model.stopping import KeywordsStoppingCriteria
+from llava.prompts.encode import tokenizer_image_token
+
+__all__ = [
+    "KeywordsStoppingCriteria",
+    "divide_to_patches",
+    "expand2square",
+    "get_anyres_image_grid_shape",
+    "get_model_name_from_path",
+    "load_image_from_base64",
+    "process_anyres_image",
+    "process_images",
+    "resize_and_pad_image",
+    "select_best_resolution",
+    "tokenizer_image_token",
+]
