@@ -118,6 +118,8 @@ class _ArrayText:
                     continue
                 self.position = error.pos
                 raise self.error(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(str(error)) from error
             # "1.5" at the window's end may go on as "1.5e3".
             if end + self._LONGEST_TOKEN < len(self._window) or not self._read_more():
                 self.position = end

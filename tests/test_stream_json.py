@@ -29,6 +29,8 @@ BAD = {
     "[1,2] trailing": "found 't' after the array",
     "[1 2]": "wanted ',' or ']'",
     "[1,]": "Expecting value",
+    "[" + "9" * 5000 + "]": "limit",
+    "[" + "[" * 200_000: "recursion",
     "[\n1,\n{},\n{nonsense}]": "file.json:4: not valid JSON after 2 elements",
 }
 

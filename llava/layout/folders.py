@@ -1,0 +1,120 @@
+"""The folders of images that the training files name, how many images each has, and which are missing.
+
+Folders are listed, not asked file by file: 600,000 images take seconds, also on a network disk.
+Counts: LLaVA issue 702 (a complete download of each source). Addresses: LLaVA's README.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llava.errors import DataError
+from llava.files import stream_json_array
+
+State = Literal["complete", "short", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One folder of `.jpg` images; `exact` is False where sources differ in how many are to be had."""
+
+    path: str
+    images: int
+    source: str
+    exact: bool = True
+
+
+FOLDERS = (
+    Folder("coco/train2017", 118_287, "http://images.cocodataset.org/zips/train2017.zip"),
+    Folder("gqa/images", 148_854, "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"),
+    Folder(
+        "ocr_vqa/images",
+        207_572,
+        "https://drive.google.com/drive/folders/1_GYPY5UkUy7HIcR0zq3ZCFgeZN7BAfm_",
+        exact=False,
+    ),
+    Folder(
+        "textvqa/train_images",
+        25_119,
+        "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
+    ),
+    Folder("vg/VG_100K", 64_346, "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip"),
+    Folder("vg/VG_100K_2", 43_903, "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in one folder: `.jpg` files, and other image files that no training file will ask for."""
+
+    folder: Folder
+    jpg: int
+    other: int
+    state: State
+
+
+def count(root: Path, folder: Folder) -> Found:
+    """Count the images of one folder under `root`."""
+    if not (root / folder.path).is_dir():
+        return Found(folder, 0, 0, "missing")
+    suffixes = [os.path.splitext(name)[1].lower() for name in _files(root / folder.path)]  # noqa: PTH122
+    jpg = suffixes.count(".jpg")
+    other = sum(suffix in {".jpeg", ".gif", ".png", ".webp", ".bmp", ".tif", ".tiff"} for suffix in suffixes)
+    return Found(folder, jpg, other, "complete" if jpg >= folder.images else "short")
+
+
+class Listing:
+    """Which images exist under a root; each folder is listed once, when first asked about."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[str, frozenset[str]] = {}
+
+    def has(self, image: str) -> bool:
+        """Whether `image`, a path with forward slashes under the root, is a file."""
+        folder, _, name = image.rpartition("/")
+        if folder not in self._names:
+            path = self._root / folder
+            self._names[folder] = frozenset(_files(path)) if path.is_dir() else frozenset()
+        return name in self._names[folder]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The images of one training file: records that name one, different images, and those missing."""
+
+    records: int
+    images: int
+    missing: tuple[str, ...]
+
+
+def check_named(root: Path, training_file: Path) -> Named:
+    """Look for every image that `training_file` names.
+
+    Raises:
+        DataError: The file is missing or broken, or an image is no path.
+    """
+    listing = Listing(root)
+    seen: dict[str, bool] = {}
+    records = 0
+    for index, row in enumerate(stream_json_array(training_file)):
+        if not isinstance(row, dict):
+            raise DataError(f"{training_file}: record {index} is {type(row).__name__}, wanted an object")
+        image = row.get("image")
+        if image is None:
+            continue
+        if not isinstance(image, str):
+            raise DataError(f"{training_file}: record {index}: image is {image!r}, wanted one path")
+        records += 1
+        if image not in seen:
+            seen[image] = listing.has(image)
+    return Named(records, len(seen), tuple(sorted(image for image, there in seen.items() if not there)))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries if entry.is_file())
