@@ -134,6 +134,12 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         self.sp_model_kwargs = sp_model_kwargs or {}
         self._model_bytes = Path(vocab_file).read_bytes()
         self._start_sentencepiece()
+        # Two names for one list: of the folder's files one may use the one and one the other.
+        extra = [
+            token
+            for name in ("extra_special_tokens", "additional_special_tokens")
+            for token in settings.pop(name, None) or ()
+        ]
         super().__init__(
             unk_token=unk_token,
             bos_token=bos_token,
@@ -143,11 +149,16 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
             add_bos_token=add_bos_token,
             add_eos_token=add_eos_token,
             sp_model_kwargs=self.sp_model_kwargs,
+            extra_special_tokens=list({str(token): token for token in extra}.values()),
             **settings,
         )
         # transformers has added them by name alone; their flags (strip spaces beside them, say) count too.
-        flagged = [token for token in self._special_tokens_map.values() if isinstance(token, AddedToken)]
-        self._add_tokens(flagged, special_tokens=True)
+        # Where two roles share a token, padding and end say, the first one's do.
+        flagged: dict[str, AddedToken] = {}
+        for token in self._special_tokens_map.values():
+            if isinstance(token, AddedToken):
+                flagged.setdefault(token.content, token)
+        self._add_tokens(list(flagged.values()), special_tokens=True)
 
     @classmethod
     def _from_pretrained(cls, resolved_vocab_files: dict[str, Any], *rest: Any, **settings: Any) -> Any:
@@ -339,6 +350,8 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
         config |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
         config |= {"legacy": self.legacy, "pad_token": self.pad_token, "tokenizer_class": "LlamaTokenizer"}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template  # 4.37 does not know the file that 5 makes of it
         special: dict[str, Any] = {key: self._flags(token) for key, token in self.special_tokens_map.items()}
         if self.extra_special_tokens:
             special["additional_special_tokens"] = [self._flags(token) for token in self.extra_special_tokens]

@@ -163,28 +163,27 @@ def _spans_by_round(
 def _spans_by_prefix(
     text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
 ) -> list[Span] | None:
-    """Each answer's ids, as what lies between the ids of two prefixes of the text; None where they misfit."""
+    """Each answer's ids, as what lies between the ids of two prefixes of the text; None where they misfit.
+
+    A token may reach across the end of an answer ("><" over the end of "<|im_end|>"): the model has to write
+    it, so it is the answer's. One across the start belongs to neither side, and nothing is certain.
+    """
     spans: list[Span] = []
     for start, end in answers:
         first = _tokens_begun(ids, encode(text[:start]), tokenizer)
         stop = _tokens_begun(ids, encode(text[:end]), tokenizer)
-        if first is None or stop is None:
+        if first is None or stop is None or not first[1]:
             return None
-        spans.append((first, stop))
+        spans.append((first[0], stop[0]))
     return spans
 
 
-def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> int | None:
-    """How many of `ids` begin within the text of `prefix`; None if the two do not fit.
-
-    A token may reach across the prefix's end ("><" over the end of "<|im_end|>"). It counts as begun: behind
-    a question it is the question's, at the end of an answer the model has to write it.
-    """
-    shared = next(
-        (n for n, (a, b) in enumerate(zip(ids, prefix, strict=False)) if a != b), min(len(ids), len(prefix))
-    )
+def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> tuple[int, bool] | None:
+    """How many of `ids` begin within the text of `prefix`, and whether they end with it; None if they misfit."""
+    pairs = enumerate(zip(ids, prefix, strict=False))
+    shared = next((place for place, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
     if shared == len(prefix):
-        return shared
+        return shared, True
     if len(prefix) - shared > _REACH or min(prefix[shared:]) < 0:
         return None
     wanted = tokenizer.decode(prefix[shared:])
@@ -193,5 +192,5 @@ def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> in
             return None
         found = tokenizer.decode(ids[shared:stop])
         if len(found) >= len(wanted):
-            return stop if found.startswith(wanted) else None
+            return (stop, found == wanted) if found.startswith(wanted) else None
     return None
