@@ -15,7 +15,7 @@ The same schema for every benchmark::
                  "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...]}],
      "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},
                    "score": 0.0, "answer": "B", "truth": "A",
-                   "status": "answered" | "unparsable" | "unanswered",
+                   "status": "answered" | "unparsable" | "unanswered" | "unjudged" (by a server only),
                    "image": "SEED-Bench-image/...", "question": "..."}]}
 
 Verdicts stand in the order of the question file, so two runs over the same questions pair line by line.

@@ -58,15 +58,16 @@ class Answer:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-Status = Literal["answered", "unparsable", "unanswered"]
+Status = Literal["answered", "unparsable", "unanswered", "unjudged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One question judged: what was said, what is true, and how much of a point (0 to 1) that earns.
 
-    `type` is the benchmark's own division (SEED's skill, MME's subtask); `facets` are its further divisions.
-    `status` is "unparsable" when the official rule could make nothing of the answer.
+    `type` is the benchmark's own division (SEED's skill, MME's subtask); `facets` are its further
+    divisions. `status` is "unparsable" when the official rule could make nothing of the answer, "unjudged"
+    when the truth is known to a server only (the score is then 0 and says nothing).
     """
 
     question_id: RecordId

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from llava import intervals
 from llava.benchmarks._answers import Matched
-from llava.schema import Score, Scores, Verdict
+from llava.schema import Question, Score, Scores, Verdict
 
 PERCENT = 100.0
 
@@ -81,7 +81,8 @@ def share_of_units(name: str, units: dict[str, float], *, group: str = "total") 
         return Score(name, None, 0, group)
     right, n = sum(value > 0 for value in units.values()), len(units)
     low, high = intervals.wilson(right, n)
-    return Score(name, PERCENT * right / n, n, group, PERCENT * low, PERCENT * high, "wilson", units=units)
+    value = right / n * PERCENT
+    return Score(name, value, n, group, PERCENT * low, PERCENT * high, "wilson", units=units)
 
 
 def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str = "") -> Score:
@@ -100,6 +101,23 @@ def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str
 def not_available(name: str, why: str, *, group: str = "total") -> Score:
     """A score that cannot be had here, and why."""
     return Score(name, None, 0, group, note=f"not available: {why}")
+
+
+def unjudged(questions: Sequence[Question], matched: Matched) -> list[Verdict]:
+    """Verdicts for answers that only a server can judge: what was said, and no points."""
+    return [
+        Verdict(
+            question_id=question.id,
+            type=question.category,
+            score=0.0,
+            answer=answer.text if answer else None,
+            truth="",
+            status="unanswered" if answer is None else "unjudged",
+            image=question.image,
+            question=question.text,
+        )
+        for question, answer in zip(questions, matched.answers, strict=True)
+    ]
 
 
 def counts(verdicts: Sequence[Verdict], matched: Matched | None = None) -> dict[str, int]:

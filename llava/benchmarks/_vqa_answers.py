@@ -26,8 +26,8 @@ _ONE_APOSTROPHE = """
     how'd how'll how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't o'clock oughtn't
     shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll
     that's there'd there're there's they'd they'll they're they've wasn't we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't
-    y'all you'd you'll you're you've
+    what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've
+    wouldn't y'all you'd you'll you're you've
 """
 # Each is found with either of its apostrophes missing.
 _TWO_APOSTROPHES = """

@@ -1,0 +1,99 @@
+"""VizWiz: questions that blind people asked about photos they took; many cannot be answered.
+
+The test answers are on the server only: the upload is a JSON list of image and answer, put through the
+EvalAI processor. The validation answers are public (val.json) and are scored by the VQA rule, as VizWiz's
+own evaluator does, over all questions and per answer type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.benchmarks import _scores
+from llava.benchmarks._answers import match
+from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require
+from llava.benchmarks._vqa_answers import normalise, official_accuracy
+from llava.files import atomic_write, read_json, read_jsonl
+from llava.schema import Answer, Question, Scores, Verdict
+
+SOURCE = "LLaVA v1.2.2 scripts/convert_vizwiz_for_submission.py; val by the VQA rule"
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+
+
+def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
+    path = require(root, f"{split}.json", f"Annotations/{split}.json", what=f"VizWiz's {split}.json")
+    rows: list[Mapping[str, Any]] = read_json(path)
+    return rows
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    return [
+        Question(number, f"{row['question']}\n{UNANSWERABLE}\n{SHORT_ANSWER}", row["image"])
+        for number, row in enumerate(_official(root, split))
+    ]
+
+
+def _judge(task: Task) -> Scores:
+    asked = BENCHMARK.read_questions(task.root, task.split)
+    matched = match(asked, task.answers, allow_missing=task.allow_missing, name="vizwiz")
+    if task.split == "test" and task.truth is None:
+        why = "the answers of test are on the server (eval.ai) only"
+        scores = [_scores.not_available("overall", why)]
+        verdicts = _scores.unjudged(asked, matched)
+    else:
+        rows = read_json(task.truth) if task.truth else _official(task.root, task.split)
+        truth = {row["image"]: row for row in rows}
+        verdicts = [_verdict(q, truth[q.image], a) for q, a in zip(asked, matched.answers, strict=True)]
+        scores = [*_scores.accuracy_by(verdicts), _scores.accuracy(verdicts, "overall", over={})]
+    return _scores.collect("vizwiz", "overall", scores, verdicts, matched, source=SOURCE, split=task.split)
+
+
+def _verdict(question: Question, row: Mapping[str, Any], answer: Answer | None) -> Verdict:
+    humans = [human["answer"] for human in row["answers"]]
+    said = normalise(answer.text) if answer else None
+    return Verdict(
+        question_id=question.id,
+        type=row.get("answer_type", "all"),
+        score=0.0 if said is None else official_accuracy(said, humans),
+        answer=answer.text if answer else None,
+        truth=max(humans, key=humans.count),
+        status="unanswered" if answer is None else "answered" if said else "unparsable",
+        image=question.image,
+        question=question.text,
+    )
+
+
+def read_images(path: Path) -> list[Question]:
+    """The questions of LLaVA's file, of which id and image count."""
+    return [Question(row["question_id"], row.get("text", ""), row["image"]) for _, row in read_jsonl(path)]
+
+
+def write_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> None:
+    """Write the server's JSON list of image and processed answer, in the questions' order."""
+    matched = match(questions, answers, allow_missing=False, name="vizwiz")
+    rows = [
+        {"image": question.image, "answer": normalise(answer.text)}
+        for question, answer in zip(questions, matched.answers, strict=True)
+        if answer
+    ]
+    with atomic_write(path) as stream:
+        json.dump(rows, stream)
+
+
+def _submit(task: Task, path: Path) -> None:
+    write_upload(BENCHMARK.read_questions(task.root, task.split), task.answers, path)
+
+
+BENCHMARK = Benchmark(
+    name="vizwiz",
+    title="VizWiz",
+    source=SOURCE,
+    folder="vizwiz",
+    question_files={"test": "llava_test.jsonl", "val": "llava_val.jsonl"},
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+)
