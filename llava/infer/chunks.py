@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 JOURNAL = "journal"
 """What the journal of a folder of chunks is called."""
 
+_POLL_S = 5.0
+
 # Launchers that start one process a chunk, by their (count, index, index on this machine) variables.
 _LAUNCHERS = (
     ("WORLD_SIZE", "RANK", "LOCAL_RANK"),
@@ -105,7 +107,7 @@ def merge(folder: Path, out: Path, *, wait_s: float = 0.0) -> int:
                 f"{folder}: waiting for {len(missing)} of {journal.total} answers from other processes"
             )
             said = True
-        time.sleep(min(1.0, wait_s))
+        time.sleep(min(_POLL_S, wait_s))
     if missing:
         raise AnswersError(
             f"{folder}: {len(missing)} of {journal.total} questions have no answer, the first is number "

@@ -192,9 +192,8 @@ def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
-                logger.warning(
-                    f"{path}:{number}: the last line is torn and dropped; its question is asked again"
-                )
+                # By a process that was killed, or that is writing it at this moment.
+                logger.warning(f"{path}:{number}: the last line is torn and dropped: it is no answer")
                 return
             try:
                 value = json.loads(line)

@@ -1,0 +1,205 @@
+"""Chunks, journals and merging: every question answered exactly once, or nothing is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava.errors import AnswersError, SettingsError
+from llava.files import read_json, read_jsonl
+from llava.infer.chunks import bounds, choose_chunk, merge
+from llava.infer.fingerprint import checkpoint_fingerprint
+from llava.infer.journal import Entry, Journal, Key
+
+ABOUT = {"model": "tiny", "conv_mode": "vicuna_v1"}
+
+
+def keys(total: int) -> list[Key]:
+    return [(number % 3, f"question {number}") for number in range(total)]
+
+
+def entry(position: int, text: str = "A") -> Entry:
+    identifier, prompt = keys(position + 1)[position]
+    return Entry({"question_id": identifier, "prompt": prompt, "text": text})
+
+
+def answered(folder: Path, name: str, positions: list[int], total: int = 4) -> Journal:
+    journal = Journal.open(folder, ABOUT, keys(total))
+    with journal.writer(name) as writer:
+        for position in positions:
+            writer.append(position, entry(position))
+    return journal
+
+
+def test_chunks_are_the_originals(golden: Path) -> None:
+    cases = read_json(golden / "xi_scripts" / "chunks.json")
+    assert cases
+    for case in cases:
+        lengths = [len(chunk) for chunk in case["chunks"]]
+        count = case["k"]
+        spans = [bounds(case["n"], count, index) for index in range(count)]
+        assert [stop - start for start, stop in spans if stop > start] == lengths
+
+
+@pytest.mark.parametrize(("total", "count"), [(0, 1), (1, 4), (9, 8), (10, 3), (14233, 7)])
+def test_chunks_cover_every_question_once_even_where_the_original_failed(total: int, count: int) -> None:
+    spans = [bounds(total, count, index) for index in range(count)]
+    assert [position for start, stop in spans for position in range(start, stop)] == list(range(total))
+
+
+@pytest.mark.parametrize(("count", "index"), [(2, 2), (2, -1), (0, 0)])
+def test_a_chunk_outside_the_count_is_refused(count: int, index: int) -> None:
+    with pytest.raises(SettingsError, match=f"--chunk-idx {index} of --num-chunks {count}"):
+        choose_chunk(count, index, {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, (1, 0, None)),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, (1, 0, None)),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, (4, 3, 1)),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, (2, 1, 0)),
+        ({"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, (2, 1, 0)),
+        # The batch script is one process, whatever the job's size.
+        ({"SLURM_JOB_ID": "9", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (1, 0, None)),
+    ],
+)
+def test_a_launcher_names_the_chunk_that_flags_do_not(
+    environment: dict[str, str], wanted: tuple[int, int, int | None]
+) -> None:
+    chunk = choose_chunk(None, None, environment)
+    assert (chunk.count, chunk.index, chunk.device) == wanted
+    assert choose_chunk(3, 2, environment).name == "3_2"
+
+
+def test_answers_of_any_chunks_merge_in_question_order(tmp_path: Path) -> None:
+    answered(tmp_path / "journal", "2_1", [3, 2])
+    answered(tmp_path / "journal", "1_0", [1, 0])
+    assert merge(tmp_path / "journal", tmp_path / "merge.jsonl") == 4
+    prompts = [row["prompt"] for _, row in read_jsonl(tmp_path / "merge.jsonl")]
+    assert prompts == [prompt for _, prompt in keys(4)]
+
+
+def test_a_missing_answer_merges_nothing(tmp_path: Path) -> None:
+    answered(tmp_path / "journal", "2_0", [0, 1])
+    with pytest.raises(AnswersError, match="2 of 4 questions have no answer, the first is number 3"):
+        merge(tmp_path / "journal", tmp_path / "merge.jsonl")
+    assert not (tmp_path / "merge.jsonl").exists()
+
+
+def test_a_second_different_answer_is_an_error(tmp_path: Path) -> None:
+    journal = answered(tmp_path, "1_0", [0, 1, 2, 3])
+    with journal.writer("1_0") as writer:
+        writer.append(2, entry(2))
+    assert len(journal.read()) == 4
+    with journal.writer("1_0") as writer:
+        writer.append(2, entry(2, "B"))
+    with pytest.raises(AnswersError, match=r"1_0.jsonl:6: a second, different answer to question 2"):
+        journal.read()
+
+
+def test_a_torn_last_line_is_asked_again(tmp_path: Path) -> None:
+    journal = answered(tmp_path, "1_0", [0, 1, 2])
+    path = tmp_path / "1_0.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert sorted(journal.read()) == [0, 1]
+    answered(tmp_path, "1_0", [2, 3])
+    assert sorted(journal.read()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [b'{"position": 0, "ma\n', b"\xff\xfe\n", b"[]\n", b'{"position": 0}\n'])
+def test_a_torn_line_in_the_middle_is_an_error(tmp_path: Path, damage: bytes) -> None:
+    journal = answered(tmp_path, "1_0", [0, 1])
+    path = tmp_path / "1_0.jsonl"
+    path.write_bytes(damage + path.read_bytes())
+    with pytest.raises(AnswersError, match=r"1_0.jsonl:1: not an answer .* Remove this line"):
+        journal.read()
+
+
+def test_answers_of_another_run_are_refused_and_say_what_differs(tmp_path: Path) -> None:
+    answered(tmp_path, "1_0", [0])
+    with pytest.raises(
+        AnswersError, match=r"another run: conv_mode was 'vicuna_v1', is 'plain'.*--overwrite"
+    ):
+        Journal.open(tmp_path, {**ABOUT, "conv_mode": "plain"}, keys(4))
+    with pytest.raises(AnswersError, match="its questions differ"):
+        Journal.open(tmp_path, ABOUT, keys(5))
+    assert Journal.open(tmp_path, {**ABOUT, "conv_mode": "plain"}, keys(4), overwrite=True).read() == {}
+
+
+def test_answers_that_nobody_can_place_are_refused(tmp_path: Path) -> None:
+    answered(tmp_path, "1_0", [0])
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(AnswersError, match=r"answers without their run.json"):
+        Journal.open(tmp_path, ABOUT, keys(4))
+
+
+def test_answers_changed_by_hand_do_not_merge(tmp_path: Path) -> None:
+    journal = answered(tmp_path, "1_0", [0, 1, 2, 3])
+    path = tmp_path / "1_0.jsonl"
+    path.write_text(path.read_text().replace("question 2", "question two"))
+    with pytest.raises(AnswersError, match="not those of the questions"):
+        journal.check_order(journal.read())
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from llava.infer.journal import Journal
+with Journal.existing(Path(sys.argv[1])).writer(sys.argv[2]):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    journal = answered(tmp_path, "2_0", [0])
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path), "2_0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "holding\n"
+    try:
+        with (
+            pytest.raises(AnswersError, match=f"being answered by process {holder.pid} "),
+            journal.writer("2_0"),
+        ):
+            pass
+        with (
+            pytest.raises(AnswersError, match=f"in use in 2 chunks by process {holder.pid} "),
+            journal.writer("1_0"),
+        ):
+            pass
+        with pytest.raises(AnswersError, match="in use"):
+            Journal.discard(tmp_path)
+        with journal.writer("2_1"):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with journal.writer("2_0"), pytest.raises(AnswersError), journal.writer("1_0"):
+        pass
+    assert json.loads((tmp_path / "2_0.jsonl").read_text())["position"] == 0
+
+
+def test_training_on_changes_a_checkpoints_fingerprint_and_copying_does_not(tmp_path: Path) -> None:
+    first, copy = tmp_path / "a", tmp_path / "b"
+    for folder in (first, copy):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
+        (folder / "config.json").write_text("{}")
+    before = checkpoint_fingerprint(str(first))
+    assert checkpoint_fingerprint(str(copy)) == before
+    (copy / "training_args.json").write_text("not a weight")
+    assert checkpoint_fingerprint(str(copy)) == before
+    (first / "model.safetensors").write_bytes(bytes(range(1, 256)) * 8224 + b"12")
+    assert checkpoint_fingerprint(str(first)) != before
+    assert checkpoint_fingerprint("liuhaotian/llava-v1.5-7b") == "liuhaotian/llava-v1.5-7b"
