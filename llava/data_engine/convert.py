@@ -1,0 +1,244 @@
+"""EngineRecords -> Samples: stable ids, seeded, every record either used or counted with its reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal, get_args
+
+from llava.data_engine.formats import DEFAULT_MODES, MODES, Exchange
+from llava.data_engine.question_types import find_skill
+from llava.data_engine.records import EngineRecord, parse_record, read_rows
+from llava.data_engine.text import Unusable
+from llava.errors import DataError, SettingsError
+from llava.schema import Sample
+
+logger = logging.getLogger(__name__)
+
+Group = Literal["none", "image"]
+MissingImages = Literal["skip", "warn", "error"]
+# A conversation of more exchanges could outgrow the model's context; the next one goes on.
+EXCHANGES_PER_GROUP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to convert and how.
+
+    Attributes:
+        engine: The files of engine records. Records are numbered through all of them, in this order.
+        modes: How each record is asked; see `formats.MODES`.
+        group: "image" joins the exchanges of one mode about one image into one conversation.
+        skills: Only these: `qtype` ids or names. None is all.
+        limit: Stop after this many usable records.
+        seed: Of the shuffled options.
+        image_root: The folder that must hold the images; None does not look.
+        missing_images: Without an image, "skip" the record, "warn" and use it, or stop with an "error".
+    """
+
+    engine: tuple[Path, ...]
+    modes: tuple[str, ...] = DEFAULT_MODES
+    group: Group = "none"
+    skills: tuple[str, ...] | None = None
+    limit: int | None = None
+    seed: int = 42
+    image_root: Path | None = None
+    missing_images: MissingImages = "warn"
+
+    def __post_init__(self) -> None:
+        if not self.engine:
+            raise SettingsError("no file of engine records was named")
+        if wrong := [mode for mode in self.modes if mode not in MODES]:
+            raise SettingsError(f"no mode {wrong[0]!r}; there are: {', '.join(MODES)}")
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            raise SettingsError(f"modes are {','.join(self.modes)!r}; wanted one or more, each once")
+        if self.group not in get_args(Group):
+            raise SettingsError(f"group is {self.group!r}; wanted one of {', '.join(get_args(Group))}")
+        if self.missing_images not in get_args(MissingImages):
+            wanted = ", ".join(get_args(MissingImages))
+            raise SettingsError(f"missing_images is {self.missing_images!r}; wanted one of {wanted}")
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit is {self.limit}; wanted 1 or more")
+        if self.image_root is not None and not self.image_root.is_dir():
+            raise SettingsError(f"{self.image_root}: no such folder of images")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the records of one conversion; complete when its samples are used up.
+
+    Attributes:
+        records: Read. Of these, `used` gave an exchange and `filtered` are of a skill that was not asked for.
+        exchanges: Questions with answers, by mode; `by_skill` and `letters` divide them further.
+        absent: By mode, the records that simply do not have its field.
+        reasons: How often each reason stands in `problems`, which lists every refused record or field.
+    """
+
+    records: int = 0
+    used: int = 0
+    filtered: int = 0
+    images_missing: int = 0
+    exchanges: Counter[str] = field(default_factory=Counter)
+    by_skill: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    letters: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    absent: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Conversion:
+    """One pass over the engine files. Use `samples` up, then read `tally`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tally = Tally()
+        self._seen: set[bytes] = set()
+        self._skills = _skill_names(settings.skills)
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples, in source order; with `group="image"` in the order in which images first appear.
+
+        Raises:
+            DataError: A file is broken, not one sample came out, or an image is missing and that is an error.
+        """
+        grouped = self.settings.group == "image"
+        yield from _grouped(self._exchanges()) if grouped else _singly(self._exchanges())
+        if not self.tally.exchanges:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in self.tally.reasons.most_common())
+            files = ", ".join(map(str, self.settings.engine))
+            raise DataError(
+                f"{files}: not one sample in {self.tally.records} records"
+                f" ({reasons or 'none refused'}; filtered out by skill: {self.tally.filtered})"
+            )
+
+    def _exchanges(self) -> Iterator[tuple[EngineRecord, str, Exchange]]:
+        tally, modes = self.tally, self.settings.modes
+        for source, index, record in self._records():
+            asked = 0
+            for name in modes:
+                mode = MODES[name]
+                exchange = mode.ask(record, self.settings.seed)
+                if exchange is not None:
+                    asked += 1
+                    tally.exchanges[name] += 1
+                    tally.by_skill[record.skill][name] += 1
+                    if mode.needs == "choice":
+                        tally.letters[name][exchange.answer] += 1
+                    yield record, name, exchange
+                elif mode.needs not in record.faults:
+                    tally.absent[name] += 1
+            faults = [(fault, _modes_on(needs, modes)) for needs, fault in record.faults.items()]
+            faults = [(fault, lost) for fault, lost in faults if lost]
+            if asked:
+                tally.used += 1
+            elif not faults:
+                faults = [(Unusable("nothing_to_ask", f"no field for {','.join(modes)}"), list(modes))]
+            for fault, lost in faults:
+                self._note(source, index, record.position, fault, lost=lost)
+
+    def _records(self) -> Iterator[tuple[Path, int, EngineRecord]]:
+        """(file, index in it, record) of every record that can be used at all."""
+        position = -1
+        for source in self.settings.engine:
+            for index, row in read_rows(source):
+                if self.tally.used == self.settings.limit:
+                    return
+                position += 1
+                self.tally.records += 1
+                try:
+                    record = parse_record(row, position)
+                    if self._skills is not None and record.skill not in self._skills:
+                        self.tally.filtered += 1
+                        continue
+                    self._refuse_duplicate(record)
+                    missing = self._missing_image(record)
+                except Unusable as fault:
+                    self._note(source, index, position, fault, lost=list(self.settings.modes))
+                    continue
+                if missing:
+                    self._note(source, index, position, missing, lost=[])
+                yield source, index, record
+
+    def _refuse_duplicate(self, record: EngineRecord) -> None:
+        # A digest, not the texts: 220,000 records' questions would stay in memory.
+        key = blake2b(f"{record.image}\n{record.instruction}".encode(), digest_size=16).digest()
+        if key in self._seen:
+            raise Unusable("duplicate", "same image and instruction as an earlier record")
+        self._seen.add(key)
+
+    def _missing_image(self, record: EngineRecord) -> Unusable | None:
+        """What to note about an image that is not there when its record is used all the same."""
+        root, policy = self.settings.image_root, self.settings.missing_images
+        if root is None or (root / record.image).is_file():
+            return None
+        self.tally.images_missing += 1
+        if policy == "error":
+            raise DataError(
+                f"{root / record.image}: no such image (record {record.position});"
+                " `python -m llava.layout` says what is to be downloaded"
+            )
+        detail = f"no {record.image} under {root}"
+        if policy == "skip":
+            raise Unusable("image_not_found", detail)
+        return Unusable("image_not_found_but_used", detail)
+
+    def _note(self, source: Path, index: int, position: int, fault: Unusable, *, lost: list[str]) -> None:
+        self.tally.reasons[fault.reason] += 1
+        self.tally.problems.append(
+            {
+                "file": str(source),
+                "index": index,
+                "n": position,
+                "reason": fault.reason,
+                "detail": fault.detail[:200],
+                "modes_lost": lost,
+            }
+        )
+
+
+def _modes_on(needs: str, modes: tuple[str, ...]) -> list[str]:
+    return [name for name in modes if MODES[name].needs == needs]
+
+
+def _skill_names(wanted: tuple[str, ...] | None) -> frozenset[str] | None:
+    if wanted is None:
+        return None
+    # A name that is no skill of the table may be a question type of the first engine.
+    return frozenset(skill.name if (skill := find_skill(label)) else label for label in wanted)
+
+
+def _singly(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
+    for record, mode, exchange in exchanges:
+        yield Sample(f"engine_{mode}_{record.position}", exchange.turns(opens=True), record.image)
+
+
+def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
+    """One conversation an image and mode, named after its first record.
+
+    An image's exchanges lie far apart in the source, so they wait in a temporary file; memory holds only
+    their places in it.
+    """
+    places: dict[tuple[str, str], list[int]] = defaultdict(list)
+    with TemporaryFile() as spool:
+        for record, mode, exchange in exchanges:
+            places[record.image, mode].append(spool.tell())
+            row = [record.position, exchange.question, exchange.answer, exchange.suffix]
+            spool.write(json.dumps(row).encode() + b"\n")
+        for (image, mode), offsets in places.items():
+            for start in range(0, len(offsets), EXCHANGES_PER_GROUP):
+                rows = []
+                for offset in offsets[start : start + EXCHANGES_PER_GROUP]:
+                    spool.seek(offset)
+                    rows.append(json.loads(spool.readline()))
+                turns = [
+                    turn
+                    for place, (_, question, answer, suffix) in enumerate(rows)
+                    for turn in Exchange(question, answer, suffix).turns(opens=place == 0)
+                ]
+                yield Sample(f"engine_{mode}_{rows[0][0]}", tuple(turns), image)

@@ -1,0 +1,153 @@
+"""Base JSON + new samples -> training JSON: base first, unchanged and in order, then the samples.
+
+The base is streamed, so a file of several GB needs little memory. Ids and image paths that clash are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from llava.data_engine.records import read_rows
+from llava.errors import DataError, SettingsError
+from llava.files import atomic_write
+from llava.log import progress
+from llava.samples import sample_to_row
+from llava.schema import Sample
+
+BATCH_SIZE = 128
+BASE_SOURCE = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K (llava_v1_5_mix665k.json)"
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What was written: `base` records of the base, then `added` samples, and the file's digest."""
+
+    base: int
+    added: int
+    sha256: str
+
+    @property
+    def total(self) -> int:
+        """All records of the file."""
+        return self.base + self.added
+
+    @property
+    def steps(self) -> int:
+        """The optimiser steps of one epoch at a global batch of `BATCH_SIZE`."""
+        return -(-self.total // BATCH_SIZE)
+
+
+def write_samples(output: Path, samples: Iterable[Sample], *, base: Path | None = None) -> Mixed:
+    """Write `base`'s records, then `samples`, as one JSON array with a record a line.
+
+    Raises:
+        DataError: The base is missing or is no training file, an id comes twice, or image folders do not fit.
+        SettingsError: The output is the base itself.
+    """
+    if base is not None:
+        require_base(base)
+        if output.exists() and output.samefile(base):
+            raise SettingsError(f"{output}: the output would replace the base file; name another")
+    clashes = _Clashes(base)
+    digest = sha256()
+    counts = [0, 0]
+    with atomic_write(output, binary=True) as stream:
+        writer = _ArrayWriter(stream, digest.update)
+        for row in () if base is None else progress(_base_rows(base), name="base records"):
+            clashes.learn(row)
+            writer.write(row)
+            counts[0] += 1
+        for sample in progress(samples, name="new samples"):
+            clashes.refuse(sample)
+            writer.write(sample_to_row(sample))
+            counts[1] += 1
+        writer.close()
+    return Mixed(counts[0], counts[1], digest.hexdigest())
+
+
+def require_base(base: Path) -> None:
+    """Raise a DataError that says where to get the base unless it is there."""
+    if not base.is_file():
+        raise DataError(f"{base}: no such file; download it from {BASE_SOURCE}")
+
+
+def _base_rows(base: Path) -> Iterator[dict[str, Any]]:
+    for index, row in read_rows(base):
+        if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
+            raise DataError(f"{base}: record {index} has no list of conversations: no LLaVA training file")
+        yield row
+
+
+class _ArrayWriter:
+    """A JSON array written a record a line, compact, each piece also handed to `observe`."""
+
+    def __init__(self, stream: IO[bytes], observe: Any) -> None:
+        self._stream = stream
+        self._observe = observe
+        self._before = "[\n"
+
+    def write(self, row: dict[str, Any]) -> None:
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            # Half a surrogate pair is no UTF-8, but it can be said as the escape it was read from.
+            data = json.dumps(row, separators=(",", ":")).encode()
+        self._put(self._before.encode() + data)
+        self._before = ",\n"
+
+    def close(self) -> None:
+        self._put(b"\n]\n" if self._before == ",\n" else b"[]\n")
+
+    def _put(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._observe(data)
+
+
+class _Clashes:
+    """Which ids and image folders the base has."""
+
+    def __init__(self, base: Path | None) -> None:
+        self._base = base
+        self._ids: set[str] = set()
+        self._folders: set[str] = set()
+        self._fitting: set[str] = set()
+
+    def learn(self, row: dict[str, Any]) -> None:
+        """Take in a record of the base; the published base has ids of its own twice, which is its affair."""
+        if "id" in row:
+            self._ids.add(str(row["id"]))
+        if isinstance(image := row.get("image"), str):
+            self._folders.add(_folder(image))
+
+    def refuse(self, sample: Sample) -> None:
+        """Take in a new sample.
+
+        Raises:
+            DataError: Its id is taken, or its image is named from another root folder than the base's: with
+                coco/train2017/1.jpg in the base, train2017/2.jpg cannot lie under the same image folder.
+        """
+        if str(sample.id) in self._ids:
+            raise DataError(
+                f"id {sample.id!r} comes twice; has {self._base} been mixed before? Give the base as it was"
+                " downloaded, and all engine files together"
+            )
+        self._ids.add(str(sample.id))
+        if sample.image is None or (folder := _folder(sample.image)) in self._fitting:
+            return
+        for other in self._folders:
+            if folder != other and (f"/{folder}".endswith(f"/{other}") or f"/{other}".endswith(f"/{folder}")):
+                raise DataError(
+                    f"sample {sample.id!r} has its image in {folder}/, but {self._base} calls that folder"
+                    f" {other}/: both must be paths under one image folder"
+                )
+        self._fitting.add(folder)
+
+
+def _folder(image: str) -> str:
+    return str(PurePosixPath(image).parent)

@@ -1,0 +1,151 @@
+"""The steps as the command and the notebook take them: look at records, convert them, mix them in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from llava.data_engine.convert import Conversion, Settings, Tally
+from llava.data_engine.mix import BATCH_SIZE, Mixed, require_base, write_samples
+from llava.data_engine.question_types import SKILLS
+from llava.data_engine.records import EngineRecord, parse_record, read_rows, require_records
+from llava.data_engine.text import Unusable
+from llava.errors import SettingsError
+from llava.files import write_json, write_jsonl
+from llava.samples import read_samples
+
+logger = logging.getLogger(__name__)
+
+
+def require(engine: Sequence[Path], base: Path) -> None:
+    """Fail before the work instead of after it when an input is not there.
+
+    Raises:
+        DataError: A file is missing; the message says where to get it.
+    """
+    for path in engine:
+        require_records(path)
+    require_base(base)
+
+
+def preview(engine: Path, count: int = 3) -> list[EngineRecord]:
+    """The first `count` records of a file that can be used.
+
+    Raises:
+        DataError: The file is missing or broken.
+    """
+    found: list[EngineRecord] = []
+    for position, (_, row) in enumerate(read_rows(engine)):
+        if len(found) == count:
+            break
+        try:
+            found.append(parse_record(row, position))
+        except Unusable as fault:
+            logger.warning("record %d of %s cannot be used: %s", position, engine, fault.reason)
+    return found
+
+
+def convert_files(
+    settings: Settings,
+    output: Path,
+    *,
+    base: Path | None = None,
+    report: Path | None = None,
+    problems: Path | None = None,
+) -> dict[str, Any]:
+    """Convert engine files into `output`, after the records of `base` if one is given.
+
+    Args:
+        settings: What to convert and how.
+        output: The JSON array to write; it appears only when all went well.
+        base: A LLaVA training file that comes first, unchanged.
+        report: Where the returned report is kept; beside the output (`.report.json`) when None.
+        problems: Where every record or field that was not used is listed, a line each, also when nothing came
+            of the conversion; beside the output (`.problems.jsonl`) when None.
+
+    Raises:
+        DataError: An input is missing or broken, or nothing in it can be used.
+    """
+    report = report or output.with_suffix(".report.json")
+    problems = problems or output.with_suffix(".problems.jsonl")
+    _refuse_overwriting(settings.engine, (output, report, problems))
+    conversion = Conversion(settings)
+    started = time.perf_counter()
+    try:
+        mixed = write_samples(output, conversion.samples(), base=base)
+    finally:
+        write_jsonl(problems, conversion.tally.problems)
+    seconds = time.perf_counter() - started
+    found = _report(settings, conversion.tally, mixed, output=output, base=base, problems=problems)
+    write_json(report, found)
+    logger.info("%d samples in %.1f s (%.0f/s)", mixed.total, seconds, mixed.total / seconds)
+    if conversion.tally.reasons:
+        logger.warning("%s lists what was not used, or used without an image", problems)
+    return found
+
+
+def mix_files(base: Path, samples: Sequence[Path], output: Path) -> Mixed:
+    """Write `base`'s records, then those of the `samples` files, into `output`.
+
+    Raises:
+        DataError: An input is missing or broken, or ids or image folders clash.
+    """
+    _refuse_overwriting(samples, (output,))
+    return write_samples(output, chain.from_iterable(map(read_samples, samples)), base=base)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A report as the table and lines that a person reads."""
+    modes = report["settings"]["modes"]
+    width = max(len(skill) for skill in ["questions of", *report["by_skill"]])
+    lines = [f"{'questions of':<{width}}" + "".join(f"{mode:>10}" for mode in modes)]
+    for skill, counts in [*report["by_skill"].items(), ("all", report["exchanges"])]:
+        lines.append(f"{skill:<{width}}" + "".join(f"{counts.get(mode, 0):>10,}" for mode in modes))
+    lines.append(f"records: {report['records']:,} read, {report['used']:,} used")
+    lines += [f"  {reason}: {count:,}" for reason, count in report["reasons"].items()]
+    if report["reasons"]:
+        lines.append(f"  listed in {report['problems_file']}")
+    base = report["base"]
+    before = f"{base['records']:,} of {base['path']} + " if base else ""
+    lines.append(f"samples: {before}{report['added']:,} new = {report['total']:,} in {report['output']}")
+    lines.append(f"expected steps: {report['expected_steps']:,} at a batch of {report['batch_size']}")
+    return "\n".join(lines)
+
+
+def _report(
+    settings: Settings, tally: Tally, mixed: Mixed, *, output: Path, base: Path | None, problems: Path
+) -> dict[str, Any]:
+    order = {skill.name: skill.id for skill in SKILLS}
+    skills = sorted(tally.by_skill, key=lambda name: (order.get(name, len(order) + 1), name))
+    chosen = asdict(settings)
+    chosen["image_root"] = None if settings.image_root is None else str(settings.image_root)
+    return {
+        "settings": chosen | {"engine": [str(path) for path in settings.engine]},
+        "records": tally.records,
+        "used": tally.used,
+        "filtered": tally.filtered,
+        "images_missing": tally.images_missing,
+        "reasons": dict(sorted(tally.reasons.items())),
+        "absent": {mode: tally.absent[mode] for mode in settings.modes},
+        "exchanges": {mode: tally.exchanges[mode] for mode in settings.modes},
+        "by_skill": {name: {mode: tally.by_skill[name][mode] for mode in settings.modes} for name in skills},
+        "letters": {mode: dict(sorted(counts.items())) for mode, counts in tally.letters.items()},
+        "problems_file": str(problems),
+        "base": None if base is None else {"path": str(base), "records": mixed.base},
+        "output": str(output),
+        "added": mixed.added,
+        "total": mixed.total,
+        "batch_size": BATCH_SIZE,
+        "expected_steps": mixed.steps,
+        "sha256": mixed.sha256,
+    }
+
+
+def _refuse_overwriting(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    if taken := {path.resolve() for path in inputs} & {path.resolve() for path in outputs}:
+        raise SettingsError(f"{min(taken)} is an input and would be overwritten; name another output")

@@ -1,0 +1,259 @@
+"""Mixing: the base comes through unchanged, clashes are refused, memory stays small; the commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.data_engine.__main__ import main
+from llava.data_engine.mix import Mixed, write_samples
+from llava.data_engine.pipeline import mix_files
+from llava.errors import DataError, LlavaError, SettingsError
+from llava.samples import read_samples
+from llava.schema import Sample, Turn
+
+NASTY_BASE = r"""[
+  {"id": 12345678901234567890123, "image": "gqa/images/17.jpg", "score": 0.1, "big": 1e300, "zero": -0.0,
+   "conversations": [{"from": "human", "value": "<image>\nWhich side?"}, {"from": "gpt", "value": "Left"}]},
+  {"conversations": [{"value": "half \ud83d, quote \" slash \/ tab \t nul \u0000 sep \u2028 \u00e9 é 日本",
+   "from": "human"}, {"from": "gpt", "value": "\ud83d\ude00"}], "model": "", "id": "wgByO4Y_0", "int": 5},
+  {"id": "a", "conversations": [], "nested": {"z": [null, true, {"a": {}}], "a": 2}},
+  {"id": "a", "image": "vg/VG_100K/1.jpg", "conversations": [{"from": "gpt"}]}
+]"""
+
+
+def sample(identifier: str = "engine_da_0", image: str | None = "vg/VG_100K/1.jpg") -> Sample:
+    question = "<image>\nWho?" if image else "Who?"
+    return Sample(identifier, (Turn("human", question), Turn("gpt", "Me é")), image)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.json"
+    path.write_text(NASTY_BASE, encoding="utf-8")
+    return path
+
+
+def test_the_base_comes_first_unchanged_and_in_order(base: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mixed.json"
+    mixed = write_samples(output, [sample(), sample("engine_da_1", image=None)], base=base)
+    text = output.read_text(encoding="utf-8")
+    rows = json.loads(text)
+    # Compared as JSON with keys in order: 5 and 5.0, or a lost key order, would show.
+    assert json.dumps(rows[:4]) == json.dumps(json.loads(NASTY_BASE))
+    assert rows[5] == {
+        "id": "engine_da_1",
+        "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me é"}],
+    }
+    assert mixed == Mixed(4, 2, hashlib.sha256(output.read_bytes()).hexdigest())
+    lines = text.splitlines()
+    assert '"value":"Me é"' in text
+    assert text.count("\n") == len(rows) + 2
+    assert lines[1].startswith('{"id":12345678901234567890123,"image":"gqa/images/17.jpg","score":0.1,')
+
+
+def test_the_real_mix_comes_through_unchanged(realdata: Path, tmp_path: Path) -> None:
+    base = realdata / "mix665k/llava_v1_5_mix1k.jsonl"
+    mixed = write_samples(tmp_path / "mixed.json", [sample()], base=base)
+    rows = json.loads((tmp_path / "mixed.json").read_text(encoding="utf-8"))
+    assert (mixed.base, mixed.added, mixed.total, mixed.steps) == (1000, 1, 1001, 8)
+    assert json.dumps(rows[:-1]) == json.dumps([json.loads(line) for line in base.open(encoding="utf-8")])
+
+
+def test_steps_are_those_of_one_epoch_at_a_batch_of_128() -> None:
+    assert Mixed(665_298, 0, "").steps == 5198
+    assert Mixed(0, 128, "").steps == 1
+    assert Mixed(128, 1, "").steps == 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        ([sample("wgByO4Y_0")], DataError, "id 'wgByO4Y_0' comes twice; has .*base.json been mixed before"),
+        ([sample(), sample()], DataError, "id 'engine_da_0' comes twice"),
+        ([sample("12345678901234567890123")], DataError, "comes twice"),
+        (
+            [sample(image="VG_100K/2.jpg")],
+            DataError,
+            "in VG_100K/, but .*base.json calls that folder vg/VG_100K/",
+        ),
+        ([sample(image="playground/data/gqa/images/1.jpg")], DataError, "calls that folder gqa/images/"),
+    ],
+)
+def test_clashes_are_refused_and_nothing_is_written(
+    base: Path, tmp_path: Path, samples: list[Sample], error: type[LlavaError], message: str
+) -> None:
+    output = tmp_path / "out/mixed.json"
+    output.parent.mkdir()
+    output.write_text("older")
+    with pytest.raises(error, match=message):
+        write_samples(output, samples, base=base)
+    assert output.read_text() == "older"
+    assert [path.name for path in output.parent.iterdir()] == ["mixed.json"]
+
+
+def test_other_folders_and_the_bases_own_images_are_no_clash(base: Path, tmp_path: Path) -> None:
+    added = [sample("1", "vg/VG_100K/1.jpg"), sample("2", "vg/VG_100K_2/1.jpg"), sample("3", "mine/1.jpg")]
+    assert write_samples(tmp_path / "mixed.json", added, base=base).added == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NASTY_BASE[:-20], "base.json:7: not valid JSON after 3 elements"),
+        ('[{"instruction": "?"}]', "record 0 has no list of conversations"),
+        ('{"a": 1}', "wanted a JSON array"),
+    ],
+)
+def test_a_broken_base_is_refused(base: Path, tmp_path: Path, text: str, message: str) -> None:
+    base.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        write_samples(tmp_path / "mixed.json", [sample()], base=base)
+    assert not (tmp_path / "mixed.json").exists()
+
+
+def test_inputs_are_never_overwritten(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="would replace the base"):
+        write_samples(base, [sample()], base=base)
+    write_samples(tmp_path / "samples.json", [sample()])
+    with pytest.raises(SettingsError, match="is an input and would be overwritten"):
+        mix_files(base, [tmp_path / "samples.json"], tmp_path / "samples.json")
+    assert base.read_text(encoding="utf-8") == NASTY_BASE
+
+
+# --- commands ---
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["llava engine", *map(str, arguments)])
+    main()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    rows: list[Any] = [
+        {
+            "instruction": f"Where is thing {number}?",
+            "answer": "On the left.",
+            "options": ["left", "right"],
+            "choice_answer": "A",
+            "image": f"vg/VG_100K/{number}.jpg",
+            "qtype": number % 9 + 1,
+        }
+        for number in range(20)
+    ]
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps([*rows, 5]))
+    return path
+
+
+def test_one_step_and_two_steps_write_the_same_file(
+    base: Path,
+    engine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command(monkeypatch, "convert", "--engine", engine, "--output", tmp_path / "samples.json")
+    assert "Scene Understanding" in capsys.readouterr().out
+    samples = tmp_path / "samples.json"
+    command(monkeypatch, "mix", "--base", base, "--samples", samples, "--output", tmp_path / "two.json")
+    out = capsys.readouterr().out
+    assert "samples: 4 of" in out
+    assert "+ 60 new = 64" in out
+    command(monkeypatch, "mix", "--base", base, "--engine", engine, "--output", tmp_path / "one.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    report = json.loads((tmp_path / "one.report.json").read_text())
+    assert report["sha256"] == hashlib.sha256((tmp_path / "one.json").read_bytes()).hexdigest()
+    assert (report["base"]["records"], report["added"], report["expected_steps"]) == (4, 60, 1)
+    assert report["reasons"] == {"not_an_object": 1}
+    assert len((tmp_path / "one.problems.jsonl").read_text().splitlines()) == 1
+
+
+def test_all_flags_reach_the_conversion(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--modes", "da,mcp", "--qtypes", "1,2", "--limit", "4", "--seed", "7", "--group", "image"]
+    flags += ["--check-images", "skip"]
+    (tmp_path / "vg/VG_100K").mkdir(parents=True)
+    for number in (0, 1, 9, 10, 18, 19):
+        (tmp_path / f"vg/VG_100K/{number}.jpg").touch()
+    out, report = tmp_path / "out.json", tmp_path / "deep/report.json"
+    command(monkeypatch, "convert", "--engine", engine, "--output", out, "--image-root", tmp_path, *flags)
+    command(
+        monkeypatch, "convert", "--engine", engine, "--output", out, "--image-root", tmp_path, *flags,
+        "--report", report, "--problems", tmp_path / "deep/problems.jsonl",
+    )  # fmt: skip
+    assert [str(row.id) for row in read_samples(out)][-2:] == ["engine_da_10", "engine_mcp_10"]
+    settings = json.loads(report.read_text())["settings"]
+    assert settings == {
+        "engine": [str(engine)],
+        "modes": ["da", "mcp"],
+        "group": "image",
+        "skills": ["1", "2"],
+        "limit": 4,
+        "seed": 7,
+        "image_root": str(tmp_path),
+        "missing_images": "skip",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mix", "--base", "no.json", "--engine", "ENGINE"], "no.json: no such file; download it from https"),
+        (
+            ["convert", "--engine", "no.json"],
+            "no.json: no such file; the published engine records are at https",
+        ),
+        (["convert", "--engine", "ENGINE", "--check-images", "skip"], "--check-images needs --image-root"),
+        (["convert", "--engine", "ENGINE", "--modes", "xx"], "no mode 'xx'"),
+        (["convert", "--engine", "ENGINE", "--qtypes", "9", "--modes", "sa"], "not one sample in 21 records"),
+    ],
+)
+def test_what_the_user_can_mend_is_said(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    given = [str(engine) if word == "ENGINE" else word for word in arguments]
+    with pytest.raises(LlavaError, match=message):
+        command(monkeypatch, *given, "--output", tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_sixty_megabytes_are_mixed_in_little_memory(base: Path, tmp_path: Path) -> None:
+    row = {
+        "instruction": "Where is it? " * 5,
+        "answer": "It is there. " * 6,
+        "options": ["a", "b", "c", "d"],
+        "choice_answer": "C",
+        "image": "vg/VG_100K/1.jpg",
+        "qtype": 4,
+        "undocumented": "x" * 4500,
+    }
+    with (tmp_path / "engine.json").open("w") as stream:
+        for number in range(12_500):
+            stream.write(("," if number else "[") + json.dumps(row | {"image": f"vg/VG_100K/{number}.jpg"}))
+        stream.write("]")
+    assert (tmp_path / "engine.json").stat().st_size > 58e6
+    code = (
+        "import resource, sys; from llava.data_engine.__main__ import main; main();"
+        "sys.stderr.write(f'\\npeak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+    )
+    flags = ["mix", "--base", base, "--engine", tmp_path / "engine.json", "--output", tmp_path / "mixed.json"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, flags)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert "37,500 new = 37,504" in result.stdout
+    peak_kilobytes = int(result.stderr.rsplit("peak ", 1)[1])
+    assert peak_kilobytes < 100_000
