@@ -179,7 +179,7 @@ def _spans_by_prefix(
 
 
 def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> tuple[int, bool] | None:
-    """How many of `ids` begin within the text of `prefix`, and whether they end with it; None if they misfit."""
+    """How many of `ids` begin within the text of `prefix`, and whether they end with it; None at a misfit."""
     pairs = enumerate(zip(ids, prefix, strict=False))
     shared = next((place for place, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
     if shared == len(prefix):
