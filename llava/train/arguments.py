@@ -9,6 +9,7 @@ Source: LLaVA v1.2.2 llava/train/train.py (names and defaults); transformers 4.3
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import math
 import os
@@ -116,7 +117,14 @@ class TrainingArguments(transformers.TrainingArguments):
         self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
         self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
         self._fit_to_hardware()
+        if self.deepspeed:
+            _require_launched_deepspeed()
         super().__post_init__()
+        if self.deepspeed and self.use_cpu:
+            # On GPUs transformers does this itself; without it ZeRO-3 takes every process for the only one.
+            from deepspeed import init_distributed
+
+            init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
     def _fit_to_hardware(self) -> None:
         """Drop what needs a GPU where there is none, and say so; never give up a GPU that is there."""
@@ -169,6 +177,15 @@ def _reports(wanted: Sequence[str] | str | None) -> list[str]:
         if name not in installed:
             raise SettingsError(f"--report_to {name}: not installed; there are: {', '.join(installed)}, none")
     return names
+
+
+def _require_launched_deepspeed() -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise SettingsError("--deepspeed: DeepSpeed is not installed; pip install deepspeed, or leave it out")
+    if "RANK" not in os.environ:
+        raise SettingsError(
+            "--deepspeed needs a launcher: start by `deepspeed` or `torchrun`, or leave it out"
+        )
 
 
 class _Parser(HfArgumentParser):

@@ -22,7 +22,7 @@ from llava.model.checkpoint import PROJECTOR_FILES, first_file, read_non_lora
 from llava.model.llava_arch import load_projector
 from llava.model.weights import read_projector
 from llava.train.assemble import Assembled, Kind
-from llava.train.save import errors_name, save_lora, save_projector, written_whole
+from llava.train.save import errors_name, save_lora, save_projector, write_config, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +165,8 @@ class LLaVATrainer(Trainer):
         else:
             with written_whole(folder, is_writer=is_writer) as staging:
                 super().save_model(str(staging), _internal_call=True)
+                if is_writer:
+                    write_config(staging, model.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with errors_name(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):

@@ -68,11 +68,34 @@ def errors_name(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def require_space(model: nn.Module, folder: Path, *, whole: bool) -> None:
+    """Refuse to start a run whose result cannot be written where it is to go.
+
+    Args:
+        model: What is trained.
+        folder: Where the result goes.
+        whole: Whether all of the model is saved, or what is trained alone.
+
+    Raises:
+        CheckpointError: The disk has less room than the weights take.
+    """
+    saved = [each for each in model.parameters() if whole or each.requires_grad]
+    # ZeRO-3 leaves an empty tensor and the true size beside it; half precision is the least that is written.
+    needed = 2 * sum(each.ds_numel if hasattr(each, "ds_numel") else each.numel() for each in saved)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder}: {free / 1e9:.2f} GB free, the result takes {needed / 1e9:.2f} GB: make room, or give "
+            "another --output_dir"
+        )
+
+
 def write_config(folder: Path, config: Any) -> None:
     """Write config.json as those who load the result need it: with the cache on, which training turns off."""
     fields = copy.deepcopy(config)
     fields.use_cache = True
-    write_json(folder / "config.json", fields.to_diff_dict())
+    # The language model it came from: what loads a projector or adapter names it when it is not given.
+    write_json(folder / "config.json", {"_name_or_path": config.name_or_path, **fields.to_diff_dict()})
 
 
 def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.assemble import Assembled, assemble
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume import STATE_FILE, find_start
-from llava.train.save import errors_name, maybe_zero_3
+from llava.train.save import errors_name, maybe_zero_3, require_space
 
 __all__ = [
     "Assembled",
@@ -72,6 +73,7 @@ def fit(assembled: Assembled) -> LLaVATrainer:
         logger.info("going on from %s", start.checkpoint)
     state_file = Path(str(trainer.args.output_dir)) / STATE_FILE
     if trainer.args.should_save:
+        require_space(assembled.model, state_file.parent, whole=assembled.kind == "full")
         state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
     try:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
@@ -128,5 +130,20 @@ def _without_traceback(error: LlavaError) -> LlavaError:
     return DataError(last.partition(": ")[2] or last)
 
 
+def quiet_libraries() -> None:
+    """Hide what libraries say to their developers, a line a step; for commands."""
+    for module in ("torch.distributed", "transformers", "peft"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    # Adapters are kept off the vision tower by name, also where it is loaded later.
+    warnings.filterwarnings("ignore", message=".*no modules were excluded.*")
+    # It looks for a faster kernel that a CPU can do without.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    quiet_libraries()
+    train()
+
+
 if __name__ == "__main__":
-    run(train)
+    run(main)

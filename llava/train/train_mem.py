@@ -7,12 +7,13 @@ import logging
 from transformers.utils import is_flash_attn_2_available
 
 from llava.command import run
-from llava.train.train import train
+from llava.train.train import quiet_libraries, train
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("llava.train.train_mem")  # by path this module is __main__
 
 
 def main() -> None:
+    quiet_libraries()
     if is_flash_attn_2_available():
         train(attn_implementation="flash_attention_2")
         return
