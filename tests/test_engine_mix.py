@@ -99,6 +99,15 @@ def test_clashes_are_refused_and_nothing_is_written(
     assert [path.name for path in output.parent.iterdir()] == ["mixed.json"]
 
 
+def test_an_image_that_is_there_under_its_name_is_no_clash(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").touch()
+    added = [sample(image="images/1.jpg")]
+    with pytest.raises(DataError, match="calls that folder gqa/images/"):
+        write_samples(tmp_path / "mixed.json", added, base=base)
+    assert write_samples(tmp_path / "mixed.json", added, base=base, image_root=tmp_path).added == 1
+
+
 def test_other_folders_and_the_bases_own_images_are_no_clash(base: Path, tmp_path: Path) -> None:
     added = [sample("1", "vg/VG_100K/1.jpg"), sample("2", "vg/VG_100K_2/1.jpg"), sample("3", "mine/1.jpg")]
     assert write_samples(tmp_path / "mixed.json", added, base=base).added == 3

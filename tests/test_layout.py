@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.errors import DataError
+from llava.errors import DataError, SettingsError
 from llava.layout import folders
 from llava.layout.__main__ import main
 from llava.layout.folders import FOLDERS, Folder, Listing, check_named, count
@@ -114,6 +114,18 @@ def test_a_folder_is_no_image_and_a_link_to_one_is(root: Path) -> None:
     assert not Listing(root).has("gqa/images/3.jpg")
     assert Listing(root).has("gqa/images/4.jpg")
     assert count(root, Folder("gqa/images", 3, "")).jpg == 3
+
+
+def test_real_records_are_looked_up_by_line(realdata: Path, root: Path) -> None:
+    named = check_named(root, realdata / "mix665k/llava_v1_5_mix1k.jsonl")
+    assert (named.records, named.images, len(named.missing)) == (1000, 997, 997)
+
+
+def test_a_list_of_missing_images_needs_a_file_that_names_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match="give --data as well"):
+        command(monkeypatch, "check", "--root", root, "--missing", root / "missing.json")
 
 
 def test_a_root_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

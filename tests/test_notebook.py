@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,11 +75,11 @@ def test_the_notebook_is_kept_without_outputs(repo: Path) -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
-@pytest.mark.parametrize("folder", [".", "playground/data"])
+@pytest.mark.parametrize(("folder", "relative"), [(".", False), ("playground/data", True)])
 def test_the_notebook_mixes_ten_records_behind_the_base(
-    repo: Path, data: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+    repo: Path, data: Path, folder: str, relative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LLAVA_DATA", str(data))
+    monkeypatch.setenv("LLAVA_DATA", os.path.relpath(data, repo) if relative else str(data))
     notebook = execute(repo, repo / folder)
     rows = json.loads((data / MIXED).read_text(encoding="utf-8"))
     assert rows[:3] == json.loads((data / MIX).read_text())

@@ -98,7 +98,7 @@ def _mix(arguments: argparse.Namespace) -> None:
     if arguments.engine:
         _convert(arguments)
         return
-    mixed = mix_files(arguments.base, arguments.samples, arguments.output)
+    mixed = mix_files(arguments.base, arguments.samples, arguments.output, image_root=arguments.image_root)
     sys.stdout.write(
         f"samples: {mixed.base:,} of {arguments.base} + {mixed.added:,} new = {mixed.total:,}"
         f" in {arguments.output}\nexpected steps: {mixed.steps:,} at a batch of {BATCH_SIZE}\n"

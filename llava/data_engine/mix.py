@@ -42,8 +42,12 @@ class Mixed:
         return -(-self.total // BATCH_SIZE)
 
 
-def write_samples(output: Path, samples: Iterable[Sample], *, base: Path | None = None) -> Mixed:
+def write_samples(
+    output: Path, samples: Iterable[Sample], *, base: Path | None = None, image_root: Path | None = None
+) -> Mixed:
     """Write `base`'s records, then `samples`, as one JSON array with a record a line.
+
+    An image that is there under `image_root` never counts as one that is named from another folder.
 
     Raises:
         DataError: The base is missing or is no training file, an id comes twice, or image folders do not fit.
@@ -53,7 +57,7 @@ def write_samples(output: Path, samples: Iterable[Sample], *, base: Path | None 
         require_base(base)
         if output.exists() and output.samefile(base):
             raise SettingsError(f"{output}: the output would replace the base file; name another")
-    clashes = _Clashes(base)
+    clashes = _Clashes(base, image_root)
     digest = sha256()
     counts = [0, 0]
     with atomic_write(output, binary=True) as stream:
@@ -112,8 +116,9 @@ class _ArrayWriter:
 class _Clashes:
     """Which ids and image folders the base has."""
 
-    def __init__(self, base: Path | None) -> None:
+    def __init__(self, base: Path | None, image_root: Path | None) -> None:
         self._base = base
+        self._image_root = image_root
         self._ids: set[str] = set()
         self._folders: set[str] = set()
         self._fitting: set[str] = set()
@@ -140,14 +145,20 @@ class _Clashes:
         self._ids.add(str(sample.id))
         if sample.image is None or (folder := _folder(sample.image)) in self._fitting:
             return
-        for other in self._folders:
-            if folder != other and (f"/{folder}".endswith(f"/{other}") or f"/{other}".endswith(f"/{folder}")):
-                raise DataError(
-                    f"sample {sample.id!r} has its image in {folder}/, but {self._base} calls that folder"
-                    f" {other}/: both must be paths under one image folder"
-                )
+        other = next((name for name in self._folders if _one_ends_in_the_other(folder, name)), None)
+        is_there = self._image_root is not None and (self._image_root / sample.image).is_file()
+        if other is not None and not is_there:
+            raise DataError(
+                f"sample {sample.id!r} has its image in {folder}/, but {self._base} calls that folder"
+                f" {other}/: both must be paths under one image folder (if they are, name it: --image-root)"
+            )
         self._fitting.add(folder)
 
 
 def _folder(image: str) -> str:
     return str(PurePosixPath(image).parent)
+
+
+def _one_ends_in_the_other(first: str, second: str) -> bool:
+    longer, shorter = sorted((f"/{first}", f"/{second}"), key=len, reverse=True)
+    return longer != shorter and longer.endswith(shorter)

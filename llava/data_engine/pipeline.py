@@ -77,7 +77,7 @@ def convert_files(
     conversion = Conversion(settings)
     started = time.perf_counter()
     try:
-        mixed = write_samples(output, conversion.samples(), base=base)
+        mixed = write_samples(output, conversion.samples(), base=base, image_root=settings.image_root)
     finally:
         write_jsonl(problems, conversion.tally.problems)
     seconds = time.perf_counter() - started
@@ -89,14 +89,21 @@ def convert_files(
     return found
 
 
-def mix_files(base: Path, samples: Sequence[Path], output: Path) -> Mixed:
+def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: Path | None = None) -> Mixed:
     """Write `base`'s records, then those of the `samples` files, into `output`.
+
+    Args:
+        base: A LLaVA training file; it comes first, unchanged.
+        samples: LLaVA files whose every record is checked.
+        output: The JSON array to write; it appears only when all went well.
+        image_root: The folder that all image paths start from, if that is to be checked.
 
     Raises:
         DataError: An input is missing or broken, or ids or image folders clash.
     """
     _refuse_overwriting(samples, (output,))
-    return write_samples(output, chain.from_iterable(map(read_samples, samples)), base=base)
+    rows = chain.from_iterable(map(read_samples, samples))
+    return write_samples(output, rows, base=base, image_root=image_root)
 
 
 def summary(report: dict[str, Any]) -> str:

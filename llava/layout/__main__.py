@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llava.command import run
-from llava.errors import DataError
+from llava.errors import DataError, SettingsError
 from llava.files import write_json
 from llava.layout.folders import FOLDERS, check_named, count
 from llava.layout.ocr_vqa import Options, convert_folder
@@ -55,6 +55,8 @@ def main() -> None:
 def _check(flags: argparse.Namespace) -> None:
     if not flags.root.is_dir():
         raise DataError(f"{flags.root}: no such folder; playground/data/README.md says what belongs there")
+    if flags.missing and not flags.data:
+        raise SettingsError("--missing lists the images that --data names: give --data as well")
     wrong = _check_folders(flags.root)
     if flags.data:
         wrong = _check_files(flags.root, flags.data, flags.missing)

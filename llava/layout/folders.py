@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava.errors import DataError
-from llava.files import stream_json_array
+from llava.files import read_jsonl, stream_json_array
 
 State = Literal["complete", "short", "missing"]
 
@@ -101,7 +101,9 @@ def check_named(root: Path, training_file: Path) -> Named:
     listing = Listing(root)
     seen: dict[str, bool] = {}
     records = 0
-    for index, row in enumerate(stream_json_array(training_file)):
+    is_jsonl = training_file.suffix == ".jsonl"
+    rows = read_jsonl(training_file) if is_jsonl else enumerate(stream_json_array(training_file))
+    for index, row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{training_file}: record {index} is {type(row).__name__}, wanted an object")
         image = row.get("image")
