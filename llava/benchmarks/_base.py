@@ -13,11 +13,12 @@ from pathlib import Path
 from llava.benchmarks._answers import read_answers
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import read_jsonl, write_jsonl
+from llava.prompts.wording import LETTER_SUFFIX as LETTER
+from llava.prompts.wording import SHORT_SUFFIX as SHORT_ANSWER
+from llava.prompts.wording import options_block
 from llava.schema import Answer, Question, Scores
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-LETTER = "Answer with the option's letter from the given choices directly."
-OPTION_LETTERS = "ABCDEFGHIJ"
+__all__ = ["LETTER", "SHORT_ANSWER", "Benchmark", "Task", "find", "options_text", "require"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,7 @@ def require(root: Path, *candidates: str, what: str) -> Path:
 
 def options_text(question: str, options: Sequence[str]) -> str:
     """`question` followed by a line for each option: `A. ...`, `B. ...`."""
-    lines = [f"{letter}. {option}" for letter, option in zip(OPTION_LETTERS, options, strict=False)]
-    return "\n".join([question, *lines])
+    return f"{question}\n{options_block(options)}" if options else question
 
 
 def as_number(identifier: str) -> str | int:

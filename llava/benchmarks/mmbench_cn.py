@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from llava.benchmarks.mmbench import make
+from llava.prompts.wording import LETTER_SUFFIX_CN as LETTER_CN
 
-LETTER_CN = "请直接回答选项字母。"
+__all__ = ["BENCHMARK", "LETTER_CN"]
 
 BENCHMARK = make(
     "mmbench_cn",

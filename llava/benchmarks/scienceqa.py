@@ -181,9 +181,9 @@ def _verdict(problem: Problem, answer: Answer | None) -> Verdict:
     )
 
 
-def choice_index(letter: str, choices: Sequence[str]) -> int:
+def choice_index(letter: str, choices: Sequence[str], letters: str = LETTERS) -> int:
     """The place of `letter` among the choices, -1 when there is no such choice."""
-    place = LETTERS.find(letter)
+    place = letters.find(letter)
     return place if 0 <= place < len(choices) else -1
 
 
@@ -204,13 +204,15 @@ def breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
     ]
 
 
-def results(problems: Sequence[Problem], answers: Mapping[str, Answer]) -> dict[str, Any]:
+def results(
+    problems: Sequence[Problem], answers: Mapping[str, Answer], letters: str = LETTERS
+) -> dict[str, Any]:
     """The original's result file: accuracy, and each problem's chosen index (-1: none) and text."""
     indices, texts = {}, {}
     for problem in problems:
         text = answers[problem.id].text if problem.id in answers else "FAILED"
-        letter = _letters.scienceqa(text, LETTERS)
-        indices[problem.id] = -1 if letter is None else choice_index(letter, problem.choices)
+        letter = _letters.scienceqa(text, letters)
+        indices[problem.id] = -1 if letter is None else choice_index(letter, problem.choices, letters)
         texts[problem.id] = text
     right = sum(indices[problem.id] == problem.answer for problem in problems)
     return {

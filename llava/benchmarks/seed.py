@@ -104,9 +104,11 @@ def _verdict(item: Item, answer: Answer | None) -> Verdict:
     )
 
 
-def write_upload(items: Sequence[Item], answers: Sequence[Answer], path: Path) -> None:
-    """Write the leaderboard's jsonl: question_id as text and the prediction, a line for each item."""
-    matched = match([item.question for item in items], answers, allow_missing=False, name="seed")
+def write_upload(
+    items: Sequence[Item], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
+) -> None:
+    """Write the leaderboard's jsonl, a line for each answered item: question_id as text, prediction."""
+    matched = match([item.question for item in items], answers, allow_missing=allow_missing, name="seed")
     write_jsonl(
         path,
         (

@@ -23,12 +23,12 @@ from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require
 from llava.benchmarks._vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 from llava.files import atomic_write, read_json
+from llava.prompts.wording import OCR_LINE_START, ocr_line
 from llava.schema import Answer, Question, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_textvqa.py (m4c evaluator)"
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
-OCR_LINE = "Reference OCR token: "
 WITH_OCR = "val"
 
 
@@ -47,8 +47,8 @@ def question_in(prompt: str) -> str:
         if found and closed:
             return question.lower()
     lines = prompt.split("\n")
-    if OCR_LINE in prompt and len(lines) == 3:
-        return lines[1 if prompt.startswith(OCR_LINE) else 0].lower()
+    if OCR_LINE_START in prompt and len(lines) == 3:
+        return lines[1 if prompt.startswith(OCR_LINE_START) else 0].lower()
     if len(lines) == 2:
         return lines[0].lower()
     raise AnswersError(f"textvqa: there is no question to be found in the prompt {prompt!r}")
@@ -69,7 +69,7 @@ def _build(root: Path, split: str) -> list[Question]:
     tokens: dict[str, str] = {}
     if split == WITH_OCR:
         path = require(root, OCR, what="TextVQA's OCR tokens (the split val_no_ocr asks without them)")
-        tokens = {row["image_id"]: f"{OCR_LINE}{', '.join(row['ocr_tokens'])}\n" for row in read_truth(path)}
+        tokens = {row["image_id"]: f"{ocr_line(row['ocr_tokens'])}\n" for row in read_truth(path)}
     return [
         Question(
             row["image_id"],
@@ -81,7 +81,7 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _ocr_line(tokens: Mapping[str, str], image: str, split: str) -> str:
-    return tokens.get(image, f"{OCR_LINE}\n") if split == WITH_OCR else ""
+    return tokens.get(image, f"{ocr_line(())}\n") if split == WITH_OCR else ""
 
 
 def put_together(

@@ -17,10 +17,10 @@ from llava.benchmarks._answers import match
 from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require
 from llava.benchmarks._vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write, read_json, read_jsonl
+from llava.prompts.wording import UNANSWERABLE_LINE
 from llava.schema import Answer, Question, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 scripts/convert_vizwiz_for_submission.py; val by the VQA rule"
-UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
 
 def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
@@ -31,7 +31,7 @@ def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
 
 def _build(root: Path, split: str) -> list[Question]:
     return [
-        Question(number, f"{row['question']}\n{UNANSWERABLE}\n{SHORT_ANSWER}", row["image"])
+        Question(number, f"{row['question']}\n{UNANSWERABLE_LINE}\n{SHORT_ANSWER}", row["image"])
         for number, row in enumerate(_official(root, split))
     ]
 

@@ -1,0 +1,70 @@
+"""Score POPE answers as the original's tool does: its flags, its lines on stdout.
+
+The lists come in the order of the question file. A question without answer is an error (the original compared
+position by position and cut what did not fit) unless --allow-missing counts it as wrong. For intervals use
+`python -m llava.benchmarks score pope`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.benchmarks import pope
+from llava.benchmarks._answers import match, read_answers
+from llava.command import run
+from llava.errors import DataError
+from llava.files import read_jsonl
+from llava.schema import Question
+
+RULE = "=" * 36
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--annotation-dir", type=Path, required=True, help="holds coco_pope_*.json")
+    parser.add_argument("--question-file", type=Path, required=True)
+    parser.add_argument("--result-file", type=Path, required=True, help="answers, one JSON object a line")
+    parser.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
+    args = parser.parse_args()
+    questions = [
+        Question(row["question_id"], row.get("text", ""), row.get("image"), row["category"])
+        for _, row in read_jsonl(args.question_file)
+    ]
+    truths = pope.truths(questions, pope.read_labels(args.annotation_dir))
+    known = [(question, label) for question, label in zip(questions, truths, strict=True) if label]
+    if not known:
+        raise DataError(f"{args.annotation_dir}: no list here is of a category of {args.question_file}")
+    answers = read_answers(args.result_file)
+    asked = [question for question, _ in known]
+    matched = match(asked, answers, allow_missing=args.allow_missing, name="pope")
+    for category in dict.fromkeys(question.category for question in asked):
+        pairs = [
+            (label, pope.says(answer.text) if answer else pope.WRONG[label])
+            for (question, label), answer in zip(known, matched.answers, strict=True)
+            if question.category == category
+        ]
+        _show(category, pairs)
+
+
+def _show(category: str, pairs: list[tuple[str, str]]) -> None:
+    c = pope.count(pairs)
+    numbers = (c.f1, c.accuracy, c.precision, c.recall, c.yes_ratio)
+    lines = (
+        f"Category: {category}, # samples: {len(pairs)}",
+        "TP\tFP\tTN\tFN\t",
+        f"{c.tp}\t{c.fp}\t{c.tn}\t{c.fn}",
+        f"Accuracy: {c.accuracy}",
+        f"Precision: {c.precision}",
+        f"Recall: {c.recall}",
+        f"F1 score: {c.f1}",
+        f"Yes ratio: {c.yes_ratio}",
+        ", ".join(f"{number:.3f}" for number in numbers),
+        RULE,
+    )
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""Score TextVQA answers as the original's tool does: its flags, its lines on stdout.
+
+With --result-dir every jsonl file in that folder is scored. Answers to questions outside the annotations
+are an error. For intervals use `python -m llava.benchmarks score textvqa`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.benchmarks import textvqa
+from llava.benchmarks._answers import read_answers
+from llava.benchmarks._vqa_answers import normalised_accuracy
+from llava.command import run
+from llava.errors import AnswersError, SettingsError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
+    parser.add_argument("--result-file", type=Path, help="answers, one JSON object a line")
+    parser.add_argument("--result-dir", type=Path, help="a folder of such files")
+    args = parser.parse_args()
+    files = [args.result_file] if args.result_file else []
+    files += sorted(args.result_dir.glob("*.jsonl")) if args.result_dir else []
+    if not files:
+        raise SettingsError(
+            "there is nothing to score: give --result-file, or a --result-dir that holds *.jsonl"
+        )
+    for file in files:
+        _score(args.annotation_file, file)
+
+
+def _score(annotations: Path, file: Path) -> None:
+    """Score the answers there are, as the original does; each must be to an annotated question."""
+    truth = textvqa.read_truth(annotations)
+    matched = textvqa.put_together(truth, read_answers(file), allow_missing=True)
+    points = [
+        normalised_accuracy(answer.text, row["answers"])
+        for row, answer in zip(truth, matched.answers, strict=True)
+        if answer
+    ]
+    if not points:
+        raise AnswersError(f"{file}: there are no answers in this file")
+    accuracy = 100.0 * sum(points) / len(points)
+    sys.stdout.write(f"{file.stem}\nSamples: {len(points)}\nAccuracy: {accuracy:.2f}%\n\n")
+
+
+if __name__ == "__main__":
+    run(main)
