@@ -401,6 +401,12 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         Settings(**({"engine": (Path("engine.json"),)} | settings))
 
 
+@pytest.mark.parametrize("label", ["10", "0", "Text Understandng", ""])
+def test_a_skill_that_does_not_exist_is_refused(label: str) -> None:
+    with pytest.raises(SettingsError, match=rf"no skill '{label}'; there are: 1 Scene Understanding, 2 "):
+        Conversion(Settings(engine=(Path("engine.json"),), skills=("1", label)))
+
+
 # --- properties ---
 
 PIECES = [

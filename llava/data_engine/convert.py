@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 from llava.data_engine.formats import DEFAULT_MODES, MODES, Exchange
-from llava.data_engine.question_types import find_skill
+from llava.data_engine.question_types import SKILLS, find_skill
 from llava.data_engine.records import EngineRecord, parse_record, read_rows
 from llava.data_engine.text import Unusable
 from llava.errors import DataError, SettingsError
@@ -99,7 +99,7 @@ class Conversion:
         self.settings = settings
         self.tally = Tally()
         self._seen: set[bytes] = set()
-        self._skills = _skill_names(settings.skills)
+        self._skills = None if settings.skills is None else _skill_names(settings.skills)
 
     def samples(self) -> Iterator[Sample]:
         """The samples, in source order; with `group="image"` in the order in which images first appear.
@@ -181,7 +181,7 @@ class Conversion:
         if policy == "error":
             raise DataError(
                 f"{root / record.image}: no such image (record {record.position});"
-                " `python -m llava.layout` says what is to be downloaded"
+                " `python -m llava.layout check` says what is to be downloaded"
             )
         detail = f"no {record.image} under {root}"
         if policy == "skip":
@@ -206,11 +206,12 @@ def _modes_on(needs: str, modes: tuple[str, ...]) -> list[str]:
     return [name for name in modes if MODES[name].needs == needs]
 
 
-def _skill_names(wanted: tuple[str, ...] | None) -> frozenset[str] | None:
-    if wanted is None:
-        return None
-    # A name that is no skill of the table may be a question type of the first engine.
-    return frozenset(skill.name if (skill := find_skill(label)) else label for label in wanted)
+def _skill_names(wanted: tuple[str, ...]) -> frozenset[str]:
+    found = {label: find_skill(label) for label in wanted}
+    if unknown := [label for label, skill in found.items() if skill is None]:
+        there = ", ".join(f"{skill.id} {skill.name}" for skill in SKILLS)
+        raise SettingsError(f"no skill {unknown[0]!r}; there are: {there}")
+    return frozenset(skill.name for skill in found.values() if skill)
 
 
 def _singly(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
