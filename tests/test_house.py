@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": GROUND | TEXT | PIXELS_AND_IDS,
     "infer": GROUND | TEXT | PIXELS_AND_IDS | {"model"},
     **dict.fromkeys(COMMANDS, GROUND | TEXT | PIXELS_AND_IDS | TEXT_SIDE | {"model", "data", "infer"}),
-    **dict.fromkeys(FACADES, GROUND | TEXT | PIXELS_AND_IDS | {"model"}),
+    **dict.fromkeys(FACADES, GROUND | TEXT | PIXELS_AND_IDS | {"model", "infer"}),
 }
 HEAVY = {"torch", "transformers", "PIL", "peft", "accelerate", "pandas", "numpy"}
 MAX_FILE_LINES = 400

@@ -24,7 +24,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
-from llava.model.placement import Placement, plan
+from llava.model.placement import Placement, avoid_unfit_kernels, plan
 from llava.model.source import Source, find_source
 from llava.model.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
 from llava.model.weights import Tensors, check_weights, read_projector, read_tensors
@@ -172,6 +172,8 @@ def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tup
     except _LOAD_ERRORS as error:
         said = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: the model cannot be loaded: {said}") from error
+    if placement.is_quantised:
+        avoid_unfit_kernels(model)
     return model, set(report["missing_keys"])
 
 

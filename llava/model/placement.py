@@ -14,8 +14,8 @@ from llava.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
-# Small or sensitive: kept whole when the rest is quantised.
-UNQUANTISED = ["mm_projector", "vision_tower", "lm_head"]
+# Small or sensitive: kept whole when the rest is quantised. transformers matches these from a name's start.
+UNQUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,18 @@ def plan(
         else:
             logger.warning("flash-attn is not installed: PyTorch's own attention is used")
     return Placement(chosen, load_4bit or load_8bit, settings)
+
+
+def avoid_unfit_kernels(model: torch.nn.Module) -> None:
+    """Keep a 4-bit model's odd-sized layers off bitsandbytes' packed CPU kernel, which asserts on their size.
+
+    The kernel is taken on processors with AVX512-BF16 only; other layers and processors go the general way.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and (module.out_features % 32 or module.in_features % 64):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _device(wanted: str | None, device_map: Any) -> str:
