@@ -1,0 +1,125 @@
+"""Samples become the original's batches, and padding is told from text by length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import RandomSampler, Sampler
+from transformers import CLIPImageProcessorPil
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.data.collate import NOTES, DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset, count_learnable
+from llava.data.sampler import EpochSampler, LengthGroupedSampler
+from llava.errors import DataError
+from llava.tokenizer import load_tokenizer
+
+
+def flag(argv: list[str], name: str, default: str = "") -> str:
+    """The value of a flag; the last one wins."""
+    places = [place for place, word in enumerate(argv) if word == name]
+    return argv[places[-1] + 1] if places else default
+
+
+def make_dataset(golden: Path, argv: list[str]) -> LazySupervisedDataset:
+    tokenizer = load_tokenizer(golden / "weights/tiny-vicuna-v1.5", model_max_length=256)
+    tokenizer.pad_token = tokenizer.unk_token
+    data_args = SimpleNamespace(
+        image_folder=golden / "images",
+        image_aspect_ratio=flag(argv, "--image_aspect_ratio", "square"),
+        is_multimodal=True,
+        mm_use_im_start_end=False,
+        image_processor=CLIPImageProcessorPil.from_pretrained(golden / "weights/tiny-clip-vit-patch14-56"),
+    )
+    template = conv_templates[flag(argv, "--version", "v1")]
+    data_path = golden / flag(argv, "--data_path", "train_data/train.json")
+    return LazySupervisedDataset(data_path, tokenizer, data_args, template=template)
+
+
+@pytest.mark.parametrize("run", ["viii_lora", "viii_pretrain", "viii_full"])
+def test_every_batch_of_a_run_is_the_originals(golden: Path, run: str) -> None:
+    recorded = json.loads((golden / f"{run}.json").read_text())
+    argv = recorded["argv"]
+    dataset = make_dataset(golden, argv)
+    collate = DataCollatorForSupervisedDataset(dataset.tokenizer)
+    inner: Sampler[int] = RandomSampler(dataset)
+    if flag(argv, "--group_by_modality_length"):
+        accumulated = int(flag(argv, "--gradient_accumulation_steps"))
+        inner = LengthGroupedSampler(4, accumulated, dataset.modality_lengths, group_by_modality=True)
+    order = EpochSampler(inner, seed=42)
+
+    indices: list[int] = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        indices += order
+    for place, wanted in enumerate(recorded["batches"]):
+        batch = collate([dataset[index] for index in indices[place * 4 : place * 4 + 4]])
+        assert batch["input_ids"].tolist() == wanted["input_ids"]
+        assert batch["labels"].tolist() == wanted["labels"]
+        assert list(batch["images"].shape) == wanted["images_shape"]
+        assert batch["images"].double().sum().item() == pytest.approx(wanted["images_sum"], abs=1e-2)
+
+
+def test_lengths_are_words_and_an_image_counts_as_128(golden: Path) -> None:
+    dataset = make_dataset(golden, [])
+    rows = json.loads((golden / "train_data/train.json").read_text())
+    words = [sum(len(turn["value"].split()) for turn in row["conversations"]) for row in rows]
+    assert dataset.lengths == [count + 128 * ("image" in row) for count, row in zip(words, rows, strict=True)]
+    assert dataset.modality_lengths == [
+        count if "image" in row else -count for count, row in zip(words, rows, strict=True)
+    ]
+
+
+def test_text_alone_has_a_black_image_in_a_multimodal_run_and_none_elsewhere(golden: Path) -> None:
+    dataset = make_dataset(golden, [])
+    place = next(place for place, sample in enumerate(dataset.samples) if sample.image is None)
+    assert torch.equal(dataset[place]["image"], torch.zeros(3, 56, 56))
+    dataset.data_args.is_multimodal = False
+    assert "image" not in dataset[place]
+
+
+def item(ids: list[int], image: torch.Tensor | None = None) -> dict[str, Any]:
+    row = {"id": "s", "problem": None, "input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
+    return row if image is None else {**row, "image": image}
+
+
+TOKENIZER = SimpleNamespace(pad_token_id=0, model_max_length=4)
+
+
+def test_padding_is_told_from_text_by_length() -> None:
+    batch = DataCollatorForSupervisedDataset(TOKENIZER)([item([1, 0, 5]), item([1])])
+    assert batch["input_ids"].tolist() == [[1, 0, 5], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, 0, 5], [1, IGNORE_INDEX, IGNORE_INDEX]]
+    assert batch["attention_mask"].tolist() == [[True, True, True], [True, False, False]]
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+
+
+def test_rows_are_cut_at_the_models_length() -> None:
+    batch = DataCollatorForSupervisedDataset(TOKENIZER)([item([1, 2, 3, 4, 5, 6])])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4]]
+    assert batch["labels"].tolist() == [[1, 2, 3, 4]]
+
+
+def test_images_are_stacked_if_they_can_be() -> None:
+    collate = DataCollatorForSupervisedDataset(TOKENIZER, with_notes=True)
+    small, large = torch.zeros(3, 2, 2), torch.zeros(3, 4, 4)
+    assert collate([item([1], small), item([1], small)])["images"].shape == (2, 3, 2, 2)
+    assert [each.shape[-1] for each in collate([item([1], small), item([1], large)])["images"]] == [2, 4]
+    assert collate([item([1], small)])[NOTES] == [("s", None)]
+    with pytest.raises(DataError, match="1 of 2 samples of a batch have an image tensor"):
+        collate([item([1], small), item([1])])
+
+
+def test_what_is_left_to_learn_is_counted_behind_the_image() -> None:
+    ids = torch.tensor([[1, IMAGE_TOKEN_INDEX, 7, 8, 9], [5, 6, 7, 8, 9]])
+    labels = torch.where(ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX, ids)
+    labels[0, 0] = IGNORE_INDEX
+    assert count_learnable(ids, labels, image_positions=1, max_length=None).tolist() == [3, 4]
+    assert count_learnable(ids, labels, image_positions=4, max_length=6).tolist() == [1, 4]
+    assert count_learnable(ids, labels, image_positions=9, max_length=4).tolist() == [0, 3]
