@@ -77,10 +77,10 @@ class Engine:
             DataError: An image is broken, a prompt leaves no room for an answer, or has more or fewer
                 `<image>` than images; the message opens with the request's name.
         """
+        self._asked_again = 0
         prompts = [self._encode(request) for request in requests]
-        windows = plan(
-            [request.images for request in requests], [len(ids) for ids in prompts], self._batch_size
-        )
+        lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
+        windows = plan([request.images for request in requests], lengths, self._batch_size)
         pool = ThreadPoolExecutor(_DECODERS)
         try:
             for window, pixels in self._decoded_ahead(windows, requests, pool):
@@ -114,6 +114,24 @@ class Engine:
         if request.images and self._loaded.image_processor is None:
             raise DataError(f"{request.name}: has an image, but the model is a plain language model")
         return ids
+
+    def _positions(self, request: Request, ids: Sequence[int]) -> int:
+        """How many positions the prompt takes, an image counted without its tiles.
+
+        Raises:
+            DataError: They leave no room for an answer. The original cut the prompt, cue to answer included.
+        """
+        patches = self._loaded.model.get_vision_tower().num_patches if request.images else 0
+        positions = len(ids) + len(request.images) * (patches - 1)
+        self._require_room(request, positions)
+        return positions
+
+    def _require_room(self, request: Request, positions: int) -> None:
+        if positions >= self._loaded.context_length:
+            raise DataError(
+                f"{request.name}: the prompt takes {positions} positions with its images, and the model has "
+                f"{self._loaded.context_length}; shorten the question"
+            )
 
     def _pixels(self, source: ImageSource) -> Pixels:
         if isinstance(source, ImageFile):
@@ -162,14 +180,8 @@ class Engine:
         words = self._loaded.model.get_input_embeddings()
         blocks = [features[source] for source in request.images] or [words.weight[:0]]
         spliced = splice(torch.tensor([ids], device=self._loaded.device), None, None, words, blocks)
-        row = spliced.embeds[0]
-        room = self._loaded.context_length - len(row)
-        if room < 1:
-            raise DataError(
-                f"{request.name}: the prompt takes {len(row)} positions with its images, and the model has "
-                f"{self._loaded.context_length}; shorten the question"
-            )
-        return row
+        self._require_room(request, len(spliced.embeds[0]))
+        return spliced.embeds[0]
 
     def _reply(self, rows: Sequence[torch.Tensor]) -> list[Reply]:
         if not self._generation.is_greedy:

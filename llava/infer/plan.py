@@ -27,7 +27,7 @@ def plan(images: Sequence[tuple[ImageSource, ...]], lengths: Sequence[int], batc
 
     Args:
         images: Each request's images.
-        lengths: Each prompt's number of token ids.
+        lengths: How many positions each prompt takes.
         batch_size: The most requests in a batch.
     """
     first_seen = {group: index for index, group in reversed(list(enumerate(images)))}
@@ -38,7 +38,7 @@ def plan(images: Sequence[tuple[ImageSource, ...]], lengths: Sequence[int], batc
     windows = []
     for number, share in enumerate(shares):
         needed = tuple(dict.fromkeys(image for index in share for image in images[index]))
-        by_length = sorted(share, key=lambda index: (len(images[index]), lengths[index]))
+        by_length = sorted(share, key=lambda index: lengths[index])
         batches = tuple(
             tuple(by_length[start : start + batch_size]) for start in range(0, len(by_length), batch_size)
         )

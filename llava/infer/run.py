@@ -100,23 +100,28 @@ def answer(run: Run, asks: Sequence[Ask]) -> None:
         AnswersError: Earlier answers are of another run, or another process is at work on them.
         DataError: A question is empty or its image is missing or broken; answers given so far are kept.
     """
-    from llava.infer.load import settle  # torch: not for --help, and not before the questions are read
-
     _check_asks(run, asks)
+    start, stop = bounds(len(asks), run.chunk.count, run.chunk.index)
+    if start == stop and not run.chunk.launched:
+        logger.info(f"chunk {run.chunk.index} of {run.chunk.count}: no question, there are only {len(asks)}")
+        write_jsonl(run.answers_file, ())
+        return
     conversation = template(run.conv_mode, run.model.name)
+
+    from llava.infer.load import settle  # torch: not before the questions are known to be good
+
     run = replace(run, model=settle(run.model, run.chunk.device))
     keys: list[Key] = [row_key(ask.head) for ask in asks]
     journal = Journal.open(run.journal_folder, _about(run, asks), keys, overwrite=run.overwrite)
-    start, stop = bounds(len(asks), run.chunk.count, run.chunk.index)
     with journal.writer(run.chunk.name) as writer:
         done = journal.read()
         _check_keys(journal, done, keys)
-        open_positions = [position for position in range(start, stop) if position not in done]
-        _say_what_is_left(run, stop - start, len(open_positions))
+        to_ask = [position for position in range(start, stop) if position not in done]
+        _say_what_is_left(run, stop - start, len(to_ask))
         if not run.chunk.launched:
             run.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
-        if open_positions:
-            for position, reply in _replies(run, asks, open_positions, conversation):
+        if to_ask:
+            for position, reply in _replies(run, asks, to_ask, conversation):
                 done[position] = Entry(_row(run, asks[position], position, reply), reply.margin)
                 writer.append(position, done[position])
     if not run.chunk.launched:
@@ -132,24 +137,19 @@ def _replies(
     from llava.infer.engine import Engine  # torch and transformers, only where there is something to ask
     from llava.infer.load import load
 
-    engine = Engine(
-        load(run.model),
-        run.generation,
-        batch_size=run.batch_size,
-        exact=run.exact,
-    )
+    engine = Engine(load(run.model), run.generation, batch_size=run.batch_size, exact=run.exact)
     line = image_line(engine.config)
-    requests = [
-        Request(
-            prompt=prompt_of(conversation, asks[position].text, line if asks[position].image else ""),
-            images=(asks[position].image,) if asks[position].image else (),  # type: ignore[arg-type]
-            name=_name(run, asks[position], position),
-        )
-        for position in positions
-    ]
+    requests = []
+    for position in positions:
+        ask = asks[position]
+        prompt = prompt_of(conversation, ask.text, line if ask.image else "")
+        images = (ask.image,) if ask.image else ()
+        requests.append(Request(prompt, images, _name(run, ask, position)))
     began = time.monotonic()
     replies: Iterable[tuple[int, Reply]] = engine.answer(requests)
-    for index, reply in progress(replies, name=f"shard {run.chunk.index}", total=len(requests)):
+    start, stop = bounds(len(asks), run.chunk.count, run.chunk.index)
+    mine, name = stop - start, f"shard {run.chunk.index}"
+    for index, reply in progress(replies, name=name, total=mine, done=mine - len(requests)):
         yield positions[index], reply
     seconds = time.monotonic() - began
     logger.info(f"{len(requests)} answers in {seconds:.1f} s ({len(requests) / seconds:.2f} a second)")
@@ -189,7 +189,7 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
         "num_beams": run.generation.num_beams,
     }
     if run.generation.temperature > 0:
-        about |= {"top_p": run.generation.top_p, "seed": run.generation.seed}
+        about |= {"top_p": run.generation.top_p, "sampling_seed": run.generation.seed}
     return about
 
 

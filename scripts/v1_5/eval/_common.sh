@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the evaluation scripts share: which model, which processes, and that a lost process fails the script.
-# Sourced by them, never run. They set -euo pipefail and call start, ask, score and submit in this order.
+# Sourced by them, never run. They set -euo pipefail and call start, prepare, ask, score and submit.
 #
 # Settings, all exported or written before the command:
 #   EVAL_ROOT             where the benchmarks lie (default ./playground/data/eval)
@@ -32,6 +32,7 @@ stop_children() {
     wait
 }
 trap stop_children EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -43,6 +44,11 @@ start() {
     model_path=${3:-liuhaotian/llava-v1.5-13b}
     # shellcheck disable=SC2034 # used by the scripts
     name=${4:-llava-v1.5-13b}
+}
+
+# prepare FILE: make the question file from the benchmark's official download if it is not there.
+prepare() {
+    [[ -e $1 ]] || "$PYTHON" -m llava.benchmarks prepare "$benchmark" --root "$root"
 }
 
 # ask PARTS MERGED MODULE [FLAG...]: all processes answer into the folder PARTS; the file MERGED has every answer.
@@ -60,8 +66,10 @@ ask() {
         [[ -z ${OVERWRITE:-} ]] || die "OVERWRITE is for one machine; remove $parts before the processes start"
         run_shard "$index" "$count" "$local_index"
     else
-        rm -f "$merged" # a stale merge must never be scored
-        [[ -z ${OVERWRITE:-} ]] || "$PYTHON" -m llava.infer.chunks discard "$parts"
+        if [[ -n ${OVERWRITE:-} ]]; then
+            "$PYTHON" -m llava.infer.chunks discard "$parts"
+            rm -f "$merged"
+        fi
         count=${SHARDS:-${#gpus[@]}}
         ((count > 0)) || count=1
         for ((index = 0; index < count; index++)); do run_shard "$index" "$count" "$index"; done
@@ -74,7 +82,8 @@ ask() {
 
 # Uses ask's variables.
 run_shard() {
-    local index=$1 count=$2 place=$3 settings=(TQDM_POSITION="$1")
+    local index=$1 count=$2 place=$3 settings=()
+    [[ ! -t 2 ]] || settings+=(TQDM_POSITION="$index") # each bar on a line of its own
     ((${#gpus[@]} == 0)) || settings+=(CUDA_VISIBLE_DEVICES="${gpus[place % ${#gpus[@]}]}")
     settings+=(OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads "$count")}")
     env "${settings[@]}" "$PYTHON" -m "$module" "${flags[@]}" \

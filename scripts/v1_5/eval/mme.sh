@@ -12,6 +12,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start mme MME "$@"
 
+prepare "$root/llava_mme.jsonl"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_loader \
     --question-file "$root/llava_mme.jsonl" --image-folder "$root/MME_Benchmark_release_version"
 submit "$root/answers/$name.jsonl" "$root/eval_tool/answers/$name"

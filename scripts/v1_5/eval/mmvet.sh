@@ -11,6 +11,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start mmvet mm-vet "$@"
 
+prepare "$root/llava-mm-vet.jsonl"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa \
     --question-file "$root/llava-mm-vet.jsonl" --image-folder "$root/images"
-submit "$root/answers/$name.jsonl" "$root/results/$name.json"
+"$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../convert_mmvet_for_eval.py" \
+    --src "$root/answers/$name.jsonl" --dst "$root/results/$name.json"

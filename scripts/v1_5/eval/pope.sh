@@ -11,6 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start pope pope "$@"
 
+prepare "$root/llava_pope_test.jsonl"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_loader \
     --question-file "$root/llava_pope_test.jsonl" --image-folder "$root/val2014"
 score "$root/answers/$name.jsonl" "$root/answers/$name"

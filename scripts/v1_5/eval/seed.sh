@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start seed seed_bench "$@"
 
-"$PYTHON" -m llava.benchmarks prepare seed --root "$root"
+prepare "$root/llava-seed-bench-image.jsonl"
 ask "$root/answers/$name" "$root/answers/$name/merge.jsonl" llava.eval.model_vqa_loader \
     --question-file "$root/llava-seed-bench-image.jsonl" --image-folder "$root"
 score "$root/answers/$name/merge.jsonl" "$root/answers/$name"

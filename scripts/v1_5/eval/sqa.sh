@@ -12,6 +12,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start scienceqa scienceqa "$@"
 
+prepare "$root/llava_test_CQM-A.json"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_science \
     --question-file "$root/llava_test_CQM-A.json" --image-folder "$root/images/test" --single-pred-prompt
 "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../../llava/eval/eval_science_qa.py" --base-dir "$root" \

@@ -13,6 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start vqav2 vqav2 "$@"
 
 split=llava_vqav2_mscoco_test-dev2015
+prepare "$root/$split.jsonl"
 ask "$root/answers/$split/$name" "$root/answers/$split/$name/merge.jsonl" llava.eval.model_vqa_loader \
     --question-file "$root/$split.jsonl" --image-folder "$root/test2015"
 submit "$root/answers/$split/$name/merge.jsonl" "$root/answers_upload/$split/$name.json"
