@@ -271,8 +271,10 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         """The text of `tokens`; legacy puts a space before a special token that follows text."""
         if not tokens:
             return ""
-        # The leading space is the tokenizer's own, so it goes again.
-        tokens = [tokens[0].removeprefix(SPACE), *tokens[1:]]
+        # The leading space is the tokenizer's own, so it goes again. What is left may be no piece, which
+        # SentencePiece writes as it stands; then its inner spaces, if a vocabulary has such, are turned here.
+        first = tokens[0].removeprefix(SPACE)
+        tokens = [first if first in self._ids else first.replace(SPACE, " "), *tokens[1:]]
         special = set(self.all_special_tokens)
         text, after_special = "", False
         run: list[str] = []

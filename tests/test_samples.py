@@ -1,0 +1,136 @@
+"""Records are read as the original reads them, and what it stumbles over is said at once, with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.errors import DataError
+from llava.samples import modality_length, parse_sample, read_samples, sample_to_row, word_length
+from llava.schema import Sample, Turn
+
+HUMAN = {"from": "human", "value": "<image>\nWhat is it?"}
+GPT = {"from": "gpt", "value": "A cat."}
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A good record, with changes; a change to None removes the key."""
+    row = {"id": 7, "image": "coco/1.jpg", "conversations": [HUMAN, GPT], **changes}
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def said(speaker: str, value: Any) -> dict[str, Any]:
+    return {"from": speaker, "value": value}
+
+
+def test_a_good_record_is_read_and_written_back() -> None:
+    sample = parse_sample(record(), "f.json: record 0")
+    assert sample == Sample(7, (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "A cat.")), "coco/1.jpg")
+    assert sample_to_row(sample) == record()
+    assert list(sample_to_row(sample)) == ["id", "image", "conversations"]
+
+
+def test_text_alone_has_no_key_image() -> None:
+    row = {"id": "x", "conversations": [said("human", "Hi"), said("gpt", "Hello")]}
+    sample = parse_sample(row, "f")
+    assert sample.image is None
+    assert sample_to_row(sample) == row
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([], "found list, wanted an object"),
+        (record(conversations=None), "conversations is missing"),
+        (record(conversations=[]), r"conversations is \[\]"),
+        (record(conversations="Hi"), 'conversations is "Hi"'),
+        (record(conversations=["Hi"]), "turn 0 is str"),
+        (record(conversations=[HUMAN, said("assistant", "x")]), "turn 1 is from 'assistant', wanted"),
+        (record(conversations=[{"value": "x"}]), "turn 0 is from None"),
+        (record(conversations=[HUMAN, said("gpt", None)]), "turn 1 has the value None, wanted a string"),
+        (record(conversations=[HUMAN, said("gpt", 5)]), "turn 1 has the value 5"),
+        (record(conversations=[HUMAN, HUMAN]), "turn 1 is from human, wanted gpt"),
+        (record(conversations=[HUMAN, GPT, GPT]), "turn 2 is from gpt, wanted human"),
+        (record(conversations=[GPT, GPT]), "turn 1 is from gpt, wanted human"),
+        (record(conversations=[GPT]), "the only turn is from gpt"),
+        (record(conversations=[HUMAN, said("gpt", "a\ud83d")]), "half a surrogate pair at character 1"),
+        (record(image=["a.jpg", "b.jpg"]), r'image is \["a.jpg", "b.jpg"\], wanted one path'),
+        (record(image="  "), "image is"),
+        ({"id": 7, "image": None, "conversations": [HUMAN, GPT]}, "image is null"),
+        (record(image=None), "turn 0 holds <image>, but the record has no image"),
+        (record(conversations=[HUMAN, GPT, HUMAN, GPT]), "<image> stands in turns 0, 2"),
+        (record(conversations=[HUMAN, said("gpt", "see <image>")]), "<image> stands in turns 0, 1"),
+        (record(id=[1]), r"id is \[1\]"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_with_its_place(row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^train\.json: record 3.*{message}"):
+        parse_sample(row, "train.json: record 3")
+
+
+def test_the_message_names_the_id() -> None:
+    with pytest.raises(DataError, match=r"record 3 \(id 'cat-1'\): conversations"):
+        parse_sample({"id": "cat-1"}, "train.json: record 3")
+
+
+@pytest.mark.parametrize(
+    "conversations",
+    [
+        [said("gpt", "I begin"), HUMAN, GPT],
+        [said("human", "Look at <image> and <image>"), GPT],
+        [said("human", "Hi"), said("gpt", "Hello"), HUMAN, GPT],
+        [HUMAN, said("gpt", "")],
+        [HUMAN, GPT, said("human", "unanswered")],
+        [HUMAN | {"markdown": None}, GPT],
+    ],
+)
+def test_what_the_original_takes_is_taken(conversations: list[dict[str, Any]]) -> None:
+    sample = parse_sample(record(conversations=conversations, source="web"), "f")
+    assert [turn.text for turn in sample.turns] == [turn["value"] for turn in conversations]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(7, 7), ("7", "7"), (7.0, 7), (7.5, "7.5"), (None, "f.json: record 4")]
+)
+def test_ids_keep_their_type_and_a_missing_one_is_the_place(given: Any, kept: Any) -> None:
+    row = record() | {"id": given}
+    assert parse_sample(row, "f.json: record 4").id == kept
+    assert type(parse_sample(row, "f.json: record 4").id) is type(kept)
+
+
+def test_lengths_count_words_as_the_sampler_of_the_original_does() -> None:
+    with_image = parse_sample(record(), "f")
+    text = Sample("t", (Turn("human", "a  b\nc"), Turn("gpt", "d")))
+    assert (word_length(with_image), modality_length(with_image)) == (6 + 128, 6)
+    assert (word_length(text), modality_length(text)) == (4, -4)
+
+
+def test_a_sample_of_no_words_still_tells_its_kind() -> None:
+    turns = (Turn("human", ""), Turn("gpt", " "))
+    assert modality_length(Sample("t", turns)) == -1
+    assert modality_length(Sample("t", turns, "a.jpg")) == 1
+
+
+def test_files_are_read_in_order_and_errors_name_the_place(tmp_path: Path) -> None:
+    rows = [record(id=number) for number in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("a.json", "a.jsonl"):
+        assert [sample_to_row(sample) for sample in read_samples(tmp_path / name)] == rows
+    rows[1]["conversations"] = []
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"a\.json: record 1 \(id 1\)"):
+        list(read_samples(tmp_path / "a.json"))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"a\.jsonl:2 \(id 1\)"):
+        list(read_samples(tmp_path / "a.jsonl"))
+
+
+def test_the_real_mix_reads_and_writes_back_unchanged(realdata: Path) -> None:
+    path = realdata / "mix665k/llava_v1_5_mix1k.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [sample_to_row(sample) for sample in read_samples(path)] == rows
+    assert len(rows) == 1000
