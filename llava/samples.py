@@ -109,7 +109,7 @@ def _turns(conversations: object, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
         found = "missing" if conversations is None else f"{json.dumps(conversations)[:60]}"
         raise DataError(f"{where}: conversations is {found}, wanted a list of turns")
-    turns = tuple(_turn(entry, f"{where}: turn {place}") for place, entry in enumerate(conversations))
+    turns = tuple(_turn(entry, where, place) for place, entry in enumerate(conversations))
     opening = 0 if turns[0].speaker == "human" else 1
     if len(turns) == opening:
         raise DataError(f"{where}: the only turn is from gpt, wanted a human turn and its answer")
@@ -122,20 +122,22 @@ def _turns(conversations: object, where: str) -> tuple[Turn, ...]:
     return turns
 
 
-def _turn(entry: object, where: str) -> Turn:
+def _turn(entry: object, where: str, place: int) -> Turn:
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is {type(entry).__name__}, wanted an object with from and value")
+        raise DataError(
+            f"{where}: turn {place} is {type(entry).__name__}, wanted an object with from and value"
+        )
     speaker, text = entry.get("from"), entry.get("value")
     if speaker != "human" and speaker != "gpt":
-        raise DataError(f'{where} is from {speaker!r}, wanted "human" or "gpt"')
+        raise DataError(f'{where}: turn {place} is from {speaker!r}, wanted "human" or "gpt"')
     if not isinstance(text, str):
-        raise DataError(f"{where} has the value {text!r}, wanted a string")
+        raise DataError(f"{where}: turn {place} has the value {text!r}, wanted a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} holds half a surrogate pair at character {error.start} ({text[error.start]!r}), "
-            "which no tokenizer reads: replace it by the character it was cut from"
+            f"{where}: turn {place} holds half a surrogate pair at character {error.start} "
+            f"({text[error.start]!r}), which no tokenizer reads: replace it by the character it was cut from"
         ) from error
     return Turn(speaker, text)
 

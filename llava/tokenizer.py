@@ -240,6 +240,9 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         pieces = self.sp_model.encode(guard + text, out_type=str)
         return pieces[len(self.sp_model.encode(guard)) :]
 
+    def _eventual_warn_about_too_long_sequence(self, *_: Any) -> None:
+        """Say nothing of long texts: who tokenizes here cuts them or refuses them, and tells."""
+
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
