@@ -122,14 +122,23 @@ def test_close_calls_are_asked_again_alone(golden: Path, monkeypatch: pytest.Mon
     assert sizes[1:] == [1] * 9
 
 
-def test_each_image_is_read_once(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_read_and_encoded_once(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava.infer import engine as module
 
     read: Counter[Path] = Counter()
     read_image = module.read_image
     monkeypatch.setattr(module, "read_image", lambda path: read.update([path]) or read_image(path))
+    loaded = tiny_model(golden)
+    encoded: list[int] = []
+    encode_views = loaded.model.encode_views
+    monkeypatch.setattr(
+        loaded.model,
+        "encode_views",
+        lambda images, *rest: encoded.append(len(images)) or encode_views(images),
+    )
     requests = [dataclasses.replace(request) for request in mixed_requests(golden) * 3]
-    in_order(Engine(tiny_model(golden), Generation(max_new_tokens=1), batch_size=1), requests)
+    in_order(Engine(loaded, Generation(max_new_tokens=1), batch_size=1, exact=False), requests)
+    assert sum(encoded) == 4
     assert set(read.values()) == {1}
     assert len(read) == 4
 

@@ -81,16 +81,19 @@ class Engine:
         prompts = [self._encode(request) for request in requests]
         lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
         windows = plan([request.images for request in requests], lengths, self._batch_size)
+        features: Features = {}
         pool = ThreadPoolExecutor(_DECODERS)
         try:
             for window, pixels in self._decoded_ahead(windows, requests, pool):
-                features = self._features(pixels)
+                features |= self._features({s: image for s, image in pixels.items() if s not in features})
                 for batch in window.batches:
                     rows = {i: self._embed(requests[i], prompts[i], features) for i in batch}
                     for index, reply in zip(rows, self._reply(list(rows.values())), strict=True):
-                        if self._is_doubtful(reply, alone=len(batch) == len(pixels) == 1):
+                        if self._is_doubtful(reply):
                             reply = self._reply_alone(requests[index], prompts[index], pixels)
                         yield index, reply
+                for source in window.last:
+                    del features[source]
         finally:
             pool.shutdown(cancel_futures=True)
         if self._asked_again:
@@ -204,8 +207,8 @@ class Engine:
             features |= self._features({source: pixels[source]})
         return self._reply([self._embed(request, ids, features)])[0]
 
-    def _is_doubtful(self, reply: Reply, *, alone: bool) -> bool:
-        if not self._exact or alone or reply.margin is None:
+    def _is_doubtful(self, reply: Reply) -> bool:
+        if not self._exact or self._batch_size == 1 or reply.margin is None:
             return False
         return reply.margin < _DOUBTFUL.get(self._loaded.model.dtype, _DOUBTFUL[torch.bfloat16])
 

@@ -46,9 +46,9 @@ start() {
     name=${4:-llava-v1.5-13b}
 }
 
-# prepare FILE: make the question file from the benchmark's official download if it is not there.
+# prepare FILE [FLAG...]: make the question file from the benchmark's official download if it is not there.
 prepare() {
-    [[ -e $1 ]] || "$PYTHON" -m llava.benchmarks prepare "$benchmark" --root "$root"
+    [[ -e $1 ]] || "$PYTHON" -m llava.benchmarks prepare "$benchmark" --root "$root" "${@:2}"
 }
 
 # ask PARTS MERGED MODULE [FLAG...]: all processes answer into the folder PARTS; the file MERGED has every answer.
