@@ -125,11 +125,11 @@ def compare(runs: Sequence[Run], baseline: int = 0) -> list[Row]:
         for run in mine:
             _check_same_questions(base, run)
         keys = dict.fromkeys(
-                (score.group, score.name)
-                for run in mine
-                for score in run.scores.scores
-                if score.group not in DETAILS
-            )
+            (score.group, score.name)
+            for run in mine
+            for score in run.scores.scores
+            if score.group not in DETAILS
+        )
         for group, name in keys:
             found = [_find(run, group, name) if run in mine else None for run in runs]
             differences = [
@@ -197,15 +197,13 @@ def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.
 def _spread(before: Scores, after: Scores, old: Score, new: Score) -> float | None:
     """The variance of new - old for a mean of units or a sum of such scores."""
     if old.parts:
-        spreads = [_spread(before, after, _part(before, part), _part(after, part)) for part in old.parts]
+        spreads = [
+            _spread(before, after, before.get(part, "type"), after.get(part, "type")) for part in old.parts
+        ]
         return None if None in spreads else sum(spread for spread in spreads if spread is not None)
     if not old.units or not new.units or old.units.keys() != new.units.keys():
         return None
     return intervals.mean_variance([new.units[unit] - value for unit, value in old.units.items()])
-
-
-def _part(scores: Scores, name: str) -> Score:
-    return next(score for score in scores.scores if score.name == name and score.units is not None)
 
 
 def _selects(over: dict[str, str], verdict: Verdict) -> bool:

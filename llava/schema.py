@@ -87,7 +87,8 @@ class Score:
 
     A score is one of three things, which is what lets two runs be compared question by question:
     the mean of the verdicts that `over` selects ({} is all; {"type": "color"} those of one type), times 100;
-    the mean of `units`, a value for each independent unit; or the sum of the scores named in `parts`.
+    the mean of `units`, a value for each independent unit; or the sum of the scores of group "type" that
+    `parts` names.
     """
 
     name: str

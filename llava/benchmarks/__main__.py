@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     submit = _add(commands, "submit", _submit, "write the file for the benchmark's server or judge")
     submit.add_argument("--answers", type=Path, required=True)
     submit.add_argument("--output", type=Path, required=True)
+    submit.add_argument("--allow-missing", action="store_true", help="leave out what has no answer")
     return parser
 
 
@@ -89,14 +90,16 @@ def _leave_submission(benchmark: Benchmark, args: argparse.Namespace) -> None:
         return
     path = args.save_path / f"submission{benchmark.submission_suffix}"
     answers = benchmark.read_answers(args.answers)
-    benchmark.write_submission(args.root, answers, path, split=args.split)
+    benchmark.write_submission(args.root, answers, path, split=args.split, allow_missing=args.allow_missing)
     sys.stdout.write(f"{benchmark.name} has no local score; wrote {path} for its server or judge\n")
 
 
 def _submit(args: argparse.Namespace) -> None:
     benchmark = benchmarks.get(args.benchmark)
     answers = benchmark.read_answers(args.answers)
-    benchmark.write_submission(args.root, answers, args.output, split=args.split)
+    benchmark.write_submission(
+        args.root, answers, args.output, split=args.split, allow_missing=args.allow_missing
+    )
     sys.stdout.write(f"wrote {args.output}\n")
 
 

@@ -25,10 +25,15 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """One answer, or None, for each question in order; how many rows said again what had been said."""
+    """One answer, or None, for each question in order.
+
+    `duplicates` counts rows that said again what had been said; `other_prompts` answers whose prompt and
+    question text have neither in the other, which may have been asked something else.
+    """
 
     answers: list[Answer | None]
     duplicates: int
+    other_prompts: int
 
     @property
     def missing(self) -> int:
@@ -117,7 +122,15 @@ def match(
             f"{name}: {len(missing)} of {len(questions)} questions have no answer: {first(missing)}; "
             "answer them, or count them as wrong with --allow-missing"
         )
-    return Matched(found, duplicates)
+    other = sum(_is_other(question.text, answer) for question, answer in zip(questions, found, strict=True))
+    return Matched(found, duplicates, other)
+
+
+def _is_other(text: str, answer: Answer | None) -> bool:
+    if answer is None or not answer.prompt or not text:
+        return False
+    asked, wanted = _squeeze(answer.prompt), _squeeze(text)
+    return asked not in wanted and wanted not in asked
 
 
 def first(ids: Sequence[object]) -> str:

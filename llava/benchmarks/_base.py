@@ -121,12 +121,18 @@ class Benchmark:
         return self.judge(Task(root, self.pick_split(split), answers, allow_missing, truth))
 
     def write_submission(
-        self, root: Path, answers: Sequence[Answer], path: Path, *, split: str | None = None
+        self,
+        root: Path,
+        answers: Sequence[Answer],
+        path: Path,
+        *,
+        split: str | None = None,
+        allow_missing: bool = False,
     ) -> None:
         """Write the file that the benchmark's server (or judge) takes, equal to the original's."""
         if not answers:
             raise AnswersError(f"{self.name}: there are no answers to send in")
-        self.submit(Task(root, self.pick_split(split), answers), path)
+        self.submit(Task(root, self.pick_split(split), answers, allow_missing), path)
 
 
 def read_jsonl_questions(path: Path) -> list[Question]:

@@ -132,12 +132,19 @@ def counts(verdicts: Sequence[Verdict], matched: Matched | None = None) -> dict[
     }
 
 
-def missing_note(matched: Matched) -> tuple[str, ...]:
-    """What the scores must say about answers that are missing."""
-    if not matched.missing:
-        return ()
-    share = f"{matched.missing} of {len(matched.answers)} questions"
-    return (f"{share} have no answer and count as wrong (--allow-missing)",)
+def warnings(matched: Matched) -> tuple[str, ...]:
+    """What the scores must say about answers that are missing or look like another question's."""
+    notes = []
+    total = len(matched.answers)
+    if matched.missing:
+        notes.append(
+            f"{matched.missing} of {total} questions have no answer and count as wrong (--allow-missing)"
+        )
+    if matched.other_prompts:
+        notes.append(
+            f"{matched.other_prompts} of {total} answers were given to another prompt than this question"
+        )
+    return tuple(notes)
 
 
 def model_of(matched: Matched) -> str:
@@ -166,5 +173,5 @@ def collect(
         source=source,
         model_id=model_of(matched),
         split=split,
-        notes=(*missing_note(matched), *notes),
+        notes=(*warnings(matched), *notes),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -87,15 +88,15 @@ def plain_words(text: str) -> str:
 def normalise(text: str) -> str:
     """`text` as the EvalAI processor writes it: "A red car, and a bus" becomes "red car and bus"."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return plain_words(strip_punctuation(_one_line(text)))
+    return _processed(_one_line(text))
 
 
 def official_accuracy(answer: str, humans: Sequence[str]) -> float:
     """The official VQA evaluator's accuracy (0 to 1) of `answer` against the human answers."""
     answer, humans = _one_line(answer), list(humans)
     if len(set(humans)) > 1:
-        humans = [plain_words(strip_punctuation(human)) for human in humans]
-        answer = plain_words(strip_punctuation(answer))
+        humans = [_processed(human) for human in humans]
+        answer = _processed(answer)
     return leave_one_out(answer, humans)
 
 
@@ -109,6 +110,12 @@ def leave_one_out(answer: str, humans: Sequence[str]) -> float:
     matches = sum(human == answer for human in humans)
     left_out = (min(1.0, (matches - (human == answer)) / 3) for human in humans)
     return sum(left_out) / len(humans)
+
+
+# Two million human answers of VQAv2 are a few ten thousand different ones.
+@lru_cache(maxsize=1 << 17)
+def _processed(text: str) -> str:
+    return plain_words(strip_punctuation(text))
 
 
 def _one_line(text: str) -> str:

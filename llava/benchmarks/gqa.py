@@ -160,6 +160,8 @@ def write_predictions(answers: Sequence[Answer], path: Path) -> None:
 
 
 def _submit(task: Task, path: Path) -> None:
+    asked = BENCHMARK.read_questions(task.root, task.split)
+    match(asked, task.answers, allow_missing=task.allow_missing, name="gqa")
     write_predictions(task.answers, path)
 
 

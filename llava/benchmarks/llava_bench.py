@@ -30,6 +30,10 @@ REVIEW = "review"
 GPT4 = "answers_gpt4.jsonl"
 PERCENT = 100.0
 TOP_GRADE = 10.0
+# What a missing review counts as: all points for GPT-4, none for the model.
+LOST = (TOP_GRADE, 0.0)
+GPT4_POINTS = "GPT-4's points"
+MODEL_POINTS = "model's points"
 
 
 def read_reviewed(path: Path) -> list[Answer]:
@@ -73,7 +77,7 @@ def _judge(task: Task) -> Scores:
         )
     verdicts = [_verdict(q, a) for q, a in zip(questions, matched.answers, strict=True)]
     points = {
-        str(q.id): (q.category, *(a.extra[REVIEW]["tuple"] if a else (0.0, 0.0)))
+        str(q.id): (q.category, *(a.extra[REVIEW]["tuple"] if a else LOST))
         for q, a in zip(questions, matched.answers, strict=True)
     }
     scores = [
@@ -96,12 +100,11 @@ def _relative(
     mine = {key: (gpt4, model) for key, (kind, gpt4, model) in points.items() if category in (None, kind)}
     gpt4, model = [one for one, _ in mine.values()], [two for _, two in mine.values()]
     mean_gpt4, mean_model = round(fmean(gpt4), 3), round(fmean(model), 3)
-    side = "" if group == "total" else f"{group} "
     means = [
         _scores.mean_of_units(name, {key: TOP_GRADE * one for key, (one, _) in mine.items()},
-                              group=f"{side}gpt4", value=TOP_GRADE * mean_gpt4),
+                              group=GPT4_POINTS, value=TOP_GRADE * mean_gpt4),
         _scores.mean_of_units(name, {key: TOP_GRADE * two for key, (_, two) in mine.items()},
-                              group=f"{side}model", value=TOP_GRADE * mean_model),
+                              group=MODEL_POINTS, value=TOP_GRADE * mean_model),
     ]  # fmt: skip
     if not mean_gpt4:
         return [_scores.not_available(name, "GPT-4's answers have no points", group=group), *means]
@@ -112,7 +115,7 @@ def _relative(
 
 
 def _verdict(question: Question, answer: Answer | None) -> Verdict:
-    review: Mapping[str, Any] = answer.extra[REVIEW] if answer else {"tuple": (0.0, 0.0)}
+    review: Mapping[str, Any] = answer.extra[REVIEW] if answer else {"tuple": LOST}
     gpt4, model = review["tuple"]
     failed = gpt4 < 0 or model < 0
     return Verdict(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from llava.benchmarks import _letters, _scores
 from llava.benchmarks._answers import Matched, match, read_answers
 from llava.benchmarks._base import LETTER, Benchmark, Task, options_text
-from llava.errors import AnswersError, DataError
+from llava.errors import DataError
 from llava.files import atomic_write
 from llava.schema import Answer, Question, Score, Scores, Status, Verdict
 
@@ -260,7 +260,9 @@ def _verdict(group: Sequence[Asked]) -> Verdict:
     )
 
 
-def write_upload(tsv: Path, answers: Sequence[Answer], path: Path, *, name: str) -> int:
+def write_upload(
+    tsv: Path, answers: Sequence[Answer], path: Path, *, name: str, allow_missing: bool = True
+) -> int:
     """Write the server's xlsx: the TSV's columns that it wants, and `prediction`; the number of empty cells.
 
     Made by the original's pandas calls with pandas' own rules for types and missing words, so that every cell
@@ -273,7 +275,7 @@ def write_upload(tsv: Path, answers: Sequence[Answer], path: Path, *, name: str)
     table = pandas.read_table(tsv)
     questions = [Question(int(index), "") for index in table["index"]]
     first_round = [answer for answer in answers if int(answer.extra.get("round_id", 0)) == 0]
-    matched = match(questions, first_round, allow_missing=True, name=name)
+    matched = match(questions, first_round, allow_missing=allow_missing, name=name)
     upload = table.drop(columns=[column for column in DROPPED if column in table.columns])
     said = pandas.Series([answer.text if answer else None for answer in matched.answers], dtype=object)
     upload.insert(min(PREDICTION_COLUMN, len(upload.columns)), "prediction", said)
@@ -292,10 +294,7 @@ def make(name: str, title: str, folder: str, split: str, tsv: str, suffix: str) 
         ]
 
     def submit(task: Task, path: Path) -> None:
-        missing = write_upload(task.truth or task.root / tsv, task.answers, path, name=name)
-        if missing and not task.allow_missing:
-            path.unlink()
-            raise AnswersError(f"{name}: {missing} rows of {tsv} have no answer; nothing was written")
+        write_upload(task.root / tsv, task.answers, path, name=name, allow_missing=task.allow_missing)
 
     return Benchmark(
         name=name,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.benchmarks import _letters, _scores
-from llava.benchmarks._answers import match
+from llava.benchmarks._answers import match, read_answers
 from llava.benchmarks._base import LETTER, Benchmark, Task, find, options_text
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
@@ -60,6 +60,20 @@ def read_problems(root: Path, split: str = SPLIT) -> list[Problem]:
     if path is None:
         raise DataError(f"{root}: found neither problems.json with pid_splits.json nor {QUESTION_FILE}")
     return [_from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_json(path))]
+
+
+def read_tool_output(path: Path) -> list[Answer]:
+    """The answers in an answers file, or in either of the files that the original's evaluator writes."""
+    try:
+        value = read_json(path)
+    except DataError:
+        return read_answers(path)
+    if isinstance(value, dict) and "outputs" in value:
+        return [Answer(key, "", text) for key, text in value["outputs"].items()]
+    if isinstance(value, dict) and {"correct", "incorrect"} <= value.keys():
+        rows = [*value["correct"], *value["incorrect"]]
+        return [Answer(row["question_id"], row["question"], row["pred"]) for row in rows]
+    return read_answers(path)
 
 
 def official_problems(problems: Path, splits: Path, split: str) -> list[Problem]:
@@ -244,4 +258,5 @@ BENCHMARK = Benchmark(
     judge=_judge,
     submit=_submit,
     aliases=("sqa",),
+    answers_from=read_tool_output,
 )

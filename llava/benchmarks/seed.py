@@ -133,7 +133,8 @@ def _judge(task: Task) -> Scores:
 
 
 def _submit(task: Task, path: Path) -> None:
-    write_upload(asked(_items(task.root, task.truth), task.answers), task.answers, path)
+    items = asked(_items(task.root, task.truth), task.answers)
+    write_upload(items, task.answers, path, allow_missing=task.allow_missing)
 
 
 BENCHMARK = Benchmark(

@@ -71,9 +71,11 @@ def read_images(path: Path) -> list[Question]:
     return [Question(row["question_id"], row.get("text", ""), row["image"]) for _, row in read_jsonl(path)]
 
 
-def write_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> None:
+def write_upload(
+    questions: Sequence[Question], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
+) -> None:
     """Write the server's JSON list of image and processed answer, in the questions' order."""
-    matched = match(questions, answers, allow_missing=False, name="vizwiz")
+    matched = match(questions, answers, allow_missing=allow_missing, name="vizwiz")
     rows = [
         {"image": question.image, "answer": normalise(answer.text)}
         for question, answer in zip(questions, matched.answers, strict=True)
@@ -84,7 +86,8 @@ def write_upload(questions: Sequence[Question], answers: Sequence[Answer], path:
 
 
 def _submit(task: Task, path: Path) -> None:
-    write_upload(BENCHMARK.read_questions(task.root, task.split), task.answers, path)
+    questions = BENCHMARK.read_questions(task.root, task.split)
+    write_upload(questions, task.answers, path, allow_missing=task.allow_missing)
 
 
 BENCHMARK = Benchmark(

@@ -27,6 +27,8 @@ from llava.schema import Answer, Question, Score, Scores, Verdict
 
 SOURCE = "VQA vqaEval.py (GT-Vision-Lab); answers processed as LLaVA v1.2.2 submits them"
 UPLOADED = "llava_vqav2_mscoco_test2015.jsonl"
+# VQA's own catch-all types, for annotations that name none.
+OTHER_ANSWER, OTHER_QUESTION = "other", "none of the above"
 SPLITS = ("test-dev2015", "test2015", "val2014")
 
 
@@ -113,12 +115,12 @@ def _verdict(
     said = None if answer is None else normalise(answer.text) if as_sent else answer.text
     return Verdict(
         question_id=row["question_id"],
-        type=row["answer_type"],
+        type=row.get("answer_type", OTHER_ANSWER),
         score=0.0 if said is None else official_accuracy(said, humans),
         answer=answer.text if answer else None,
         truth=row.get("multiple_choice_answer", humans[0]),
         status="unanswered" if answer is None else "answered" if said else "unparsable",
-        facets={"question type": row["question_type"]},
+        facets={"question type": row.get("question_type", OTHER_QUESTION)},
         image=str(row["image_id"]),
         question=texts.get(str(row["question_id"]), ""),
     )

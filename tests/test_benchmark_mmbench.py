@@ -1,0 +1,106 @@
+"""MMBench: circular and plain, three readings of a letter, categories, literal "None", the upload's cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import openpyxl
+import pytest
+from tiny_benchmarks import MAKERS
+
+from llava import benchmarks
+from llava.benchmarks import mmbench
+from llava.errors import AnswersError
+from llava.schema import Answer, Scores
+
+MMBENCH = benchmarks.get("mmbench")
+TSV = "mmbench_dev_20230712.tsv"
+
+
+@pytest.fixture(
+    scope="module", params=[("mmbench", "llava-v1.5-7b"), ("mmbench_cn", "llava-v1.5-7b.dev_cn_20231003")]
+)
+def real(request: pytest.FixtureRequest) -> tuple[Scores, dict[str, object]]:
+    from conftest import _data
+
+    folder = _data("realdata", request) / "mmbench"
+    name, file = request.param
+    benchmark = benchmarks.get(name)
+    answers = benchmark.read_answers(folder / "answers_upload" / f"{file}.xlsx")
+    return benchmark.score(folder, answers), json.loads((folder / "expected.json").read_text())[file]
+
+
+def test_real_answers_score_as_the_official_evaluators_say(real: tuple[Scores, dict[str, object]]) -> None:
+    scores, expected = real
+    strict, first = expected["circular_strict_letter_equality"], expected["circular_first_char"]
+    assert isinstance(strict, dict)
+    assert isinstance(first, dict)
+    assert scores.get("circular").value == expected["lmms_eval_static_overall"]
+    assert scores.get("circular").n == expected["base_questions"]
+    assert scores.get("circular_strict").value == strict["acc"]
+    assert scores.get("circular_first_character").value == first["acc"]
+    assert scores.get("plain_first_character").value == expected["vanilla_first_char_base_rows_acc"]
+    assert f"{expected['rows']} rows make {expected['base_questions']} base questions" in scores.notes[0]
+
+
+def test_a_base_question_counts_only_when_every_rotation_is_right(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    scores = MMBENCH.score(tmp_path, [Answer(7, "", "B"), Answer(1000007, "", "B"), Answer(8, "", "C. rain")])
+    assert scores.get("circular").value == 50.0
+    assert scores.get("circular_strict").value == 0.0
+    assert scores.get("plain").value == 100.0
+    assert scores.get("object", "type").value == 0.0
+    assert scores.get("cause", "type").value == 100.0
+    assert scores.get("LR", "l2-category").value == 100.0
+    verdict = scores.verdicts[0]
+    assert (verdict.answer, verdict.truth) == ("B | B", "B | A")
+
+
+def test_prompts_hold_hint_and_literal_none(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    first, _, third = MMBENCH.read_questions(tmp_path)
+    suffix = "Answer with the option's letter from the given choices directly."
+    assert first.text == f"Look.\nWhich?\nA. cat\nB. dog\n{suffix}"
+    assert third.text == f"Why?\nA. None\nB. NA\nC. rain\n{suffix}"
+    assert first.image_base64 == "aW1n"
+
+
+def test_chinese_questions_end_with_the_chinese_sentence(tmp_path: Path) -> None:
+    MAKERS["mmbench_cn"](tmp_path)
+    assert benchmarks.get("mmbench_cn").read_questions(tmp_path)[0].text.endswith("\n请直接回答选项字母。")
+
+
+def test_all_rounds_count_as_rotations(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    rows = [(7, "BA"), (1000007, "AB"), (8, "CBA")]  # rotated left: the truth moves one letter down a round
+    answers = [
+        Answer(index, "", letter, extra={"round_id": number})
+        for index, letters in rows
+        for number, letter in enumerate(letters)
+    ]
+    assert MMBENCH.score(tmp_path, answers).get("circular").value == 100.0
+    spoiled = [*answers[:-1], Answer(8, "", "C", extra={"round_id": 2})]
+    assert MMBENCH.score(tmp_path, spoiled).get("circular").value == 50.0
+
+
+def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    MMBENCH.write_submission(tmp_path, tiny.answers, tmp_path / "up.xlsx")
+    rows = list(openpyxl.load_workbook(tmp_path / "up.xlsx").worksheets[0].iter_rows(values_only=True))
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert rows[1] == (7, "Which?", "cat", "dog", None, None, "B", "B", "dev")
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+        MMBENCH.write_submission(tmp_path, tiny.answers[:2], tmp_path / "none.xlsx")
+    assert not (tmp_path / "none.xlsx").exists()
+
+
+def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    mmbench.write_upload(tmp_path / TSV, tiny.answers[:2], tmp_path / "up.xlsx", name="mmbench")
+    answers = MMBENCH.read_answers(tmp_path / "up.xlsx")
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+        MMBENCH.score(tmp_path, answers)
+    (tmp_path / TSV).unlink()
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+        MMBENCH.score(tmp_path, answers)
