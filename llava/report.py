@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,10 +50,11 @@ PUBLISHED: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One metrics.json and the short name it has in the table."""
+    """One metrics.json: the short name it has in the table, what it holds, where it lies."""
 
     name: str
     scores: Scores
+    path: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One score of one benchmark in every run; `differences` are to the baseline, None for itself."""
+    """One score of one benchmark in every run; `differences` are to run `baseline`, None for itself."""
 
     benchmark: str
     group: str
@@ -80,6 +81,7 @@ class Row:
     n: int
     scores: tuple[Score | None, ...]
     differences: tuple[Difference | None, ...]
+    baseline: int
     is_headline: bool = False
 
 
@@ -92,54 +94,70 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             raise DataError(f"{path}: there is no {FILE_NAME} in this folder")
         runs += [(file, read_scores(file)) for file in files]
     names = _short_names([file for file, _ in runs])
-    return [Run(name, scores) for name, (_, scores) in zip(names, runs, strict=True)]
+    return [Run(name, scores, file) for name, (file, scores) in zip(names, runs, strict=True)]
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:
-    """The fewest last folders that tell the files apart; a file given by another name keeps that name."""
+    """The fewest last folders that tell the files apart; a file of another name keeps its own name too."""
     parts = [
-        (*path.resolve().parts[:-1],) if path.name == FILE_NAME else (*path.resolve().parts[:-1], path.stem)
-        for path in files
+        path.parent.parts if path.name == FILE_NAME else (*path.parent.parts, path.stem)
+        for path in (file.resolve() for file in files)
     ]
-    longest = max(len(part) for part in parts)
-    for depth in range(1, longest + 1):
+    for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in files]
 
 
-def compare(runs: Sequence[Run], baseline: int = 0) -> list[Row]:
-    """A row for each score of each benchmark, with the paired difference of every run to `baseline`.
+def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Row]:
+    """A row for each score of each benchmark, with the paired difference of every run to the baseline.
 
-    Runs of several benchmarks may be mixed; a benchmark's baseline is run `baseline`'s model when that run is
-    of this benchmark, else the first run of the benchmark.
+    `baseline` is a run's name or path, or a folder above it (then each benchmark takes its own run from there);
+    None, or a benchmark without such a run, takes the benchmark's first run.
 
     Raises:
         DataError: Two runs of one benchmark were scored on different questions.
+        SettingsError: No run is what `baseline` names.
     """
+    chosen = [index for index, run in enumerate(runs) if baseline and _is_called(run, baseline)]
+    if baseline and not chosen:
+        raise SettingsError(
+            f"--baseline {baseline!r} is none of the runs: {', '.join(run.name for run in runs)}"
+        )
     rows: list[Row] = []
     for benchmark in dict.fromkeys(run.scores.benchmark for run in runs):
-        mine = [run for run in runs if run.scores.benchmark == benchmark]
-        base = runs[baseline] if runs[baseline] in mine else mine[0]
-        for run in mine:
-            _check_same_questions(base, run)
-        keys = dict.fromkeys(
-            (score.group, score.name)
-            for run in mine
-            for score in run.scores.scores
-            if score.group not in DETAILS
-        )
-        for group, name in keys:
-            found = [_find(run, group, name) if run in mine else None for run in runs]
-            differences = [
-                difference(base.scores, run.scores, group, name) if run in mine and run is not base else None
-                for run in runs
-            ]
-            n = max(score.n for score in found if score)
-            headline = group == "total" and name == base.scores.headline
-            rows.append(Row(benchmark, group, name, n, tuple(found), tuple(differences), headline))
+        mine = [index for index, run in enumerate(runs) if run.scores.benchmark == benchmark]
+        base = next((index for index in chosen if index in mine), mine[0])
+        rows += _compare(runs, mine, base)
     return rows
+
+
+def _is_called(run: Run, wanted: str) -> bool:
+    path = Path(wanted).resolve()
+    return run.name == wanted or path == run.path.resolve() or path in run.path.resolve().parents
+
+
+def _compare(runs: Sequence[Run], mine: Sequence[int], base: int) -> Iterator[Row]:
+    """The rows of one benchmark, whose runs are `mine`."""
+    before = runs[base].scores
+    for index in mine:
+        _check_same_questions(runs[base], runs[index])
+    keys = dict.fromkeys(
+        (score.group, score.name)
+        for index in mine
+        for score in runs[index].scores.scores
+        if score.group not in DETAILS
+    )
+    for group, name in keys:
+        found = tuple(_find(run, group, name) if i in mine else None for i, run in enumerate(runs))
+        differences = tuple(
+            difference(before, run.scores, group, name) if i in mine and i != base else None
+            for i, run in enumerate(runs)
+        )
+        n = max(score.n for score in found if score)
+        headline = group == "total" and name == before.headline
+        yield Row(before.benchmark, group, name, n, found, differences, base, headline)
 
 
 def _find(run: Run, group: str, name: str) -> Score | None:
@@ -221,7 +239,8 @@ def to_markdown(runs: Sequence[Run], rows: Sequence[Row], *, published: bool = F
         compared = [index for index in shown if any(row.differences[index] for row in mine)]
         header = ["question type", "n"]
         header += [cell for index in shown for cell in (runs[index].name, "95 % interval")]
-        header += [cell for index in compared for cell in (f"{runs[index].name} - base", "95 % interval")]
+        base = runs[mine[0].baseline].name
+        header += [cell for index in compared for cell in (f"{runs[index].name} - {base}", "95 % interval")]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         lines += [_cells(row, shown, compared) for row in mine]
         if published:
@@ -295,19 +314,6 @@ def to_json(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     return json.dumps({"runs": told, "rows": value}, indent=2, ensure_ascii=False)
 
 
-def _pick_baseline(runs: Sequence[Run], paths: Sequence[Path], wanted: str | None) -> int:
-    if wanted is None:
-        return 0
-    for index, run in enumerate(runs):
-        if wanted == run.name:
-            return index
-    scores = [read_runs([Path(wanted)])] if Path(wanted).exists() else []
-    for index, run in enumerate(runs):
-        if scores and run.scores == scores[0][0].scores:
-            return index
-    raise SettingsError(f"--baseline {wanted!r} is none of the runs: {', '.join(run.name for run in runs)}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m llava.report", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS", help="metrics.json or a folder")
@@ -319,7 +325,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="add the papers' figures, labelled so")
     args = parser.parse_args()
     runs = read_runs(args.runs)
-    rows = compare(runs, _pick_baseline(runs, args.runs, args.baseline))
+    rows = compare(runs, args.baseline)
     text = to_json(runs, rows) if args.format == "json" else to_markdown(runs, rows, published=args.published)
     if args.out:
         with atomic_write(args.out) as stream:
