@@ -357,6 +357,21 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
         edit("config.json", num_hidden_layers=5),
         "num_hidden_layers is 4 there and 5 here",
     ),
+    "other_vocabulary": (
+        tiny.adapter,
+        edit("config.json", vocab_size=32000),
+        "vocab_size is 2048 there and 32000",
+    ),
+    "smaller_vocabulary": (
+        tiny.adapter,
+        edit("config.json", vocab_size=2000),
+        "vocab_size is 2048 there and 2000",
+    ),
+    "images_without_config": (
+        tiny.adapter,
+        drop("config.json"),
+        "trained with images, but there is no config.json",
+    ),
     "code_in_bin": (tiny.projector_only, unpicklable, r"mm_projector\.bin: holds more than tensors"),
     "projector_cut": (
         tiny.projector_only,

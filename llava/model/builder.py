@@ -24,7 +24,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
-from llava.model.placement import Placement, avoid_unfit_kernels, plan
+from llava.model.placement import Placement, as_dtype, avoid_unfit_kernels, plan
 from llava.model.source import Source, find_source
 from llava.model.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
 from llava.model.weights import Tensors, check_weights, read_projector, read_tensors
@@ -73,7 +73,7 @@ def load_pretrained_model(
         CheckpointError: Files are missing, damaged, or do not fit each other.
         SettingsError: The device is not there, or settings exclude each other.
     """
-    tower_dtype = kwargs.pop("vision_tower_dtype", None)
+    tower_dtype = as_dtype(kwargs.pop("vision_tower_dtype", None))
     kwargs.pop("low_cpu_mem_usage", None)  # transformers 5 always does
     dtype = kwargs.pop("torch_dtype", None)
     placement = plan(
@@ -106,6 +106,11 @@ def assemble(source: Source, placement: Placement, tokenizer: Any) -> Any:
         tokenizer: Gets the tokens that the checkpoint was trained with.
     """
     if not source.is_multimodal:
+        if source.kind == "adapter" and any("mm_projector" in name for name in read_non_lora(source.folder)):
+            raise CheckpointError(
+                f"{source.folder}: was trained with images, but there is no config.json that names its "
+                "vision tower: copy it from the run's output folder"
+            )
         model, missing = _read(AutoModelForCausalLM, source.base, placement)
         _require_complete(source, missing)
     else:
@@ -199,6 +204,12 @@ def _require_fit(source: Source, config: LlavaConfig, base: LlavaConfig) -> None
                 f"{source.base}: does not fit {source.folder}: {name} is {getattr(base, name)} there and "
                 f"{getattr(config, name)} here; give the base it was trained on"
             )
+    # Training may have added a patch, a start and an end token.
+    if not 0 <= config.vocab_size - base.vocab_size <= 3:
+        raise CheckpointError(
+            f"{source.base}: does not fit {source.folder}: vocab_size is {base.vocab_size} there and "
+            f"{config.vocab_size} here; give the base it was trained on"
+        )
 
 
 def _require_complete(source: Source, missing: set[str]) -> None:
@@ -232,7 +243,7 @@ def _add_tokens(model: Any, tokenizer: Any) -> None:
 def load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
     """Load the tower beside the projector; the image processor."""
     tower = model.get_vision_tower()
-    tower.load_model(near=source.config_folder)
+    tower.load_model(near=source.folders)
     if model.config.unfreeze_mm_vision_tower and source.kind == "full":
         mark = "vision_tower.vision_tower."
         own: Tensors = {}

@@ -61,7 +61,7 @@ class LlavaMetaModel:
         config.mm_patch_merge_type = model_args.mm_patch_merge_type
 
         tower = build_vision_tower(config, delay_load=True)
-        tower.load_model(near=Path(config.name_or_path) if config.name_or_path else None)
+        tower.load_model(near=[Path(config.name_or_path)] if config.name_or_path else [])
         config.mm_hidden_size = tower.hidden_size
         self.vision_tower = [tower] if fsdp else tower
 

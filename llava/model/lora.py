@@ -159,8 +159,8 @@ def attach(model: Any, folder: Path) -> PeftModel:
         )
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(f"{folder}: the adapter does not fit its base: {_gist(error)}") from error
-    wanted = {_plain(name) for name, _ in wrapped.named_parameters() if "lora_" in name}
-    stored = {name for name in stored if "lora_" in name}
+    wanted = {_plain(name) for name, _ in wrapped.named_parameters() if _is_factor(name)}
+    stored = set(filter(_is_factor, stored))
     if stored != wanted:
         odd = min(stored ^ wanted)
         whose = "only the adapter has" if odd in stored else "the adapter lacks"
@@ -171,6 +171,10 @@ def attach(model: Any, folder: Path) -> PeftModel:
 def merged(wrapped: PeftModel) -> Any:
     """The base model with the adapter added into its weights."""
     return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _is_factor(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
 
 
 def _plain(name: str) -> str:

@@ -70,6 +70,8 @@ def consolidate(src: str, dst: Path, *, dtype: str = "float16") -> None:
         CheckpointError: `src` is not a whole model, or `dst` is taken.
     """
     source = find_source(src, None)
+    if source.kind != "full":
+        raise CheckpointError(f"{source.folder}: holds no whole model; merge an adapter instead")
     with new_folder(dst) as temporary:
         tokenizer = read_tokenizer(source)
         model = assemble(source, _placement(dtype, "cpu"), tokenizer)
@@ -87,7 +89,7 @@ def _placement(dtype: str, device: str) -> Any:
 def _name_tower_from_anywhere(config: Any, source: Source) -> None:
     """A tower named relative to the adapter's folder would not be found from the new one."""
     name = config.mm_vision_tower if source.is_multimodal else None
-    if name and not Path(name).is_dir() and (folder := find_folder(name, near=source.config_folder)):
+    if name and not Path(name).is_dir() and (folder := find_folder(name, near=source.folders)):
         config.mm_vision_tower = str(folder)
 
 

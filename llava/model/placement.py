@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -47,12 +48,14 @@ def plan(
     if load_8bit and load_4bit:
         raise SettingsError("load_8bit and load_4bit exclude each other: give one")
     device = _device(device, device_map)
-    chosen = _dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
+    chosen = as_dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
     settings: dict[str, Any] = {
         "dtype": chosen,
         "device_map": device_map if device == "cuda" else {"": device},
     }
     if load_4bit or load_8bit:
+        if find_spec("bitsandbytes") is None:
+            raise SettingsError("load_4bit and load_8bit need bitsandbytes: pip install 'llava[quant]'")
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=load_8bit,
             load_in_4bit=load_4bit,
@@ -95,7 +98,8 @@ def _device(wanted: str | None, device_map: Any) -> str:
     return device
 
 
-def _dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
+def as_dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
+    """A precision by name or as it is; None for no wish."""
     if wanted is None or isinstance(wanted, torch.dtype):
         return wanted
     found = getattr(torch, wanted, None)

@@ -44,6 +44,11 @@ class Source:
         return False
 
     @property
+    def folders(self) -> list[Path]:
+        """Where a relative name in the config may start from."""
+        return [self.config_folder, self.folder, self.base]
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder's own tokenizer if it has one, else the base's."""
         has_own = first_file(self.folder, ("tokenizer.model", "tokenizer.json"))
@@ -70,7 +75,7 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
             f"{folder}: holds {'an adapter' if kind == 'adapter' else 'a projector'} only: give its language "
             f"model as --model-base{hint}"
         )
-    base = locate(model_base, near=folder, what="base model")
+    base = locate(model_base, near=[folder], what="base model")
     source = Source(kind, folder, base, _config_folder(folder, base))
     if kind == "projector" and not source.is_multimodal:
         raise CheckpointError(

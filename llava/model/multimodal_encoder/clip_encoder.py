@@ -44,11 +44,11 @@ class CLIPVisionTower(nn.Module):
         if not delay_load:
             self.load_model()
 
-    def load_model(self, near: Path | None = None, **kwargs: Any) -> None:
+    def load_model(self, near: Sequence[Path] = (), **kwargs: Any) -> None:
         """Read processor and weights, once; a second call does nothing.
 
         Args:
-            near: A checkpoint's folder, against which a relative name is tried when it is none from here.
+            near: Checkpoints' folders, from which a relative name is tried when there is none from here.
             kwargs: Passed to `from_pretrained` (dtype, device_map).
         """
         if self.is_loaded:
