@@ -113,7 +113,7 @@ def _short_names(files: Sequence[Path]) -> list[str]:
 def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Row]:
     """A row for each score of each benchmark, with the paired difference of every run to the baseline.
 
-    `baseline` is a run's name or path, or a folder above it (then each benchmark takes its own run from there);
+    `baseline` is a run's name or path, or a folder above it, from which each benchmark takes its own run;
     None, or a benchmark without such a run, takes the benchmark's first run.
 
     Raises:
