@@ -310,6 +310,51 @@ def test_supervised_ids_are_those_that_spell_the_answers(llama: Any) -> None:
         assert [label != -100 for label in result.labels[1:]] == inside
 
 
+def original_arithmetic(text: str, sample: Sample, tokenizer: Any, separator: str, max_length: int) -> Any:
+    """Labels by the original's rule (each round measured alone, lengths added up); None where it gives up."""
+    encode = _encoder(sample, tokenizer)
+    ids = encode(text) if sample.image is not None else encode(text)[:max_length]
+    made, place = [-100, *ids[1:]], 1
+    for number, said in enumerate(text.split("</s>")):
+        halves = said.split(separator)
+        if not said or len(halves) != 2:
+            break
+        # "USER" behind "</s>" is one piece where "USER" at a start is two, unless legacy.
+        fewer = int(number > 0 and not tokenizer.legacy and "ASSISTANT" in separator)
+        question = len(encode(halves[0] + separator)) - 2 - fewer
+        made[place : place + question] = [-100] * len(made[place : place + question])
+        place += len(encode(said)) - fewer
+    made[place:] = [-100] * len(made[place:])
+    agrees = place >= max_length or place == sum(index != tokenizer.unk_token_id for index in ids)
+    return made if agrees else None
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("version", "separator"),
+    [("v1", " ASSISTANT: "), ("v1_mmtag", " ASSISTANT: "), ("llava_llama_2", "[/INST] ")],
+)
+def test_where_no_text_holds_a_mark_the_originals_arithmetic_agrees(
+    golden: Path, version: str, separator: str, legacy: bool
+) -> None:
+    tokenizer, template = loaded(golden / "tokenizer_llama", legacy), conv_templates[version]
+    compared = 0
+    for sample in nasty_samples(500):
+        said = " ".join(turn.text for turn in sample.turns)
+        if (
+            any(mark in said for mark in ("</s>", "<s>", "ASSISTANT:", "INST]", "<unk>"))
+            or not sample.turns[0].text
+        ):
+            continue
+        turns = labels._turns_in_order(sample, template, mm_use_im_start_end=False)
+        for max_length in (2048, 60):
+            wanted = original_arithmetic(render(template, turns)[0], sample, tokenizer, separator, max_length)
+            if wanted is not None and (sample.image is None or max_length == 2048):
+                assert supervise(sample, template, tokenizer, max_length=max_length).labels == wanted
+                compared += 1
+    assert compared > 150
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", ["v1", "llava_llama_2", "mpt", "v0"])
 def test_any_vocabulary_is_supervised_or_named(tmp_path: Path, kind: str, version: str) -> None:

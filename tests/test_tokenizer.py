@@ -305,6 +305,20 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_one_line(tmp_path: Path) ->
         assert "\n" not in str(caught.value)
 
 
+def test_a_hub_id_is_read_from_the_cache_when_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    stored = tmp_path / "models--someone--vicuna"
+    write_vocabulary(stored / "snapshots" / ("a" * 40), "bpe")
+    (stored / "refs").mkdir()
+    (stored / "refs/main").write_text("a" * 40)
+    assert (
+        load_tokenizer("someone/vicuna").decode(load_tokenizer("someone/vicuna")("Yes").input_ids[1:])
+        == "Yes"
+    )
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     folder = write_vocabulary(tmp_path, "bpe")
     (folder / "tokenizer_config.json").write_text('{"legacy": ')

@@ -2,8 +2,9 @@
 
 The original measures each round of a conversation on its own and adds the lengths up, which goes wrong for
 an empty answer, an end mark inside a text, and every vocabulary but LLaMA's; it then silences the whole
-sample with a printed line. Here an answer's ids are those behind the ids of the text before it. Where the
-original kept a sample, ids and labels are the same.
+sample with a printed line, or masks what it should not. Here an answer's ids are those behind the ids of the
+text before it. Ids are always the original's; labels are where it kept a sample and no text holds a mark of
+the template ("</s>", "ASSISTANT:").
 
 Source: LLaVA v1.2.2 train.py, preprocess_multimodal and preprocess_{plain,v1,llama_2,mpt} (which text, what
 is supervised, what is truncated).
