@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib
 import json
 import re
 import sys
+import threading
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -458,3 +461,25 @@ def test_ids_keep_their_type(commands: Commands, tmp_path: Path) -> None:
     assert commands.answer("model_vqa_loader", *flags, "--answers-file", out, "--max_new_tokens", "1") == 0
     assert [json.loads(line)["question_id"] for line in out.read_text().splitlines()] == [5, "5", "v1738"]
     assert read_json(tmp_path / "a.journal/run.json")["about"]["model"] == "tiny-pretrain"
+
+
+def test_an_image_may_come_from_the_web(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = commands.golden / "images/a_640x480.png"
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(image.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    flags = ("--query", "What?", "--temperature", "0", "--max_new_tokens", "4")
+    try:
+        said = []
+        for name in (image, f"{address}/{image.name}"):
+            assert commands.run("eval.run_llava", *flags, "--image-file", name) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1]
+        assert commands.run("eval.run_llava", *flags, "--image-file", f"{address}/gone.png") == 2
+        assert "gone.png: cannot be downloaded (404" in capsys.readouterr().err
+    finally:
+        server.shutdown()
+        server.server_close()

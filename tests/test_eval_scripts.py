@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_benchmarks import write_benchmark
 from tiny_model import said_alone, tiny_model
 
-from llava.files import read_json, read_jsonl, write_json, write_jsonl
+from llava.files import read_json, read_jsonl, write_json
 
 IMAGES = ("a_640x480.png", "b_333x500.png", "c_100x37.png")
 SUFFIX = "Answer with the option's letter from the given choices directly."
@@ -204,99 +205,6 @@ runpy.run_module(module, run_name="__main__")
 """
 
 
-def write_benchmark(script: str, root: Path) -> None:
-    """The smallest download of one benchmark that its script needs, two questions about one image."""
-    questions = [
-        {"question_id": n, "image": "x.jpg", "text": f"Is it {n}?", "category": "default"} for n in (1, 2)
-    ]
-    gqa = {"isBalanced": True, "answer": "a", "question": "?", "imageId": "x", "semantic": [], "entailed": []}
-    gqa |= {"types": {"structural": "query", "semantic": "obj", "detailed": "x"}, "groups": {"global": None}}
-    said = [{"from": "human", "value": "Why?\nA. x\nB. y"}, {"from": "gpt", "value": "A"}]
-    problem = {
-        "question": "Why?",
-        "choices": ["x", "y"],
-        "answer": 0,
-        "hint": "",
-        "image": None,
-        "split": "test",
-    }
-    problem |= {"subject": "natural science", "grade": "grade2", "topic": "biology"}
-    files: dict[str, Any] = {
-        "gqa": {
-            "llava_gqa_testdev_balanced.jsonl": [
-                {**row, "question_id": str(row["question_id"])} for row in questions
-            ],
-            "data/testdev_balanced_questions.json": {"1": gqa, "2": gqa},
-            "data/images/x.jpg": None,
-        },
-        "vqav2": {
-            "llava_vqav2_mscoco_test-dev2015.jsonl": questions[:1],
-            "llava_vqav2_mscoco_test2015.jsonl": questions,
-            "test2015/x.jpg": None,
-        },
-        "mme": {
-            "llava_mme.jsonl": [
-                {**row, "question_id": "count/x.jpg", "image": "count/x.jpg", "text": f"Is {n}?\n{SHORT}"}
-                for n, row in enumerate(questions)
-            ],
-            "MME_Benchmark_release_version/count/x.txt": "Is 0? Please answer yes or no.\tYes\n"
-            "Is 1? Please answer yes or no.\tNo\n",
-            "MME_Benchmark_release_version/count/x.jpg": None,
-        },
-        "sqa": {
-            "llava_test_CQM-A.json": [{"id": "1", "conversations": said}, {"id": "2", "conversations": said}],
-            "problems.json": {"1": problem, "2": problem},
-            "pid_splits.json": {"test": ["1", "2"]},
-        },
-        "vizwiz": {"llava_test.jsonl": questions, "test/x.jpg": None},
-        "textvqa": {
-            "llava_textvqa_val_v051_ocr.jsonl": [
-                {**row, "question_id": "x", "text": f"{row['text']}\nReference OCR token: \n{SHORT}"}
-                for row in questions
-            ],
-            "TextVQA_0.5.1_val.json": {
-                "data": [
-                    {"image_id": "x", "question": row["text"], "question_id": 7, "answers": ["a"] * 10}
-                    for row in questions
-                ]
-            },
-            "train_images/x.jpg": None,
-        },
-        "pope": {
-            "llava_pope_test.jsonl": [
-                {"question_id": n, "image": "x.jpg", "text": f"Is there {n}?\n{SHORT}", "category": name}
-                for n, name in enumerate(("adversarial", "random", "popular"))
-            ],
-            **{
-                f"coco/coco_pope_{name}.json": [
-                    {"question_id": 1, "image": "x.jpg", "text": f"Is there {n}?", "label": "yes"}
-                ]
-                for n, name in enumerate(("adversarial", "random", "popular"))
-            },
-            "val2014/x.jpg": None,
-        },
-        "mmbench": {"mmbench_dev_20230712.tsv": TSV},
-        "mmbench_cn": {"mmbench_dev_cn_20231003.tsv": TSV},
-        "mmvet": {"llava-mm-vet.jsonl": questions, "images/x.jpg": None},
-        "llavabench": {"questions.jsonl": questions, "images/x.jpg": None},
-    }
-    for name, content in files[script].items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".json") and not name.startswith("coco/"):
-            write_json(path, content)
-        elif isinstance(content, list):
-            write_jsonl(path, content)
-        else:
-            path.write_text(content or "")
-
-
-TSV = (
-    "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\tl2-category\timage\tsource\tcomment\tsplit\n"
-    "1\tWhich?\t\tant\tbee\t\t\tA\tx\ty\taGk=\t\t\tdev\n"
-    "1000001\tWhich?\t\tbee\tant\t\t\tB\tx\ty\taGk=\t\t\tdev\n"
-)
-SHORT = "Answer the question using a single word or phrase."
 # Script, folder, what it must leave there.
 LEFT = [
     (
@@ -361,3 +269,66 @@ def test_every_script_leaves_what_it_says(
     code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
     assert code == 0, error
     assert [name for name in left if not (tmp_path / folder / name).is_file()] == []
+
+
+# Notes which device, threads and flags an answering process got, and fails as a broken machine would.
+NOTING = """
+case "$2" in llava.eval.*)
+    shift
+    printf '%s|%s|%s\\n' "${CUDA_VISIBLE_DEVICES-unset}" "$OMP_NUM_THREADS" "$*" >>"$NOTES"
+    exit 3
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices"),
+    [
+        ({}, ["0"]),
+        ({"CUDA_VISIBLE_DEVICES": "2,5"}, ["2", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "2,5", "SHARDS": "3"}, ["2", "5", "2"]),
+        ({"CUDA_VISIBLE_DEVICES": "", "SHARDS": "2"}, ["", ""]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [""]),
+        ({"CUDA_VISIBLE_DEVICES": "2,5", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, ["5"]),
+    ],
+)
+def test_each_process_gets_its_device_and_chunk(
+    repo: Path, tmp_path: Path, settings: dict[str, str], devices: list[str]
+) -> None:
+    notes, python = tmp_path / "notes", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n{NOTING}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    write_benchmark("mmvet", tmp_path / "mm-vet")
+    settings = {"EVAL_ROOT": str(tmp_path), "NOTES": str(notes), "PYTHON": str(python), **settings}
+    code, _, error = finished(started(repo, "mmvet.sh", "org/7b", "7b", **settings))
+    assert code == 1
+    assert "exited with 3, see its message above" in error
+    assert not (tmp_path / "mm-vet/answers/7b.jsonl").exists()
+    got = sorted(line.split("|") for line in notes.read_text().splitlines())
+    assert sorted(device for device, _, _ in got) == sorted(devices)
+    count, ranks = (4, [3]) if "RANK" in settings else (len(devices), list(range(len(devices))))
+    wanted = {f"{count}_{rank}.jsonl --num-chunks {count} --chunk-idx {rank}" for rank in ranks}
+    assert {flags.rsplit("/", 1)[1] for _, _, flags in got} == wanted
+
+
+@pytest.mark.parametrize(
+    ("base", "flags"),
+    [(None, "--model-base lmsys/vicuna-7b-v1.5"), ("my/base", "--model-base my/base"), ("", "")],
+)
+@pytest.mark.parametrize("script", ["seed", "mmbench", "mme", "gqa", "sqa", "vqav2", "vizwiz"])
+def test_a_lora_script_is_its_script_with_a_base(
+    repo: Path, tmp_path: Path, script: str, base: str | None, flags: str
+) -> None:
+    # The script beside it stands in: what matters is what it is handed.
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    shutil.copy(repo / f"scripts/v1_5/eval/{script}_lora.sh", folder)
+    (folder / f"{script}.sh").write_text('echo "$MODEL_BASE|$*"\n')
+    environment = {name: value for name, value in os.environ.items() if name != "MODEL_BASE"}
+    environment |= {} if base is None else {"MODEL_BASE": base}
+    command = ["bash", str(folder / f"{script}_lora.sh"), "path", "name"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.stdout == f"{flags.removeprefix('--model-base ')}|path name\n"
+    lost = subprocess.run(command[:3], env=environment, capture_output=True, text=True)
+    assert lost.returncode != 0
+    assert f"usage: {script}_lora.sh MODEL_PATH MODEL_NAME" in lost.stderr
