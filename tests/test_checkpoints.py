@@ -144,6 +144,21 @@ def test_whole_weights_beside_an_adapter_do_not_hide_it(golden: Path, tmp_path: 
     assert kind_of(folder) == "adapter"
 
 
+def test_weights_in_older_formats_load(golden: Path, tmp_path: Path) -> None:
+    tensors = tiny.multimodal(golden)
+    ids, logits = golden_model(golden)
+    for kind in ("no_metadata", "torch_1.5"):
+        folder = tmp_path / kind
+        tiny.write_config(folder, golden, tiny.PROJECTOR)
+        tiny.write_tokenizer(folder, golden)
+        if kind == "no_metadata":
+            save_file(tensors, folder / "model.safetensors")
+        else:
+            torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        said = image_logits(golden, load_pretrained_model(folder, device="cpu"), ids)
+        assert np.abs(said - logits).max() < 5e-5, kind
+
+
 def test_a_plain_language_model_loads_without_an_image_processor(golden: Path) -> None:
     tokenizer, model, processor, context_length = load_pretrained_model(golden / tiny.LANGUAGE, device="cpu")
     assert (processor, context_length, len(tokenizer)) == (None, 4096, 2048)
@@ -286,6 +301,11 @@ def without_projector(folder: Path) -> None:
     )
 
 
+def harmful_shard(folder: Path) -> None:
+    unpicklable(folder)
+    shutil.move(folder / "mm_projector.bin", folder / SHARD)
+
+
 SHARD = "pytorch_model-00002-of-00003.bin"
 DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
     "truncated_safetensors": (
@@ -293,7 +313,20 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
         cut("model.safetensors"),
         r"model\.safetensors: cannot be read",
     ),
-    "lfs_pointer": (tiny.self_trained, cut("model.safetensors", 4), r"model\.safetensors: cannot be read"),
+    "stub_of_safetensors": (
+        tiny.self_trained,
+        cut("model.safetensors", 4),
+        r"model\.safetensors: cannot be read",
+    ),
+    "lfs_pointer": (
+        tiny.released,
+        lambda folder: (folder / SHARD).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+        ),
+        rf"{SHARD}: is a Git LFS pointer",
+    ),
+    "empty_bin": (tiny.released, cut(SHARD, 0), rf"{SHARD}: cannot be read \(empty\)"),
+    "code_in_a_shard": (tiny.released, harmful_shard, "the model cannot be loaded: .*"),
     "truncated_bin": (tiny.released, cut(SHARD), rf"{SHARD}: cannot be read \(cut short\)"),
     "missing_shard": (tiny.released, drop(SHARD), rf"1 of 3 weight files are missing: {SHARD}"),
     "no_weights": (tiny.self_trained, drop("model.safetensors"), "no model here; wanted"),

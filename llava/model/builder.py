@@ -6,6 +6,7 @@ What it is, is told from its files and never from its name.
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.errors import CheckpointError
-from llava.model import lora
 from llava.model.checkpoint import (
     PROJECTOR_FILES,
     first_file,
@@ -37,7 +37,10 @@ _SHAPE = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim"),
 )
-_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, ImportError)
+_LOAD_ERRORS = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, ImportError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 def load_pretrained_model(
@@ -89,6 +92,8 @@ def load_pretrained_model(
     tokenizer = read_tokenizer(source)
     model = assemble(source, placement, tokenizer)
     if source.kind == "adapter":
+        from llava.model import lora  # PEFT takes seconds to import, and most models have no adapter
+
         # Merged into quantised weights an adapter would be rounded away; it stays beside them.
         model = model.get_base_model() if placement.is_quantised else lora.merged(model)
     processor = load_tower(model, source, tower_dtype or placement.dtype) if source.is_multimodal else None
@@ -116,7 +121,11 @@ def assemble(source: Source, placement: Placement, tokenizer: Any) -> Any:
     else:
         model = _assemble_multimodal(source, placement)
         _add_tokens(model, tokenizer)
-    return lora.attach(model, source.folder) if source.kind == "adapter" else model
+    if source.kind != "adapter":
+        return model
+    from llava.model import lora
+
+    return lora.attach(model, source.folder)
 
 
 def _assemble_multimodal(source: Source, placement: Placement) -> Any:

@@ -95,7 +95,9 @@ class LlavaMetaForCausalLM:
         """Projected features of (N, 3, S, S) images: (N, P, D)."""
         tower, projector = self.get_vision_tower(), self.get_model().mm_projector
         if tower is None or not tower.is_loaded:
-            raise CheckpointError("images were given to a model whose vision tower is not loaded")
+            raise CheckpointError(
+                "images were given to a model without a vision tower, or with one not loaded"
+            )
         features = tower(images)
         weight = next(projector.parameters(), features)
         return projector(features.to(weight.device, weight.dtype))

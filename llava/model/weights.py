@@ -56,12 +56,16 @@ def check_file(path: Path) -> None:
     """Raise a `CheckpointError` if `path` is missing or not whole; reads no tensor."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; fetch or copy the checkpoint again")
+    with path.open("rb") as stream:
+        start = stream.read(20)
+    if start.startswith(b"version https://git"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` there")
     if path.suffix == ".safetensors":
         with _opened(path):
             return
-    with path.open("rb") as stream:
-        is_archive = stream.read(2) == b"PK"
-    if is_archive and not zipfile.is_zipfile(path):
+    if not start:
+        raise _broken(path, "empty")
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise _broken(path, "cut short")
 
 

@@ -147,7 +147,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """
         if inputs_embeds is None and input_ids is not None and input_ids.shape[1] > 1:
             require_images_for_slots(input_ids, images)
-            if images is not None and self.get_vision_tower() is not None:
+            if images is not None:
                 longest = None if labels is None else self.config.tokenizer_model_max_length
                 spliced = self.splice_images(
                     input_ids, labels, attention_mask, images, image_sizes, max_length=longest
