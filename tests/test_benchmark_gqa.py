@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_benchmarks import MAKERS
+from benchmark_downloads import MAKERS
 
 from llava import benchmarks
-from llava.errors import AnswersError
+from llava.errors import AnswersError, DataError
 from llava.schema import Answer
 
 GQA = benchmarks.get("gqa")
@@ -88,3 +88,11 @@ def test_llavas_question_file_is_what_would_be_built(realdata: Path, tmp_path: P
     assert (tmp_path / "q.jsonl").read_bytes() == (
         realdata / "gqa/llava_gqa_testdev_balanced.jsonl"
     ).read_bytes()
+
+
+def test_a_record_without_a_key_is_the_users_error(tmp_path: Path) -> None:
+    tiny = MAKERS["gqa"](tmp_path)
+    path = tmp_path / "data/testdev_balanced_questions.json"
+    path.write_text(path.read_text().replace('"structural"', '"structure"'))
+    with pytest.raises(DataError, match=r"gqa: a record under .* lacks the key 'structural'"):
+        GQA.score(tmp_path, tiny.answers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openpyxl
 import pytest
-from tiny_benchmarks import MAKERS
+from benchmark_downloads import MAKERS
 
 from llava import benchmarks
 from llava.benchmarks import mmbench
@@ -104,3 +104,19 @@ def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) ->
     (tmp_path / TSV).unlink()
     with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
         MMBENCH.score(tmp_path, answers)
+
+
+def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / TSV).read_text().splitlines()]
+    lines = ["\t".join(row[:7] + row[8:]) + "\n" for row in rows]  # column 7 is the answer
+    (tmp_path / TSV).write_text("".join(lines))
+    score = MMBENCH.score(tmp_path, tiny.answers).get("circular")
+    assert score.value is None
+    assert "server" in score.note
+
+
+def test_an_upload_may_be_the_truth_for_other_answers(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    mmbench.write_upload(tmp_path / TSV, tiny.answers, tmp_path / "up.xlsx", name="mmbench")
+    assert MMBENCH.score(tmp_path, tiny.answers, truth=tmp_path / "up.xlsx").get("circular").value == 100.0

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_benchmarks import MAKERS
+from benchmark_downloads import MAKERS
 
 from llava import benchmarks
 from llava.benchmarks import seed

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_benchmarks import MAKERS, Tiny
+from benchmark_downloads import MAKERS, Tiny
 
 from llava import benchmarks
 from llava.benchmarks import _letters

@@ -144,6 +144,14 @@ def test_a_lost_pope_answer_is_an_error(golden: Path, workplace: Path, run_scrip
     assert run_script(want["script"], *want["args"], "--allow-missing").returncode == 0
 
 
+def test_textvqa_scores_every_file_of_a_folder(golden: Path, workplace: Path, run_script: Run) -> None:
+    shutil.copyfile(workplace / "textvqa/res.jsonl", workplace / "textvqa/also.jsonl")
+    args = ["--annotation-file", "textvqa/ann.json", "--result-dir", "textvqa"]
+    result = run_script("llava/eval/eval_textvqa.py", *args)
+    want = recorded(golden, "textvqa")["stdout"]
+    assert result.stdout == want.replace("res\n", "also\n") + "Skipping ann.json\n" + want
+
+
 @pytest.mark.parametrize("call", [normalise, EvalAIAnswerProcessor()], ids=["function", "facade"])
 def test_the_evalai_processor_is_the_originals(golden: Path, call: Callable[[str], str]) -> None:
     table = json.loads((golden / "xi_scripts" / "m4c.json").read_text())

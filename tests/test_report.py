@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 
 import pytest
-from tiny_benchmarks import MAKERS
+from benchmark_downloads import MAKERS
 
 from llava import benchmarks, intervals
 from llava.errors import DataError

@@ -6,7 +6,8 @@ names one of several question files. Nothing here knows a particular benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +81,16 @@ class Benchmark:
         path = self.question_path(root, split)
         if path.suffix == ".jsonl" and path.is_file():
             return read_jsonl_questions(path)
-        return self.build(root, self.pick_split(split))
+        with self._keys_there(root):
+            return self.build(root, self.pick_split(split))
+
+    @contextmanager
+    def _keys_there(self, root: Path) -> Iterator[None]:
+        """Turn a key that an official record lacks into an error of the user's data."""
+        try:
+            yield
+        except KeyError as error:
+            raise DataError(f"{self.name}: a record under {root} lacks the key {error}") from error
 
     def prepare(self, root: Path, path: Path, *, split: str | None = None) -> int:
         """Write the question file at `path` from the official download; the number of its questions.
@@ -90,12 +100,14 @@ class Benchmark:
         """
         name = self.pick_split(split)
         if self.write_file is not None:
-            return self.write_file(root, name, path)
+            with self._keys_there(root):
+                return self.write_file(root, name, path)
         if path.suffix != ".jsonl":
             raise SettingsError(
                 f"{self.name} is read as downloaded; {path.name} is not made from anything else"
             )
-        questions = self.build(root, name)
+        with self._keys_there(root):
+            questions = self.build(root, name)
         write_jsonl_questions(path, questions)
         return len(questions)
 
@@ -118,7 +130,8 @@ class Benchmark:
             AnswersError: Answers are missing (unless `allow_missing`), contradict or answer other questions.
             DataError: The ground truth is absent or damaged.
         """
-        return self.judge(Task(root, self.pick_split(split), answers, allow_missing, truth))
+        with self._keys_there(truth or root):
+            return self.judge(Task(root, self.pick_split(split), answers, allow_missing, truth))
 
     def write_submission(
         self,

@@ -6,139 +6,39 @@ are reported side by side: "circular" takes the letter by `_letters.extract` (MM
 judge), "circular_strict" wants the letter and nothing else, "circular_first_character" looks at that alone.
 "plain" and its kin judge base rows (index < 10^6) only.
 
-The TSV is read as text with no word taken for "missing": an option or hint is absent only when its cell is
-empty. (The original also drops the literal options "None", "nan" and "NA"; the public files have none.) The
-upload is made by the original's own pandas calls, so its cells are equal. Answers may also come as an
-upload's xlsx, which carries question, options and truth itself.
+Answers may also come as an upload's xlsx, which carries question, options and truth itself. A TSV without
+answers (the test split) is not scored here: the server does that.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llava.benchmarks import _letters, _scores
-from llava.benchmarks._answers import Matched, match, read_answers
-from llava.benchmarks._base import LETTER, Benchmark, Task, options_text
+from llava.benchmarks._answers import Matched, match
+from llava.benchmarks._base import LETTER, Benchmark, Task
+from llava.benchmarks._mmbench_files import (
+    BLANK,
+    ITEM,
+    LETTERS,
+    Item,
+    read_items,
+    read_upload,
+    write_upload,
+)  # fmt: skip
 from llava.errors import DataError
-from llava.files import atomic_write
-from llava.schema import Answer, Question, Score, Scores, Status, Verdict
+from llava.schema import Question, Score, Scores, Status, Verdict
+
+__all__ = ["BENCHMARK", "LETTERS", "Item", "make", "read_items", "write_upload"]
 
 SOURCE = "MMBench circular evaluation; letters by steps 1 and 2 of its matching, and strictly"
-ROTATION = 1_000_000
-LETTERS = "ABCD"
-DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
-PREDICTION_COLUMN = 6
 PERCENT = 100.0
 UNKNOWN = "all"
 Reading = Literal["extracted", "strict", "first character"]
-# What `read_upload` leaves in an answer: the row it stood in, and whether its cell was empty.
-ITEM, BLANK = "item", "blank"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One row of the TSV: a base question or one of its rotations. `image` is base64."""
-
-    index: int
-    question: str
-    hint: str
-    options: tuple[str, ...]
-    truth: str
-    category: str = ""
-    l2_category: str = ""
-    image: str = field(default="", repr=False)
-    turned: int = 0
-
-    @property
-    def is_base(self) -> bool:
-        """Whether this is the question as written, not one of its rotations."""
-        return self.index < ROTATION and self.turned == 0
-
-    @property
-    def group(self) -> int:
-        """The index of the base question."""
-        return self.index % ROTATION
-
-    @property
-    def text(self) -> str:
-        """Hint, question and options as asked, without the sentence that asks for a letter."""
-        hint = f"{self.hint}\n" if self.hint else ""
-        return options_text(hint + self.question, self.options)
-
-
-def read_items(path: Path) -> list[Item]:
-    """The rows of an MMBench TSV in its order.
-
-    Raises:
-        DataError: The file is missing, lacks a column, or an index is not a number.
-    """
-    import pandas
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    table = pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    missing = {"index", "question", "A", "B", "answer"} - set(table.columns)
-    if missing:
-        raise DataError(f"{path}:1: no column {', '.join(sorted(missing))} in this TSV")
-    rows = table.to_dict("records")
-    return [_item(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _item(row: dict[Any, Any], where: str) -> Item:
-    try:
-        index = int(row["index"])
-    except ValueError as error:
-        raise DataError(f"{where}: index is {row['index']!r}, wanted a number") from error
-    options = [_cell(row, letter) for letter in LETTERS]
-    count = options.index("") if "" in options else len(options)
-    return Item(
-        index=index,
-        question=_cell(row, "question"),
-        hint=_cell(row, "hint"),
-        options=tuple(options[:count]),
-        truth=_cell(row, "answer"),
-        category=_cell(row, "category"),
-        l2_category=_cell(row, "l2-category"),
-        image=_cell(row, "image"),
-    )
-
-
-def _cell(row: dict[Any, Any], column: str) -> str:
-    value = row.get(column)
-    return "" if value is None else str(value)
-
-
-def read_upload(path: Path) -> list[Answer]:
-    """The rows of an upload's xlsx (question and truth in `extra`), or those of any other answers file."""
-    if path.suffix != ".xlsx":
-        return read_answers(path)
-    answers = []
-    for number, row in enumerate(_sheet(path), start=2):
-        item = _item(row, f"{path}: row {number}")
-        said = row["prediction"]
-        answers.append(
-            Answer(item.index, item.text, _cell(row, "prediction"), extra={ITEM: item, BLANK: said is None})
-        )
-    return answers
-
-
-def _sheet(path: Path) -> Iterator[dict[str, Any]]:
-    import openpyxl
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    book = openpyxl.load_workbook(path, read_only=True)
-    rows = book.worksheets[0].iter_rows(values_only=True)
-    header = [str(cell) for cell in next(rows)]
-    missing = {"index", "prediction"} - set(header)
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(sorted(missing))} in this sheet")
-    yield from (dict(zip(header, row, strict=True)) for row in rows)
-    book.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +62,20 @@ class Asked:
 def judge(benchmark: str, tsv: str, task: Task) -> Scores:
     """Score `task.answers` against the TSV `tsv` under the root, or against an upload's own truth."""
     items = _truth(task, tsv)
+    questions = [Question(item.index, item.text) for item in items]
     given = [answer for answer in task.answers if not answer.extra.get(BLANK)]
     rounds = max((int(answer.extra.get("round_id", 0)) for answer in given), default=0)
     if rounds:
         items = [turned for item in items for turned in _rotations(item)]
         given = [replace(a, question_id=f"{a.question_id}#{a.extra.get('round_id', 0)}") for a in given]
-    questions = [Question(_key(item, rounds), item.text) for item in items]
+        questions = [Question(f"{item.index}#{item.turned}", item.text) for item in items]
     matched = match(questions, given, allow_missing=task.allow_missing, name=benchmark)
+    if not any(item.truth for item in items):
+        score = _scores.not_available("circular", "this TSV has no answers; MMBench's server has them")
+        verdicts = _scores.unjudged(questions, matched)
+        return _scores.collect(
+            benchmark, "circular", [score], verdicts, matched, source=SOURCE, split=task.split
+        )
     rows = [
         Asked(item, answer.text if answer else None)
         for item, answer in zip(items, matched.answers, strict=True)
@@ -179,17 +86,13 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
 def _truth(task: Task, tsv: str) -> list[Item]:
     path = task.truth or task.root / tsv
     if path.is_file():
-        return read_items(path)
+        return read_items(path, images=False)
     items = [answer.extra[ITEM] for answer in task.answers if ITEM in answer.extra]
     if not items or not all(item.truth for item in items):
         raise DataError(
             f"{path}: no such file, and the answers are no upload (xlsx) that brings the truth along"
         )
     return items
-
-
-def _key(item: Item, rounds: int) -> str:
-    return f"{item.index}#{item.turned}" if rounds else str(item.index)
 
 
 def _rotations(item: Item) -> Iterator[Item]:
@@ -258,30 +161,6 @@ def _verdict(group: Sequence[Asked]) -> Verdict:
         facets={"l2-category": item.l2_category} if item.l2_category else {},
         question=item.text,
     )
-
-
-def write_upload(
-    tsv: Path, answers: Sequence[Answer], path: Path, *, name: str, allow_missing: bool = True
-) -> int:
-    """Write the server's xlsx: the TSV's columns that it wants, and `prediction`; the number of empty cells.
-
-    Made by the original's pandas calls with pandas' own rules for types and missing words, so that every cell
-    is the original's. Source: LLaVA v1.2.2 scripts/convert_mmbench_for_submission.py.
-    """
-    import pandas
-
-    if not tsv.is_file():
-        raise DataError(f"{tsv}: no such file")
-    table = pandas.read_table(tsv)
-    questions = [Question(int(index), "") for index in table["index"]]
-    first_round = [answer for answer in answers if int(answer.extra.get("round_id", 0)) == 0]
-    matched = match(questions, first_round, allow_missing=allow_missing, name=name)
-    upload = table.drop(columns=[column for column in DROPPED if column in table.columns])
-    said = pandas.Series([answer.text if answer else None for answer in matched.answers], dtype=object)
-    upload.insert(min(PREDICTION_COLUMN, len(upload.columns)), "prediction", said)
-    with atomic_write(path, binary=True) as stream:
-        upload.to_excel(stream, index=False, engine="openpyxl")
-    return matched.missing
 
 
 def make(name: str, title: str, folder: str, split: str, tsv: str, suffix: str) -> Benchmark:

@@ -121,7 +121,7 @@ def _verdict(
         truth=row.get("multiple_choice_answer", humans[0]),
         status="unanswered" if answer is None else "answered" if said else "unparsable",
         facets={"question type": row.get("question_type", OTHER_QUESTION)},
-        image=str(row["image_id"]),
+        image=str(row["image_id"]) if "image_id" in row else None,
         question=texts.get(str(row["question_id"]), ""),
     )
 

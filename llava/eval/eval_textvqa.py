@@ -23,14 +23,15 @@ def main() -> None:
     parser.add_argument("--result-file", type=Path, help="answers, one JSON object a line")
     parser.add_argument("--result-dir", type=Path, help="a folder of such files")
     args = parser.parse_args()
-    files = [args.result_file] if args.result_file else []
-    files += sorted(args.result_dir.glob("*.jsonl")) if args.result_dir else []
-    if not files:
-        raise SettingsError(
-            "there is nothing to score: give --result-file, or a --result-dir that holds *.jsonl"
-        )
-    for file in files:
-        _score(args.annotation_file, file)
+    if args.result_file is None and args.result_dir is None:
+        raise SettingsError("there is nothing to score: give --result-file or --result-dir")
+    if args.result_file:
+        _score(args.annotation_file, args.result_file)
+    for file in sorted(args.result_dir.iterdir()) if args.result_dir else []:
+        if file.suffix == ".jsonl":
+            _score(args.annotation_file, file)
+        else:
+            sys.stdout.write(f"Skipping {file.name}\n")
 
 
 def _score(annotations: Path, file: Path) -> None:
