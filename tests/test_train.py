@@ -268,6 +268,19 @@ def test_every_checkpoint_can_be_used_and_old_ones_go(
         assert model.config.use_cache is True
 
 
+def test_image_tokens_are_trained_saved_and_gone_on_with(golden: Path, tmp_path: Path) -> None:
+    saving = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    argv = [*saving, "--mm_use_im_start_end", "True"]
+    fit(assembled_from(short(golden, tmp_path / "whole", *argv, run="viii_pretrain")))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "cut" / "checkpoint-1")
+    train(argv=short(golden, tmp_path / "cut", *argv, run="viii_pretrain"))
+    ours, theirs = (
+        torch.load(tmp_path / name / "mm_projector.bin", weights_only=True) for name in ("cut", "whole")
+    )
+    assert ours["model.embed_tokens.weight"].shape == (2050, 128)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_no_checkpoint_is_added_at_the_end(golden: Path, tmp_path: Path) -> None:
     fit(assembled_from(short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "100")))
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -314,7 +327,7 @@ def test_a_lora_checkpoint_without_its_projector_is_refused(golden: Path, tmp_pa
     (tmp_path / "trainer_state.json").unlink()
     shutil.rmtree(tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-1" / "non_lora_trainables.bin").unlink()
-    with pytest.raises(CheckpointError, match="0 of the 4 trained weights beside the adapter"):
+    with pytest.raises(CheckpointError, match="lacks 4 of the 4 weights trained beside"):
         train(argv=argv)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -34,7 +34,6 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["projector", "lora", "full"]
 # Versions that are no template's name: the original formats both as vicuna_v1.
 PLAIN_VERSIONS = ("v0", "v0.5")
 
@@ -50,18 +49,6 @@ class Assembled:
     model_args: ModelArguments
     data_args: DataArguments
     training_args: TrainingArguments
-
-    @property
-    def kind(self) -> Kind:
-        """What is trained, and so what is saved."""
-        return kind_of_run(self.model_args, self.training_args)
-
-
-def kind_of_run(model_args: ModelArguments, training_args: TrainingArguments) -> Kind:
-    """The projector alone, a LoRA adapter with the projector, or the whole model."""
-    if training_args.lora_enable:
-        return "lora"
-    return "projector" if model_args.tune_mm_mlp_adapter else "full"
 
 
 def assemble(
@@ -102,11 +89,8 @@ def assemble(
         _add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.bits in (4, 8):
         _settle_dtypes(model, training_args)
-    elif not training_args.deepspeed:
-        # DeepSpeed keeps fp32 masters of what it trains in half precision; autocast needs them in the model.
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    else:
+        _settle_trained_dtype(model, training_args)
     log_what_is_trained(model)
     collator = DataCollatorForSupervisedDataset(tokenizer, with_notes=True)
     return Assembled(model, tokenizer, dataset, collator, model_args, data_args, training_args)
@@ -308,6 +292,15 @@ def _add_vision(
     if training_args.bits in (4, 8):
         projector.to(dtype=training_args.compute_dtype, device=training_args.device)
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def _settle_trained_dtype(model: nn.Module, training_args: TrainingArguments) -> None:
+    """What is trained, in one precision: fp32, unless DeepSpeed keeps the fp32 masters itself."""
+    dtype = training_args.compute_dtype if training_args.deepspeed else torch.float32
+    for parameter in model.parameters():
+        # What ZeRO-3 has in parts it has in its precision already.
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _settle_dtypes(model: nn.Module, training_args: TrainingArguments) -> None:

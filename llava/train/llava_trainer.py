@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import RandomSampler, Sampler
@@ -18,13 +18,16 @@ from llava.data.collate import NOTES
 from llava.data.dataset import count_learnable
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
-from llava.model.checkpoint import PROJECTOR_FILES, first_file, read_non_lora
-from llava.model.llava_arch import load_projector
-from llava.model.weights import read_projector
-from llava.train.assemble import Assembled, Kind
+from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
+from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.weights import Tensors, read_tensors
+from llava.train.arguments import TrainingArguments
 from llava.train.save import errors_name, save_lora, save_projector, write_config, written_whole
 
 logger = logging.getLogger(__name__)
+
+# What is trained, and so what is saved: the projector alone, an adapter with the projector, or all.
+Kind = Literal["projector", "lora", "full"]
 
 
 class TrainingError(LlavaError):
@@ -53,21 +56,30 @@ class _Flow(TrainerCallback):
 
 
 class LLaVATrainer(Trainer):
-    """Trains what `assemble` made, and saves by its kind."""
+    """Trains a model that `assemble` has prepared, and saves by the kind of run."""
 
-    def __init__(self, assembled: Assembled) -> None:
-        self.kind: Kind = assembled.kind
+    def __init__(
+        self, model: Any, args: TrainingArguments, *, tokenizer: Any = None, **settings: Any
+    ) -> None:
+        """Take what transformers' Trainer takes; `tokenizer` is the older name of `processing_class`.
+
+        Args:
+            model: As prepared: its config says whether the projector alone is trained.
+            args: The flags.
+            tokenizer: Saved beside a whole model.
+            settings: train_dataset, data_collator, ... for transformers' Trainer.
+        """
+        self.kind: Kind = "full"
+        if args.lora_enable:
+            self.kind = "lora"
+        elif isinstance(model.config, LlavaConfig) and model.config.tune_mm_mlp_adapter:
+            self.kind = "projector"
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
-        tower = assembled.model.get_vision_tower() if assembled.data_args.is_multimodal else None
+        tower = model.get_vision_tower() if isinstance(model.config, LlavaConfig) else None
         self._image_positions = 1 if tower is None else tower.num_patches
-        super().__init__(
-            model=assembled.model,
-            args=assembled.training_args,
-            processing_class=assembled.tokenizer,
-            train_dataset=assembled.dataset,
-            data_collator=assembled.collator,
-        )
+        settings.setdefault("processing_class", tokenizer)
+        super().__init__(model=model, args=args, **settings)
         # The original's loss is the mean of the micro-batches' means, on each process and over them.
         self.model_accepts_loss_kwargs = False
         self.add_callback(_Flow(self))
@@ -177,25 +189,30 @@ class LLaVATrainer(Trainer):
         model = self.model if model is None else model
         if self.kind == "projector":
             path = first_file(folder, PROJECTOR_FILES)
-            if path is None:
-                raise CheckpointError(f"{folder}: no mm_projector.bin to go on from")
-            load_projector(model.get_model().mm_projector, read_projector(path), path)
+            stored = {} if path is None else read_tensors(path)
+            _set_trained(model, {model_name(name): stored[name] for name in stored}, folder)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.kind == "lora":
-            self._load_non_lora(folder, model)
+            _set_trained(model, read_non_lora(folder), folder)
 
-    def _load_non_lora(self, folder: Path, model: Any) -> None:
-        trained = {
-            name for name, each in model.named_parameters() if each.requires_grad and "lora_" not in name
-        }
-        tensors = read_non_lora(folder)
-        if len(tensors) != len(trained):
-            raise CheckpointError(
-                f"{folder}: has {len(tensors)} of the {len(trained)} trained weights beside the adapter; a "
-                "checkpoint of the original lacks them: --resume_from_checkpoint never starts anew"
-            )
-        model.get_base_model().load_state_dict(tensors, strict=False)
+
+def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:
+    """Set the trained weights, adapters aside, each of which must be there."""
+    trained = {
+        model_name(name): each
+        for name, each in model.named_parameters()
+        if each.requires_grad and "lora_" not in name
+    }
+    missing = set(trained) - set(tensors)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: lacks {len(missing)} of the {len(trained)} weights trained beside an adapter, as the "
+            "original's checkpoints do: --resume_from_checkpoint never starts anew"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[name])
 
 
 def _ids(notes: list[tuple[Any, Any]]) -> str:

@@ -67,13 +67,19 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
 
 def fit(assembled: Assembled) -> LLaVATrainer:
     """Train what was assembled and save it; the trainer with its log."""
-    trainer = LLaVATrainer(assembled)
+    trainer = LLaVATrainer(
+        assembled.model,
+        assembled.training_args,
+        tokenizer=assembled.tokenizer,
+        train_dataset=assembled.dataset,
+        data_collator=assembled.collator,
+    )
     start = find_start(trainer.args)
     if start.checkpoint is not None:
         logger.info("going on from %s", start.checkpoint)
     state_file = Path(str(trainer.args.output_dir)) / STATE_FILE
     if trainer.args.should_save:
-        require_space(assembled.model, state_file.parent, whole=assembled.kind == "full")
+        require_space(assembled.model, state_file.parent, whole=trainer.kind == "full")
         state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
     try:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
