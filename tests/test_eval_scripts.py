@@ -96,12 +96,12 @@ def wait_until(holds: Any, process: subprocess.Popen[str]) -> None:
 def test_a_killed_shard_fails_the_script_and_a_rerun_asks_only_the_rest(
     repo: Path, golden: Path, tmp_path: Path
 ) -> None:
-    seed_bench(tmp_path, golden, total=40)
+    seed_bench(tmp_path, golden, total=24)
     model = golden / "weights/tiny-pretrain"
     settings = {
         "EVAL_ROOT": str(tmp_path),
         "MODEL_BASE": str(golden / "weights/tiny-vicuna-v1.5"),
-        "ANSWER_FLAGS": "--max_new_tokens 48 --batch-size 1",
+        "ANSWER_FLAGS": "--max_new_tokens 100 --batch-size 1",
     }
     answers = tmp_path / "seed_bench/answers/tiny"
     first = started(repo, "seed.sh", model, "tiny", SHARDS="2", **settings)
@@ -116,32 +116,22 @@ def test_a_killed_shard_fails_the_script_and_a_rerun_asks_only_the_rest(
 
     # The killed process's last line is torn, as a full disk or a lost machine leaves it.
     kept = journal.read_bytes().count(b"\n")
-    journal.write_bytes(journal.read_bytes() + b'{"position": 39, "row": {"te')
+    journal.write_bytes(journal.read_bytes() + b'{"position": 23, "row": {"te')
     code, out, error = finished(started(repo, "seed.sh", model, "tiny", SHARDS="1", **settings))
     assert code == 0, error
-    assert f"{20 + kept} have their answer from before" in error
-    assert f"{20 - kept} to ask" in error
+    assert f"{12 + kept} have their answer from before" in error
+    assert f"{12 - kept} to ask" in error
     rows = rows_of(answers / "merge.jsonl")
-    assert [row["question_id"] for row in rows] == list(range(100, 140))
+    assert [row["question_id"] for row in rows] == list(range(100, 124))
     loaded = tiny_model(golden)
-    for number in (0, 21, 39):
+    for number in (0, 13, 23):
         prompt = f"{SYSTEM}<image>\n{rows[number]['prompt']} ASSISTANT:"
         image = golden / "images" / IMAGES[number % 3]
-        assert rows[number]["text"] == said_alone(loaded, prompt, image, max_new_tokens=48)
+        assert rows[number]["text"] == said_alone(loaded, prompt, image, max_new_tokens=100)
     assert "Scene Understanding" in out
     assert read_json(answers / "metrics.json")
     upload = rows_of(tmp_path / "seed_bench/answers_upload/tiny.jsonl")
     assert [row["prediction"] for row in upload] == [row["text"] for row in rows]
-
-    # The same name for another model: refused, and nothing of the earlier run is touched.
-    other = started(
-        repo, "seed.sh", golden / "viii_lora", "tiny", SHARDS="1", **{**settings, "OVERWRITE": ""}
-    )
-    code, _, error = finished(other)
-    assert code == 1
-    assert "another run: model was 'tiny-pretrain', is 'viii_lora'" in error
-    assert "shard 0 of 1 exited with 2" in error
-    assert len(rows_of(answers / "journal/1_0.jsonl")) == 20 - kept
 
 
 @pytest.mark.slow
