@@ -279,7 +279,9 @@ def _footnotes(runs: Sequence[Run]) -> str:
         lines.append(f"{run.name}: {told}.")
         lines += [f"{run.name}: {note}." for note in run.scores.notes]
     if len(runs) > 1:
-        lines.append("`*`: the 95 % interval of the paired difference excludes 0.")
+        lines.append(
+            "`*`: the 95 % interval of the paired difference excludes 0 (chance alone marks one row in twenty)."
+        )
     return "\n" + "\n\n".join(lines) + "\n"
 
 

@@ -50,6 +50,17 @@ def test_video_is_scored_when_it_was_asked_and_left_out_otherwise(tmp_path: Path
     assert (both.get("image").value, both.get("video").value, both.get("total").value) == (100.0, 0.0, 75.0)
 
 
+def test_answers_to_video_questions_without_truth_are_left_out_and_counted(tmp_path: Path) -> None:
+    tiny = MAKERS["seed"](tmp_path)
+    scores = SEED.score(tmp_path, [*tiny.answers, Answer("v77", "", "A"), Answer("v78", "", "A")])
+    assert scores.get("image").value == 100.0
+    assert scores.notes == (
+        "2 answers are for video questions that the annotations do not hold; they are left out",
+    )
+    with pytest.raises(AnswersError, match="1 answered ids are not among"):
+        SEED.score(tmp_path, [*tiny.answers, Answer(77, "", "A")])
+
+
 def test_gpt4vs_answers_score_as_its_own_result_file_says(realdata: Path, tmp_path: Path) -> None:
     rows = [
         json.loads(line.rstrip(",\n"))

@@ -8,8 +8,9 @@ is the headline either way. One id (49914) occurs twice and is matched by positi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava.benchmarks import _scores
@@ -22,6 +23,7 @@ from llava.schema import Answer, Question, Scores, Status, Verdict
 SOURCE = "LLaVA v1.2.2 scripts/convert_seed_for_submission.py (exact letter)"
 ANNOTATIONS = "SEED-Bench.json"
 LETTERS = frozenset("ABCD")
+VIDEO_ID = re.compile(r"v\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,19 @@ def asked(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
     if any(str(answer.question_id) in videos for answer in answers):
         return list(items)
     return [item for item in items if item.kind == "image"]
+
+
+def without_unknown_video(items: Sequence[Item], answers: Sequence[Answer]) -> list[Answer]:
+    """`answers` less those to video questions ("v12") that `items` do not hold.
+
+    Annotations are often cut down to images, or to questions whose truth is known, while an upload has all.
+    """
+    known = {str(item.question.id) for item in items}
+    return [
+        answer
+        for answer in answers
+        if str(answer.question_id) in known or not VIDEO_ID.fullmatch(str(answer.question_id))
+    ]
 
 
 def judge_items(
@@ -128,8 +143,17 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    items = asked(_items(task.root, task.truth), task.answers)
-    return judge_items(items, task.answers, allow_missing=task.allow_missing, split=task.split)
+    known = _items(task.root, task.truth)
+    answers = without_unknown_video(known, task.answers)
+    items = asked(known, answers)
+    scores = judge_items(items, answers, allow_missing=task.allow_missing, split=task.split)
+    dropped = len(task.answers) - len(answers)
+    if dropped:
+        note = (
+            f"{dropped} answers are for video questions that the annotations do not hold; they are left out"
+        )
+        scores = replace(scores, notes=(*scores.notes, note))
+    return scores
 
 
 def _submit(task: Task, path: Path) -> None:

@@ -43,7 +43,7 @@ def question_in(prompt: str) -> str:
     """
     if prompt.startswith("OCR tokens: "):
         _, found, rest = prompt.partition("Question: ")
-        question, closed, _ = rest.rpartition(" Short answer:")
+        question, closed, _ = rest.partition(" Short answer:")
         if found and closed:
             return question.lower()
     lines = prompt.split("\n")
