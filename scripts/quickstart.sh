@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The whole job on the embedded model, in one command: notebook -> fine-tuning on engine data -> two-shard inference,
+# merge and score of the base and of the tuned model -> one table per question type.
+#
+#   bash scripts/quickstart.sh
+#
+# These are the scripts a run on 8xA100 uses; what is small here comes in as settings and trailing flags. Finished
+# steps are not done again: remove WORK to start over.
+#
+# Settings: WORK    where data, checkpoint and answers go   [playground/demo/work]
+#           SEED    of the generated data and the training  [0]
+#           SHARDS  processes that answer                   [2]
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/_environment.sh
+source scripts/_environment.sh
+
+WORK=${WORK:-playground/demo/work}
+SEED=${SEED:-0}
+export SHARDS=${SHARDS:-2}
+base=playground/demo/model
+name=llava-demo-lora-dataengine
+data=$WORK/data
+tuned=$WORK/checkpoints/$name
+began=$SECONDS
+
+step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - began)); }
+
+step "environment"
+use_environment notebook
+began=$SECONDS
+
+step "1/5 images, scenes, questions and engine records of the demo's world"
+if [[ -e $data/seed-$SEED.done ]]; then
+    echo "$data is there already, used as it is"
+else
+    "$PYTHON" playground/demo/generate.py --root "$data" --seed "$SEED"
+    touch "$data/seed-$SEED.done"
+fi
+
+step "2/5 notebook: engine records to training data, mixed with the base data"
+if [[ -e $data/llava_v1_5_mix665k_dataengine.json ]]; then
+    echo "$data/llava_v1_5_mix665k_dataengine.json is there already, used as it is"
+else
+    LLAVA_DATA=$data "$PYTHON" -m nbconvert --log-level ERROR --to notebook --execute \
+        --output-dir "$WORK" playground/data/process_engine_data.ipynb
+fi
+
+step "3/5 LoRA fine-tuning on the mixed data"
+MODEL=$base VISION_TOWER=playground/demo/tower PROJECTOR='' DATA_PATH=$data/llava_v1_5_mix665k_dataengine.json \
+    IMAGE_FOLDER=$data OUTPUT_DIR=$tuned PER_DEVICE_BATCH=32 \
+    bash scripts/v1_5/finetune_lora_dataengine.sh \
+    --bf16 False --gradient_checkpointing False --dataloader_num_workers 0 --report_to none --seed "$SEED" \
+    --logging_steps 20 --learning_rate 1e-3
+
+export EVAL_ROOT=$data/eval
+step "4/5 the base model's answers, in $SHARDS shards"
+bash scripts/v1_5/eval/seed.sh "$base" llava-demo
+step "5/5 the tuned model's answers, in $SHARDS shards"
+MODEL_BASE=$base bash scripts/v1_5/eval/seed_lora.sh "$tuned" "$name"
+
+step "base against tuned"
+"$PYTHON" -m llava.report "$EVAL_ROOT/seed_bench/answers/llava-demo" "$EVAL_ROOT/seed_bench/answers/$name" \
+    --out "$WORK/report.md"
+echo "kept in $WORK/report.md; all of it took $((SECONDS - began)) s"
