@@ -6,7 +6,7 @@
 #   VISION_TOWER           CLIP tower: folder or hub id         [openai/clip-vit-large-patch14-336]
 #   DATA_PATH              JSON file of conversations
 #   IMAGE_FOLDER           folder that the records' image paths start from
-#   PROJECTOR              stage-1 projector: file or hub id
+#   PROJECTOR              stage-1 projector: file or hub id; empty if MODEL has one inside
 #   OUTPUT_DIR             where checkpoints and the result go
 #   PER_DEVICE_BATCH       samples per device and forward pass
 #   GRADIENT_ACCUMULATION  forward passes per optimizer step    [1]

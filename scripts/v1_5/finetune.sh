@@ -14,7 +14,7 @@ train 3 \
     --version v1 \
     --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}" \
     --image_folder "${IMAGE_FOLDER:-./playground/data}" \
-    --pretrain_mm_mlp_adapter "${PROJECTOR:-$(projector 13b)}" \
+    --pretrain_mm_mlp_adapter "${PROJECTOR-$(projector 13b)}" \
     --mm_projector_type mlp2x_gelu \
     --image_aspect_ratio pad \
     --group_by_modality_length True \
