@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+import tiny_checkpoints as tiny
 from llava.errors import CheckpointError, SettingsError
 from llava.images import process_images, read_image
 from llava.model.builder import load_pretrained_model
@@ -168,6 +169,7 @@ def test_a_plain_language_model_loads_without_an_image_processor(golden: Path) -
 def test_a_trained_tower_is_taken_from_the_checkpoint(golden: Path, tmp_path: Path) -> None:
     prefix = "model.vision_tower.vision_tower.vision_model."
     tensors = tiny.multimodal(golden, tower_prefix=prefix)
+    tensors[prefix + "embeddings.position_ids"] = torch.arange(17)[None]
     name = prefix + "pre_layrnorm.weight"
     tensors[name] = tensors[name] * 2
     tiny.write_weights(tmp_path, tensors, suffix=".bin")
@@ -301,6 +303,20 @@ def without_projector(folder: Path) -> None:
     )
 
 
+def widen_tower(folder: Path) -> None:
+    """Name a tower of 32 features in place of the one of 64."""
+    settings: Any = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    tower = folder.parent / "tower"
+    CLIPVisionModel(CLIPVisionConfig(**settings, image_size=56, patch_size=14)).save_pretrained(tower)
+    CLIPImageProcessorPil().save_pretrained(tower)
+    edit("config.json", mm_vision_tower=str(tower))(folder)
+
+
 def harmful_shard(folder: Path) -> None:
     unpicklable(folder)
     shutil.move(folder / "mm_projector.bin", folder / SHARD)
@@ -311,6 +327,11 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
     "truncated_safetensors": (
         tiny.self_trained,
         cut("model.safetensors"),
+        r"model\.safetensors: cannot be read",
+    ),
+    "last_bytes_gone": (
+        tiny.self_trained,
+        lambda folder: cut("model.safetensors", (folder / "model.safetensors").stat().st_size - 9)(folder),
         r"model\.safetensors: cannot be read",
     ),
     "stub_of_safetensors": (
@@ -326,7 +347,7 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
         rf"{SHARD}: is a Git LFS pointer",
     ),
     "empty_bin": (tiny.released, cut(SHARD, 0), rf"{SHARD}: cannot be read \(empty\)"),
-    "code_in_a_shard": (tiny.released, harmful_shard, "the model cannot be loaded: .*"),
+    "code_in_a_shard": (tiny.released, harmful_shard, rf"{SHARD}: holds more than tensors"),
     "truncated_bin": (tiny.released, cut(SHARD), rf"{SHARD}: cannot be read \(cut short\)"),
     "missing_shard": (tiny.released, drop(SHARD), rf"1 of 3 weight files are missing: {SHARD}"),
     "no_weights": (tiny.self_trained, drop("model.safetensors"), "no model here; wanted"),
@@ -345,12 +366,23 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
     "odd_projector": (
         tiny.self_trained,
         edit("config.json", mm_projector_type="mlp"),
-        "mm_projector_type is 'mlp'",
+        r"config\.json has mm_projector_type 'mlp'",
     ),
     "odd_model_type": (
         tiny.self_trained,
         edit("config.json", model_type="mpt"),
         "has model_type 'mpt'; wanted",
+    ),
+    "no_layer": (
+        tiny.self_trained,
+        edit("config.json", mm_vision_select_layer=None),
+        "no mm_vision_select_layer",
+    ),
+    "no_width": (tiny.self_trained, edit("config.json", mm_hidden_size=None), "has no mm_hidden_size"),
+    "other_tower": (
+        tiny.self_trained,
+        widen_tower,
+        "the vision tower .* has 32 features: it is another one",
     ),
     "huggingface_llava": (
         tiny.self_trained,

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 import tiny_checkpoints as tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from safetensors import safe_open
 
+import tiny_checkpoints as tiny
 from llava.errors import CheckpointError
 from llava.images import process_images, read_image
 from llava.model import merge

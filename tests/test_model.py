@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from transformers import AutoConfig
 
+import tiny_checkpoints as tiny
 from llava.errors import CheckpointError, DataError
 from llava.images import process_images, read_image
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path
@@ -344,7 +344,7 @@ def test_projectors_have_the_published_keys(kind: str | None, names: list[str]) 
 
 def test_an_unknown_projector_is_refused() -> None:
     for kind in ("mlp2x", "mlp0x_gelu", "qformer"):
-        with pytest.raises(CheckpointError, match=f"mm_projector_type is '{kind}'"):
+        with pytest.raises(CheckpointError, match=f"mm_projector_type '{kind}'"):
             build_vision_projector(config(mm_projector_type=kind))
 
 
@@ -421,7 +421,7 @@ def test_class_tokens_can_be_kept(golden: Path) -> None:
     model = fresh(golden)
     model.get_model().initialize_vision_modules(vision_flags(golden, mm_vision_select_feature="cls_patch"))
     assert model.encode_images(torch.zeros(1, 3, 56, 56)).shape == (1, 17, 128)
-    with pytest.raises(CheckpointError, match="mm_vision_select_feature is 'cls'"):
+    with pytest.raises(CheckpointError, match="mm_vision_select_feature 'cls'"):
         model.get_model().initialize_vision_modules(vision_flags(golden, mm_vision_select_feature="cls"))
 
 

@@ -24,10 +24,11 @@ from llava.model.checkpoint import (
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
+from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
 from llava.model.placement import Placement, as_dtype, avoid_unfit_kernels, plan
 from llava.model.source import Source, find_source
 from llava.model.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
-from llava.model.weights import Tensors, check_weights, read_projector, read_tensors
+from llava.model.weights import Tensors, check_weights, read_projector, read_tensors, tensor_names
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _SHAPE = (
 )
 _LOAD_ERRORS = (
     *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, ImportError),
-    *(SafetensorError, pickle.UnpicklingError),
+    SafetensorError,
 )
 
 
@@ -177,12 +178,16 @@ def _set_weights(model: Any, tensors: Tensors, folder: Path) -> None:
 
 def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tuple[Any, set[str]]:
     """(model, names of weights the files did not have)."""
-    check_weights(folder)
+    files = check_weights(folder)
     try:
         with _report_left_to_us():
             model, report = kind.from_pretrained(
                 folder, output_loading_info=True, **placement.settings, **settings
             )
+    except pickle.UnpicklingError as error:
+        for path in files:
+            tensor_names(path)  # says which file it is, without torch's advice to run it
+        raise CheckpointError(f"{folder}: a file there holds more than tensors") from error
     except _LOAD_ERRORS as error:
         said = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: the model cannot be loaded: {said}") from error
@@ -253,18 +258,24 @@ def load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
     """Load the tower beside the projector; the image processor."""
     tower = model.get_vision_tower()
     tower.load_model(near=source.folders)
+    if tower.hidden_size != model.config.mm_hidden_size:
+        raise CheckpointError(
+            f"{source.config_folder}: mm_hidden_size is {model.config.mm_hidden_size}, but the vision tower "
+            f"{tower.vision_tower_name} has {tower.hidden_size} features: it is another one than in training"
+        )
     if model.config.unfreeze_mm_vision_tower and source.kind == "full":
-        mark = "vision_tower.vision_tower."
         own: Tensors = {}
         for path in check_weights(source.folder):
-            own |= {
-                name.split(mark, 1)[1].removeprefix("vision_model."): tensor
-                for name, tensor in read_tensors(path, lambda name: mark in name).items()
-            }
+            own |= read_tensors(path, _is_of_tower)
         tower.take_weights(own, source.folder)
     weight = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
     tower.to(device=weight.device, dtype=dtype)
     return tower.image_processor
+
+
+def _is_of_tower(name: str) -> bool:
+    # Old checkpoints hold a table of positions there, which is no weight.
+    return TOWER_PREFIX in name and not name.endswith("position_ids")
 
 
 def read_tokenizer(source: Source) -> Any:

@@ -61,6 +61,12 @@ def config_fields(folder: Path) -> dict[str, Any]:
     return json_object(path)
 
 
+def owner_of(settings: Any) -> str:
+    """Whose fields these are, for a message: those of a checkpoint's config, or the training flags."""
+    folder = getattr(settings, "name_or_path", None)
+    return f"{folder}/config.json" if folder else "the model"
+
+
 def json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a checkpoint's file, or a `CheckpointError`."""
     try:

@@ -151,7 +151,7 @@ def attach(model: Any, folder: Path) -> PeftModel:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if not isinstance(config, LoraConfig):
-            raise CheckpointError(f"{folder}: a {config.peft_type} adapter, wanted LoRA")
+            raise CheckpointError(f"{folder}: a {config.peft_type.value} adapter, wanted LoRA")
         if any(part in name for part in _NOT_LANGUAGE for name, _ in model.named_modules()):
             config.exclude_modules = EXCLUDED
         wrapped = PeftModel.from_pretrained(

@@ -51,7 +51,7 @@ def plan(
     chosen = as_dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
     settings: dict[str, Any] = {
         "dtype": chosen,
-        "device_map": device_map if device == "cuda" else {"": device},
+        "device_map": device_map if device == "cuda" and device_map is not None else {"": device},
     }
     if load_4bit or load_8bit:
         if find_spec("bitsandbytes") is None:

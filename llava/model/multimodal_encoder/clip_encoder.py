@@ -16,10 +16,13 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError
+from llava.model.checkpoint import owner_of
 from llava.model.locate import locate
 from llava.model.weights import check_weights
 
 logger = logging.getLogger(__name__)
+
+TOWER_PREFIX = "vision_tower.vision_tower."
 
 
 class CLIPVisionTower(nn.Module):
@@ -32,12 +35,15 @@ class CLIPVisionTower(nn.Module):
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__()
         self.vision_tower_name = vision_tower
+        if args.mm_vision_select_layer is None:
+            raise CheckpointError(f"{owner_of(args)} has no mm_vision_select_layer; it is -2 for LLaVA-1.5")
         self.select_layer = int(args.mm_vision_select_layer)
         # A config from before the field existed has none.
         self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
         if self.select_feature not in ("patch", "cls_patch"):
             raise CheckpointError(
-                f"mm_vision_select_feature is {self.select_feature!r}; there are patch and cls_patch"
+                f"{owner_of(args)} has mm_vision_select_feature {self.select_feature!r}; there are patch and "
+                "cls_patch"
             )
         self.is_loaded = False
         self.image_processor: CLIPImageProcessorPil | None = None
@@ -54,7 +60,7 @@ class CLIPVisionTower(nn.Module):
         if self.is_loaded:
             logger.debug("%s is loaded already", self.vision_tower_name)
             return
-        folder = locate(self.vision_tower_name, near=near, what="vision tower (mm_vision_tower)")
+        folder = locate(self.vision_tower_name, near=near, what="vision tower")
         check_weights(folder)
         try:
             # Pillow's arithmetic, whether torchvision is installed or not: pixels must not depend on it.
@@ -68,7 +74,11 @@ class CLIPVisionTower(nn.Module):
         self.is_loaded = True
 
     def take_weights(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-        """Take trained weights in place of the published ones; none at all changes nothing.
+        """Take a checkpoint's trained weights in place of the published ones; none at all changes nothing.
+
+        Args:
+            tensors: Under the names they have in a checkpoint, of transformers 4 or 5.
+            folder: Where they were, for the message.
 
         Raises:
             CheckpointError: There are some, but not all of the tower's.
@@ -76,7 +86,12 @@ class CLIPVisionTower(nn.Module):
         if not tensors:
             return
         try:
-            self._clip.load_state_dict(tensors)
+            self._clip.load_state_dict(
+                {
+                    name.split(TOWER_PREFIX, 1)[1].removeprefix("vision_model."): tensors[name]
+                    for name in tensors
+                }
+            )
         except RuntimeError as error:
             raise CheckpointError(
                 f"{folder}: its vision tower does not fit {self.vision_tower_name}"
