@@ -290,7 +290,7 @@ def test_each_process_gets_its_device_and_chunk(
     python.chmod(0o755)
     write_benchmark("mmvet", tmp_path / "mm-vet")
     settings = {"EVAL_ROOT": str(tmp_path), "NOTES": str(notes), "PYTHON": str(python), **settings}
-    code, _, error = finished(started(repo, "mmvet.sh", "org/7b", "7b", **settings))
+    code, _, error = finished(started(repo, "mmvet.sh", "org/7b/", **settings))
     assert code == 1
     assert "exited with 3, see its message above" in error
     assert not (tmp_path / "mm-vet/answers/7b.jsonl").exists()
@@ -298,6 +298,7 @@ def test_each_process_gets_its_device_and_chunk(
     assert sorted(device for device, _, _ in got) == sorted(devices)
     count, ranks = (4, [3]) if "RANK" in settings else (len(devices), list(range(len(devices))))
     wanted = {f"{count}_{rank}.jsonl --num-chunks {count} --chunk-idx {rank}" for rank in ranks}
+    assert all("mm-vet/answers/7b/" in flags for _, _, flags in got)
     assert {flags.rsplit("/", 1)[1] for _, _, flags in got} == wanted
 
 

@@ -36,14 +36,14 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# start BENCHMARK FOLDER [MODEL_PATH [MODEL_NAME]]: sets benchmark, root, model_path and name.
+# start BENCHMARK FOLDER [MODEL_PATH [MODEL_NAME]]: sets benchmark, root, model_path and name (the path's last part).
 start() {
     (($# <= 4)) || die "usage: ${0##*/} [MODEL_PATH] [MODEL_NAME]"
     benchmark=$1
     root=$EVAL_ROOT/$2
     model_path=${3:-liuhaotian/llava-v1.5-13b}
     # shellcheck disable=SC2034 # used by the scripts
-    name=${4:-llava-v1.5-13b}
+    name=${4:-$(basename "$model_path")}
 }
 
 # prepare FILE [FLAG...]: make the question file from the benchmark's official download if it is not there.
@@ -53,7 +53,7 @@ prepare() {
 
 # ask PARTS MERGED MODULE [FLAG...]: all processes answer into the folder PARTS; the file MERGED has every answer.
 ask() {
-    local parts=$1 merged=$2 module=$3 count=1 index=0 local_index=0 gpus=() extra=() flags
+    local parts=$1 merged=$2 module=$3 count=1 index=0 local_index=0 wait_s=0 gpus=() extra=() flags
     shift 3
     read -ra extra <<<"${ANSWER_FLAGS:-}"
     IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-0}"
@@ -64,6 +64,7 @@ ask() {
 
     if ((count > 1)); then
         [[ -z ${OVERWRITE:-} ]] || die "OVERWRITE is for one machine; remove $parts before the processes start"
+        wait_s=${WAIT_S:-86400}
         run_shard "$index" "$count" "$local_index"
     else
         if [[ -n ${OVERWRITE:-} ]]; then
@@ -77,7 +78,7 @@ ask() {
     fi
     wait_for_shards "$index" "$count"
     if ((index > 0)); then exit 0; fi # the first process of the job does the rest
-    "$PYTHON" -m llava.infer.chunks merge "$parts" --out "$merged" --wait-s "${WAIT_S:-86400}"
+    "$PYTHON" -m llava.infer.chunks merge "$parts" --out "$merged" --wait-s "$wait_s"
 }
 
 # Uses ask's variables.
