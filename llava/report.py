@@ -280,7 +280,7 @@ def _footnotes(runs: Sequence[Run]) -> str:
         lines += [f"{run.name}: {note}." for note in run.scores.notes]
     if len(runs) > 1:
         lines.append(
-            "`*`: the 95 % interval of the paired difference excludes 0 (chance alone marks one row in twenty)."
+            "`*`: the 95 % interval of the paired difference excludes 0; chance marks one row in twenty."
         )
     return "\n" + "\n\n".join(lines) + "\n"
 

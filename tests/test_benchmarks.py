@@ -279,3 +279,46 @@ def test_the_letter_meant_is_found_or_none(text: str, letter: str | None) -> Non
 )  # fmt: skip
 def test_scienceqa_reads_letters_as_the_original(text: str, letter: str | None) -> None:
     assert _letters.scienceqa(text, "ABCDE") == letter
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        (
+            "seed",
+            "llava-seed-bench-image.jsonl",
+            '{"question_id": 1}\n',
+            r"image\.jsonl:1: lacks the key text",
+        ),
+        ("vqav2", "annotations.json", '{"answers": []}', r"annotations\.json: lacks the key annotations"),
+        ("vqav2", "annotations.json", "[]", r"annotations\.json: found list, wanted a JSON object"),
+        ("textvqa", "TextVQA_0.5.1_val.json", "{}", r"val\.json: lacks the key data; it has none"),
+        (
+            "pope",
+            "coco/coco_pope_random.json",
+            '{"question_id": 1}\n',
+            r"random\.json:1: lacks the key label",
+        ),
+        ("pope", "coco/coco_pope_random.json", '{"label": "maybe"}\n', r"random\.json:1: label is 'maybe'"),
+        (
+            "mmbench",
+            "mmbench_dev_20230712.tsv",
+            "index\tquestion\n1\tQ\n",
+            r"tsv:1: no column A, B in this TSV",
+        ),
+        ("scienceqa", "llava_test_CQM-A.json", '[{"id": "4"}]', r"json: element 0: no LLaVA question"),
+    ],
+)
+def test_a_damaged_official_file_is_named_with_its_place(
+    tmp_path: Path, name: str, file: str, content: str, message: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    benchmark = benchmarks.get(name)
+    # VQAv2's annotations are the truth, not the questions.
+    with pytest.raises(DataError, match=message):
+        if name == "vqav2":
+            benchmark.score(tmp_path, [Answer(1, "", "A")])
+        else:
+            benchmark.read_questions(tmp_path)

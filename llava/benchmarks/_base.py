@@ -6,10 +6,11 @@ names one of several question files. Nothing here knows a particular benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llava.benchmarks._answers import read_answers
 from llava.errors import AnswersError, DataError, SettingsError
@@ -152,13 +153,9 @@ def read_jsonl_questions(path: Path) -> list[Question]:
     """The questions of one of the original's jsonl files, in its order."""
     questions = []
     for line, row in read_jsonl(path):
-        try:
-            question = Question(
-                row["question_id"], row["text"], row.get("image"), row.get("category", "default")
-            )
-        except KeyError as error:
-            raise DataError(f"{path}:{line}: no key {error} in this question") from error
-        questions.append(question)
+        require_keys(row, ("question_id", "text"), f"{path}:{line}")
+        image, category = row.get("image"), row.get("category", "default")
+        questions.append(Question(row["question_id"], row["text"], image, category))
     return questions
 
 
@@ -168,6 +165,19 @@ def write_jsonl_questions(path: Path, questions: Sequence[Question]) -> None:
         path,
         ({"question_id": q.id, "image": q.image, "text": q.text, "category": q.category} for q in questions),
     )
+
+
+def require_keys(row: Any, keys: Iterable[str], where: str) -> None:
+    """Check that `row` is a JSON object that has `keys`.
+
+    Raises:
+        DataError: It is not, or lacks one; the message starts with `where`.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found {type(row).__name__}, wanted a JSON object")
+    missing = [key for key in keys if key not in row]
+    if missing:
+        raise DataError(f"{where}: lacks the key {', '.join(missing)}; it has {', '.join(row) or 'none'}")
 
 
 def find(root: Path, *candidates: str) -> Path | None:

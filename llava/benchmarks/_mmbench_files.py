@@ -146,7 +146,8 @@ def write_upload(
     """Write the server's xlsx: the TSV's columns that it wants, and `prediction`; the number of empty cells.
 
     Made by the original's pandas calls with pandas' own rules for types and missing words, so that every cell
-    is the original's. Source: LLaVA v1.2.2 scripts/convert_mmbench_for_submission.py.
+    is the original's. Of several rounds the first is sent: its letters are the TSV's.
+    Source: LLaVA v1.2.2 scripts/convert_mmbench_for_submission.py.
     """
     import pandas
 

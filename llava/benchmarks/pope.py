@@ -21,7 +21,7 @@ from typing import Any
 from llava import intervals
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, find
+from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, find, require_keys
 from llava.errors import DataError
 from llava.files import read_jsonl, write_jsonl
 from llava.schema import Answer, Question, Score, Scores, Verdict
@@ -109,13 +109,23 @@ def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for path in files:
         rows = []
         for line, row in read_jsonl(path):
-            if row.get("label") not in {"yes", "no"}:
-                raise DataError(f"{path}:{line}: label is {row.get('label')!r}, wanted 'yes' or 'no'")
+            require_keys(row, ["label"], f"{path}:{line}")
+            if row["label"] not in {"yes", "no"}:
+                raise DataError(f"{path}:{line}: label is {row['label']!r}, wanted 'yes' or 'no'")
             rows.append(row)
         if not rows:
             raise DataError(f"{path}: this list is empty")
         labels[path.stem.removeprefix(PREFIX)] = rows
     return labels
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of LLaVA's file, of which id and list count."""
+    questions = []
+    for line, row in read_jsonl(path):
+        require_keys(row, ("question_id", "category"), f"{path}:{line}")
+        questions.append(Question(row["question_id"], row.get("text", ""), row.get("image"), row["category"]))
+    return questions
 
 
 def label_folder(root: Path) -> Path:

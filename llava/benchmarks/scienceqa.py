@@ -20,7 +20,7 @@ from typing import Any
 
 from llava.benchmarks import _letters, _scores
 from llava.benchmarks._answers import match, read_answers
-from llava.benchmarks._base import LETTER, Benchmark, Task, find, options_text
+from llava.benchmarks._base import LETTER, Benchmark, Task, find, options_text, require_keys
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.files import atomic_write, read_json
@@ -86,6 +86,8 @@ def official_problems(problems: Path, splits: Path, split: str) -> list[Problem]
         raise DataError(
             f"{problems}: {len(lacking)} problems of split {split} are missing, e.g. {lacking[0]}"
         )
+    for key in ids[split]:
+        require_keys(records[str(key)], ("choices", "answer"), f"{problems}: problem {key}")
     return [_problem(str(key), records[str(key)]) for key in ids[split]]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import Matched, match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require
+from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require, require_keys
 from llava.benchmarks._vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 from llava.files import atomic_write, read_json
@@ -56,7 +56,9 @@ def question_in(prompt: str) -> str:
 
 def read_truth(path: Path) -> list[Mapping[str, Any]]:
     """The official annotations, a row a question."""
-    rows: list[Mapping[str, Any]] = read_json(path)["data"]
+    value = read_json(path)
+    require_keys(value, ["data"], str(path))
+    rows: list[Mapping[str, Any]] = value["data"]
     return rows
 
 

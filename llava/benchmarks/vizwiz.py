@@ -14,7 +14,7 @@ from typing import Any
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require
+from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require, require_keys
 from llava.benchmarks._vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write, read_json, read_jsonl
 from llava.prompts.wording import UNANSWERABLE_LINE
@@ -68,7 +68,11 @@ def _verdict(question: Question, row: Mapping[str, Any], answer: Answer | None) 
 
 def read_images(path: Path) -> list[Question]:
     """The questions of LLaVA's file, of which id and image count."""
-    return [Question(row["question_id"], row.get("text", ""), row["image"]) for _, row in read_jsonl(path)]
+    questions = []
+    for line, row in read_jsonl(path):
+        require_keys(row, ("question_id", "image"), f"{path}:{line}")
+        questions.append(Question(row["question_id"], row.get("text", ""), row["image"]))
+    return questions
 
 
 def write_upload(

@@ -19,9 +19,16 @@ from typing import Any
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import Matched, match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, find, read_jsonl_questions, require
+from llava.benchmarks._base import (
+    SHORT_ANSWER,
+    Benchmark,
+    Task,
+    find,
+    read_jsonl_questions,
+    require,
+    require_keys,
+)
 from llava.benchmarks._vqa_answers import normalise, official_accuracy
-from llava.errors import DataError
 from llava.files import atomic_write, read_json, read_jsonl
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
@@ -60,8 +67,7 @@ def _truth(task: Task) -> list[dict[str, Any]] | None:
     if path is None:
         return None
     value = read_json(path)
-    if not isinstance(value, dict) or "annotations" not in value:
-        raise DataError(f"{path}: wanted the official annotations, a JSON object with the key annotations")
+    require_keys(value, ["annotations"], str(path))
     rows: list[dict[str, Any]] = value["annotations"]
     return rows
 
@@ -128,7 +134,11 @@ def _verdict(
 
 def uploaded_ids(path: Path) -> list[Question]:
     """The questions of a question file, of which only the id counts."""
-    return [Question(row["question_id"], row.get("text", "")) for _, row in read_jsonl(path)]
+    questions = []
+    for line, row in read_jsonl(path):
+        require_keys(row, ["question_id"], f"{path}:{line}")
+        questions.append(Question(row["question_id"], row.get("text", "")))
+    return questions
 
 
 def write_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> Matched:

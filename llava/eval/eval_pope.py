@@ -15,8 +15,6 @@ from llava.benchmarks import pope
 from llava.benchmarks._answers import match, read_answers
 from llava.command import run
 from llava.errors import DataError
-from llava.files import read_jsonl
-from llava.schema import Question
 
 RULE = "=" * 36
 
@@ -28,10 +26,7 @@ def main() -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="answers, one JSON object a line")
     parser.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
     args = parser.parse_args()
-    questions = [
-        Question(row["question_id"], row.get("text", ""), row.get("image"), row["category"])
-        for _, row in read_jsonl(args.question_file)
-    ]
+    questions = pope.read_questions(args.question_file)
     truths = pope.truths(questions, pope.read_labels(args.annotation_dir))
     known = [(question, label) for question, label in zip(questions, truths, strict=True) if label]
     if not known:
