@@ -7,7 +7,7 @@ Source: LLaVA v1.2.2 llava_arch.py. B rows, T token ids, L positions once images
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ Sizes = Sequence[tuple[int, int]] | None
 class LlavaMetaModel:
     """Vision tower and projector beside a language model's layers."""
 
+    # Of the language model's class beside it.
+    config: Any
+    dtype: torch.dtype
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.vision_tower: CLIPVisionTower | list[CLIPVisionTower] | None = None
@@ -52,7 +56,7 @@ class LlavaMetaModel:
                 mm_vision_select_feature, mm_patch_merge_type, pretrain_mm_mlp_adapter.
             fsdp: If not empty the tower is hidden in a list, so that FSDP does not shard it.
         """
-        config = self.config  # type: ignore[attr-defined]
+        config = self.config
         config.mm_vision_tower = model_args.vision_tower
         config.use_mm_proj = True
         config.mm_projector_type = model_args.mm_projector_type or "linear"
@@ -74,15 +78,19 @@ class LlavaMetaModel:
             load_projector(self.mm_projector, read_projector(path), path)
 
     def _make_projector(self) -> None:
-        config = self.config  # type: ignore[attr-defined]
+        config = self.config
         self.mm_projector = build_vision_projector(config)
         if config.is_unpadded:
             newline = torch.randn(config.hidden_size) / math.sqrt(config.hidden_size)
-            self.image_newline = nn.Parameter(newline.to(self.dtype))  # type: ignore[attr-defined]
+            self.image_newline = nn.Parameter(newline.to(self.dtype))
 
 
 class LlavaMetaForCausalLM:
-    """Images into a causal language model. The class beside it has `get_model()` and `config`."""
+    """Images into a causal language model. The class beside it gives what is declared here."""
+
+    config: Any
+    get_input_embeddings: Callable[[], nn.Embedding]
+    get_output_embeddings: Callable[[], nn.Linear]
 
     def get_model(self) -> Any:
         raise NotImplementedError
@@ -113,7 +121,7 @@ class LlavaMetaForCausalLM:
             return list(self.encode_images(images))
         views = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
         encoded = self.encode_images(torch.cat(views)).split([len(image) for image in views])
-        kind = self.config.mm_patch_merge_type or "flat"  # type: ignore[attr-defined]
+        kind = self.config.mm_patch_merge_type or "flat"
         if kind == "flat":
             return [features.flatten(0, 1) for features in encoded]
         if not kind.startswith("spatial"):
@@ -128,7 +136,7 @@ class LlavaMetaForCausalLM:
 
     def _merge(self, features: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """(views, P, D) of one image as one block."""
-        config, tower = self.config, self.get_vision_tower()  # type: ignore[attr-defined]
+        config, tower = self.config, self.get_vision_tower()
         newline = self.get_model().image_newline if config.is_unpadded else None
         if len(features) == 1:
             return features[0] if newline is None else torch.cat((features[0], newline[None].to(features)))
@@ -162,7 +170,7 @@ class LlavaMetaForCausalLM:
             self.get_model().embed_tokens,
             self.encode_views(images, image_sizes),
             max_length=max_length,
-            side=side or self.config.tokenizer_padding_side or "right",  # type: ignore[attr-defined]
+            side=side or self.config.tokenizer_padding_side or "right",
         )
 
     def prepare_inputs_labels_for_multimodal(
@@ -183,7 +191,7 @@ class LlavaMetaForCausalLM:
         """
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        longest = self.config.tokenizer_model_max_length  # type: ignore[attr-defined]
+        longest = self.config.tokenizer_model_max_length
         spliced = self.splice_images(
             input_ids, labels, attention_mask, images, image_sizes, max_length=longest
         )
@@ -207,8 +215,8 @@ class LlavaMetaForCausalLM:
         start_end, adapter_only = model_args.mm_use_im_start_end, model_args.tune_mm_mlp_adapter
         add_image_tokens(self, tokenizer, patch=model_args.mm_use_im_patch_token, start_end=start_end)
         if adapter_only and (start_end or model_args.mm_use_im_patch_token):
-            self.get_input_embeddings().requires_grad_(bool(start_end))  # type: ignore[attr-defined]
-            self.get_output_embeddings().requires_grad_(False)  # type: ignore[attr-defined]
+            self.get_input_embeddings().requires_grad_(bool(start_end))
+            self.get_output_embeddings().requires_grad_(False)
         if start_end and model_args.pretrain_mm_mlp_adapter:
             take_pretrained_rows(self, Path(model_args.pretrain_mm_mlp_adapter))
 

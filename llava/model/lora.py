@@ -85,7 +85,7 @@ def wrap(model: Any, *, r: int, alpha: int, dropout: float = 0.0, bias: Bias = "
         lora_dropout=dropout,
         bias=bias,
         target_modules=lora_targets(model),
-        exclude_modules=EXCLUDED,
+        exclude_modules=_exclusion(model),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
@@ -152,8 +152,7 @@ def attach(model: Any, folder: Path) -> PeftModel:
         config = PeftConfig.from_pretrained(str(folder))
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{folder}: a {config.peft_type.value} adapter, wanted LoRA")
-        if any(part in name for part in _NOT_LANGUAGE for name, _ in model.named_modules()):
-            config.exclude_modules = EXCLUDED
+        config.exclude_modules = _exclusion(model)
         wrapped = PeftModel.from_pretrained(
             model, str(folder), config=config, torch_device=_device(model), autocast_adapter_dtype=False
         )
@@ -171,6 +170,12 @@ def attach(model: Any, folder: Path) -> PeftModel:
 def merged(wrapped: PeftModel) -> Any:
     """The base model with the adapter added into its weights."""
     return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _exclusion(model: nn.Module) -> str | None:
+    """The pattern of what gets no adapter; None where nothing is, as PEFT would warn."""
+    is_there = any(part in name for part in _NOT_LANGUAGE for name, _ in model.named_modules())
+    return EXCLUDED if is_there else None
 
 
 def _is_factor(name: str) -> bool:
