@@ -229,6 +229,33 @@ def test_a_projector_may_be_named_by_its_folder(golden: Path, tmp_path: Path) ->
     assert torch.equal(weight, stored["model.mm_projector.0.weight"])
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--version", "v0"],
+        ["--version", "llama_2"],
+        ["--version", "mpt"],
+        ["--mm_use_im_patch_token", "True"],
+        ["--freeze_mm_mlp_adapter", "True"],
+        ["--group_by_modality_length", "False", "--group_by_length", "True"],
+    ],
+)
+def test_other_settings_train_what_can_be_loaded(golden: Path, tmp_path: Path, more: list[str]) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
+    special = json.loads((base / "special_tokens_map.json").read_text())
+    (base / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": None}))
+    argv = short(golden, tmp_path / "llava", "--model_name_or_path", str(base), *more)
+    if "--freeze_mm_mlp_adapter" in more:
+        place = argv.index("--mm_projector_lr")
+        del argv[place : place + 2]
+    trained = fit(assembled_from(argv)).model
+    _, model, _, _ = load_pretrained_model(tmp_path / "llava", device="cpu")
+    assert torch.equal(model.get_model().mm_projector[0].weight, trained.get_model().mm_projector[0].weight)
+    rows = 2049 if more[1] in ("v0", "True") and "freeze" not in more[0] else 2048
+    assert len(model.get_input_embeddings().weight) == rows
+
+
 def test_a_language_model_is_trained_without_a_tower(golden: Path, tmp_path: Path) -> None:
     rows = [row for row in json.loads((golden / "train_data/train.json").read_text()) if "image" not in row]
     data = tmp_path / "text.json"

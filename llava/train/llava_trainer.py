@@ -66,7 +66,7 @@ class LLaVATrainer(Trainer):
         Args:
             model: As prepared: its config says whether the projector alone is trained.
             args: The flags.
-            tokenizer: Saved beside a whole model.
+            tokenizer: Saved beside a whole model; an adapter or projector keeps its base's.
             settings: train_dataset, data_collator, ... for transformers' Trainer.
         """
         self.kind: Kind = "full"
@@ -78,7 +78,8 @@ class LLaVATrainer(Trainer):
         self.problems: Counter[str] = Counter()
         tower = model.get_vision_tower() if isinstance(model.config, LlavaConfig) else None
         self._image_positions = 1 if tower is None else tower.num_patches
-        settings.setdefault("processing_class", tokenizer)
+        # Given a tokenizer, transformers writes its special tokens into the config, which must fit the base.
+        settings.setdefault("processing_class", tokenizer if self.kind == "full" else None)
         super().__init__(model=model, args=args, **settings)
         # The original's loss is the mean of the micro-batches' means, on each process and over them.
         self.model_accepts_loss_kwargs = False

@@ -101,11 +101,15 @@ def write_config(folder: Path, config: Any) -> None:
 def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool) -> None:
     """Write adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every process must call this."""
     state = split_trained_state(model.named_parameters(), bias)
+    # A frozen projector goes along: nobody else may have the one it was trained with.
+    frozen = gathered(
+        model.named_parameters(), lambda name: "mm_projector" in name and name not in state.non_lora
+    )
     with written_whole(folder, is_writer=is_writer) as staging:
         if is_writer:
             model.create_or_update_model_card(str(staging))
             write_adapter(staging, model, state.adapter, dtype)
-            write_non_lora(staging, state.non_lora)
+            write_non_lora(staging, {**state.non_lora, **frozen})
             write_config(staging, model.config)
 
 
