@@ -291,6 +291,7 @@ BAD_QUESTIONS = [
         r"question 1 \(question_id 1\): .*gone.png: no such",
     ),
     ('{"question_id": 1, "image": "a.png", "text": "Wh', r"questions.jsonl:1: not valid JSON"),
+    ('{"question_id": 1, "image": "a.png", "text": 5}', r"question 1 \(question_id 1\)?.*text"),
     ('{"question_id": 1, "image": "a.png"}', r"questions.jsonl:1: .*text"),
     ("", "questions.jsonl: holds no question"),
 ]

@@ -85,6 +85,8 @@ def asks_about_images(questions: Sequence[Question], image_folder: Path, *, sour
                 f"{source}: question {number} (question_id {question.id}) has image {question.image!r}, "
                 "wanted a path under --image-folder"
             )
+        if not isinstance(question.text, str):
+            raise DataError(f"{source}: question {number} (question_id {question.id}): its text is no text")
         head = {"question_id": question.id, "prompt": question.text}
         asks.append(Ask(head, question.text, ImageFile(image_folder / question.image)))
     return asks
