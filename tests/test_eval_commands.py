@@ -16,11 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_model import said_alone, tiny_model
 
 from llava import command
 from llava.files import read_json, read_jsonl, write_json, write_jsonl
 from llava.infer.requests import Generation
+from tiny_model import said_alone, tiny_model
 
 ROW = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
 SUFFIX = "Answer with the option's letter from the given choices directly."

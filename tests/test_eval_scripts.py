@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_benchmarks import write_benchmark
-from tiny_model import said_alone, tiny_model
 
 from llava.files import read_json, read_jsonl, write_json
+from tiny_benchmarks import write_benchmark
+from tiny_model import said_alone, tiny_model
 
 IMAGES = ("a_640x480.png", "b_333x500.png", "c_100x37.png")
 SUFFIX = "Answer with the option's letter from the given choices directly."

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import said_alone, tiny_model
 
 from llava.errors import DataError, SettingsError
 from llava.files import read_json
@@ -18,6 +17,7 @@ from llava.infer.names import get_model_name_from_path
 from llava.infer.plan import plan
 from llava.infer.prompting import prompt_of, template, template_for_chat
 from llava.infer.requests import Generation, ImageFile, ImageText, Reply, Request
+from tiny_model import said_alone, tiny_model
 
 IMAGES = ["a_640x480.png", "b_333x500.png", "c_100x37.png", "j_rgba_80x50.png"]
 WORDS = [
