@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_downloads import MAKERS
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.errors import AnswersError, DataError
 from llava.schema import Answer

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_downloads import MAKERS
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.errors import AnswersError
 from llava.files import read_json

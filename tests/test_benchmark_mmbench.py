@@ -7,8 +7,8 @@ from pathlib import Path
 
 import openpyxl
 import pytest
-from benchmark_downloads import MAKERS
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.benchmarks import mmbench
 from llava.errors import AnswersError

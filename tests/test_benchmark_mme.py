@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmark_downloads import MAKERS
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.benchmarks import mme
 from llava.errors import AnswersError, DataError

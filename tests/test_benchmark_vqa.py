@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_downloads import MAKERS
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.benchmarks._vqa_answers import CONTRACTIONS, normalise, normalised_accuracy, official_accuracy
 from llava.benchmarks.textvqa import question_in

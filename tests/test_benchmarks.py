@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmark_downloads import MAKERS, Tiny
 
+from benchmark_downloads import MAKERS, Tiny
 from llava import benchmarks
 from llava.benchmarks import _letters
 from llava.benchmarks.__main__ import score_table
@@ -316,9 +316,7 @@ def test_a_damaged_official_file_is_named_with_its_place(
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     benchmark = benchmarks.get(name)
-    # VQAv2's annotations are the truth, not the questions.
+    answers = [Answer(1, "", "A")]
     with pytest.raises(DataError, match=message):
-        if name == "vqav2":
-            benchmark.score(tmp_path, [Answer(1, "", "A")])
-        else:
-            benchmark.read_questions(tmp_path)
+        # VQAv2's annotations are the truth, not the questions.
+        benchmark.score(tmp_path, answers) if name == "vqav2" else benchmark.read_questions(tmp_path)

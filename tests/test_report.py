@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 
 import pytest
-from benchmark_downloads import MAKERS
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks, intervals
 from llava.errors import DataError
 from llava.metrics import read_scores, write_scores
