@@ -183,6 +183,11 @@ def _load_language_model(
     check_weights(folder)
     kind: Any = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
+    if attn_implementation == "flash_attention_2" and training_args.compute_dtype == torch.float32:
+        logger.warning(
+            "flash attention computes in half precision only: using PyTorch's own attention (SDPA)"
+        )
+        attn_implementation = "sdpa"
     if attn_implementation:
         settings["attn_implementation"] = attn_implementation
     if training_args.bits in (4, 8):

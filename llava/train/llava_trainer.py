@@ -56,7 +56,11 @@ class _Flow(TrainerCallback):
 
 
 class LLaVATrainer(Trainer):
-    """Trains a model that `assemble` has prepared, and saves by the kind of run."""
+    """Trains a model that `assemble` has prepared, and saves by the kind of run.
+
+    A sample that teaches nothing (no answer, say) stays in its batch, as in the original, and counts for
+    nothing in the mean. The first of each kind is warned about by id, all are counted in `problems`.
+    """
 
     def __init__(
         self, model: Any, args: TrainingArguments, *, tokenizer: Any = None, **settings: Any

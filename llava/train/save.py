@@ -132,6 +132,24 @@ def gathered(named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Calla
     return tensors
 
 
+def get_mm_adapter_state_maybe_zero_3(
+    named_params: Iterable[tuple[str, nn.Parameter]], keys_to_match: Iterable[str]
+) -> Tensors:
+    """The original's name: whole copies of the parameters whose name holds one of the keys."""
+    keys = tuple(keys_to_match)
+    return gathered(named_params, lambda name: any(key in name for key in keys))
+
+
+def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]], bias: Bias) -> Tensors:
+    """The original's name: the adapter's tensors, as `adapter_model.safetensors` has them."""
+    return split_trained_state(named_params, bias).adapter
+
+
+def get_peft_state_non_lora_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
+    """The original's name: what was trained beside the adapter."""
+    return split_trained_state(named_params).non_lora
+
+
 def maybe_zero_3(parameter: nn.Parameter) -> torch.Tensor:
     """A copy of one parameter on the CPU. Under ZeRO-3 every process must call this."""
     if not hasattr(parameter, "ds_id"):  # set by DeepSpeed, which is imported only then

@@ -23,7 +23,14 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.assemble import Assembled, assemble
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume import STATE_FILE, find_start
-from llava.train.save import errors_name, maybe_zero_3, require_space
+from llava.train.save import (
+    errors_name,
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    maybe_zero_3,
+    require_space,
+)
 
 __all__ = [
     "Assembled",
@@ -36,6 +43,9 @@ __all__ = [
     "assemble",
     "find_all_linear_names",
     "fit",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_peft_state_maybe_zero_3",
+    "get_peft_state_non_lora_maybe_zero_3",
     "make_supervised_data_module",
     "maybe_zero_3",
     "safe_save_model_for_hf_trainer",
@@ -102,9 +112,8 @@ def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> No
         torch.cuda.synchronize()
     trainer.model.config.use_cache = True
     if trainer.kind == "full" and not trainer.is_deepspeed_enabled:
-        trainer.model.to(
-            trainer.args.compute_dtype
-        )  # trained in fp32; DeepSpeed saves its half-precision copy
+        # Trained in fp32; the file is in the compute type, as DeepSpeed's is.
+        trainer.model.to(trainer.args.compute_dtype)
     trainer.save_model(output_dir)
 
 
