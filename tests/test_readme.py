@@ -25,7 +25,6 @@ FOREIGN = {
     "unzip",
     "tar",
     "mv",
-    "huggingface-cli",
     "hf",
     "sbatch",
     "conda",
