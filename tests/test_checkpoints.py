@@ -166,6 +166,39 @@ def test_a_plain_language_model_loads_without_an_image_processor(golden: Path) -
     assert type(model).__name__ == "LlamaForCausalLM"
 
 
+def openai_clip(folder: Path, golden: Path) -> Path:
+    """openai/clip-vit-large-patch14-336's layout: text and vision in one .bin, one config for both."""
+    vision = tiny.fields(golden / tiny.TOWER / "config.json")
+    config = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64}
+    both = config | {"vision_config": vision, "text_config": {"model_type": "clip_text_model"}}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(both), encoding="utf-8")
+    shutil.copy(golden / tiny.TOWER / "preprocessor_config.json", folder)
+    tensors = load_file(golden / tiny.TOWER / "model.safetensors")
+    tensors |= {"logit_scale": torch.ones(()), "visual_projection.weight": torch.ones(64, 64)}
+    tensors |= {"text_model.final_layer_norm.weight": torch.ones(512)}
+    tensors |= {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_the_published_towers_layout_loads(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.self_trained(tmp_path / "model", golden)
+    edit("config.json", mm_vision_tower="clip")(folder)
+    tower = openai_clip(folder / "clip", golden)
+    ids, logits = golden_model(golden)
+    assert (
+        np.abs(image_logits(golden, load_pretrained_model(folder, device="cpu"), ids) - logits).max() < 5e-5
+    )
+    tensors = torch.load(tower / "pytorch_model.bin", weights_only=True)
+    del tensors["vision_model.pre_layrnorm.weight"]
+    torch.save(tensors, tower / "pytorch_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"clip: the vision tower lacks weights, .*pre_layrnorm\.weight say"
+    ):
+        load_pretrained_model(folder, device="cpu")
+
+
 def test_a_trained_tower_is_taken_from_the_checkpoint(golden: Path, tmp_path: Path) -> None:
     prefix = "model.vision_tower.vision_tower.vision_model."
     tensors = tiny.multimodal(golden, tower_prefix=prefix)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,14 @@ from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
 from llava.model.placement import Placement, as_dtype, avoid_unfit_kernels, plan
 from llava.model.source import Source, find_source
 from llava.model.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
-from llava.model.weights import Tensors, check_weights, read_projector, read_tensors, tensor_names
+from llava.model.weights import (
+    Tensors,
+    check_weights,
+    read_projector,
+    read_tensors,
+    report_left_to_us,
+    tensor_names,
+)
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -180,7 +185,7 @@ def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tup
     """(model, names of weights the files did not have)."""
     files = check_weights(folder)
     try:
-        with _report_left_to_us():
+        with report_left_to_us():
             model, report = kind.from_pretrained(
                 folder, output_loading_info=True, **placement.settings, **settings
             )
@@ -194,21 +199,6 @@ def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tup
     if placement.is_quantised:
         avoid_unfit_kernels(model)
     return model, set(report["missing_keys"])
-
-
-@contextmanager
-def _report_left_to_us() -> Iterator[None]:
-    """Hush transformers' table of missing weights: what is missing is set later, or refused by name."""
-    reporter = logging.getLogger("transformers.modeling_utils")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    reporter.addFilter(is_other)
-    try:
-        yield
-    finally:
-        reporter.removeFilter(is_other)
 
 
 def _require_fit(source: Source, config: LlavaConfig, base: LlavaConfig) -> None:

@@ -173,7 +173,7 @@ def merged(wrapped: PeftModel) -> Any:
 
 
 def _exclusion(model: nn.Module) -> str | None:
-    """The pattern of what gets no adapter; None where nothing is, as PEFT would warn."""
+    """The pattern of what gets no adapter; None where there is none, about which PEFT warns."""
     is_there = any(part in name for part in _NOT_LANGUAGE for name, _ in model.named_modules())
     return EXCLUDED if is_there else None
 

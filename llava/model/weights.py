@@ -6,9 +6,11 @@ Knows nothing of what the tensors are for.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -107,6 +109,21 @@ def write_bin(path: Path, tensors: Tensors) -> None:
     """Write a `.bin` that old and new readers take, in one step; views are stored without their base."""
     with atomic_write(path, binary=True) as stream:
         torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, stream)
+
+
+@contextmanager
+def report_left_to_us() -> Iterator[None]:
+    """Hush transformers' table of missing and unused weights: a reader sets or refuses them itself."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter.addFilter(is_other)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(is_other)
 
 
 def _shards(index: Path) -> list[Path]:

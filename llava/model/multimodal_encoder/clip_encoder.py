@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from llava.errors import CheckpointError
 from llava.model.checkpoint import owner_of
 from llava.model.locate import locate
-from llava.model.weights import check_weights
+from llava.model.weights import check_weights, report_left_to_us
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,14 @@ class CLIPVisionTower(nn.Module):
             # Pillow's arithmetic, whether torchvision is installed or not: pixels must not depend on it.
             self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
             kwargs.setdefault("dtype", torch.float32)
-            clip = CLIPVisionModel.from_pretrained(folder, **kwargs)
+            with report_left_to_us():
+                clip, report = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: not a CLIP vision model: {error}") from error
+        if report["missing_keys"]:
+            raise CheckpointError(
+                f"{folder}: the vision tower lacks weights, {min(report['missing_keys'])} say"
+            )
         clip.requires_grad_(False)
         self.vision_tower = nn.ModuleDict({"vision_model": clip})
         self.is_loaded = True
