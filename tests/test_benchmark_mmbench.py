@@ -120,3 +120,12 @@ def test_an_upload_may_be_the_truth_for_other_answers(tmp_path: Path) -> None:
     tiny = MAKERS["mmbench"](tmp_path)
     mmbench.write_upload(tmp_path / TSV, tiny.answers, tmp_path / "up.xlsx", name="mmbench")
     assert MMBENCH.score(tmp_path, tiny.answers, truth=tmp_path / "up.xlsx").get("circular").value == 100.0
+
+
+@pytest.mark.parametrize("text", ["", "AB", "ABCD"])
+def test_several_letters_or_none_are_no_letter(tmp_path: Path, text: str) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    scores = MMBENCH.score(tmp_path, [Answer(7, "", text), *tiny.answers[1:]])
+    assert scores.get("circular_strict").value == 50.0
+    assert scores.verdicts[0].status == "unparsable"
+    assert "1 rows name no option, 1 are not a letter alone" in scores.notes[0]

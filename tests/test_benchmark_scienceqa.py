@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmark_downloads import MAKERS
 from llava import benchmarks
+from llava.benchmarks.scienceqa import read_problems, results
 from llava.errors import DataError
 from llava.files import read_json
+from llava.schema import Answer
 
 SQA = benchmarks.get("scienceqa")
 CLASSES = {
@@ -69,8 +72,6 @@ def test_the_question_file_is_rebuilt_as_llavas(realdata: Path, subset: Path) ->
 
 
 def test_choices_and_answers_are_read_back_from_the_question_file(realdata: Path) -> None:
-    from llava.benchmarks.scienceqa import read_problems
-
     known = read_json(realdata / "scienceqa/problems_minimal_derived.json")
     problems = read_problems(realdata / "scienceqa")
     assert len(problems) == len(known) == 4_241
@@ -83,3 +84,11 @@ def test_a_problem_that_is_listed_but_absent_is_named(subset: Path) -> None:
     (subset / "pid_splits.json").write_text(json.dumps({"test": ["4", "99999"]}))
     with pytest.raises(DataError, match="1 problems of split test are missing"):
         SQA.read_questions(subset)
+
+
+@pytest.mark.parametrize("text", ["", "AB", "E", "F", "I think A", "a"])
+def test_what_is_no_choice_is_wrong_even_where_the_first_is_right(tmp_path: Path, text: str) -> None:
+    MAKERS["scienceqa"](tmp_path)
+    scores = SQA.score(tmp_path, [Answer("9", "", text), Answer("4", "", "C")])
+    assert (scores.verdicts[0].truth, scores.verdicts[0].score) == ("A", 0.0)
+    assert results(read_problems(tmp_path), {"9": Answer("9", "", text)})["results"]["9"] == -1

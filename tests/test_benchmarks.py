@@ -274,7 +274,7 @@ def test_the_letter_meant_is_found_or_none(text: str, letter: str | None) -> Non
     [
         ("A", "A"), ("B. foo", "B"), ("B.", None), ("The answer is D.", "D"), ("The answer is Z.", "Z"),
         ("The answer is D. The answer is B.", None), ("I think C", None), ("b", None),
-        ("The answer is C", None),
+        ("The answer is C", None), ("", None), ("AB", None), ("ABCDE", None),
     ],
 )  # fmt: skip
 def test_scienceqa_reads_letters_as_the_original(text: str, letter: str | None) -> None:

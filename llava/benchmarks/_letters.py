@@ -15,7 +15,8 @@ LONG_ANSWER_WORDS = 3
 
 def exact(text: str, letters: Sequence[str]) -> str | None:
     """`text` when it is one of `letters` and nothing else."""
-    return text if text in letters else None
+    # Not `text in letters`: "" and "AB" are parts of the string "ABCD".
+    return text if text in tuple(letters) else None
 
 
 def scienceqa(text: str, letters: Sequence[str]) -> str | None:
@@ -24,7 +25,7 @@ def scienceqa(text: str, letters: Sequence[str]) -> str | None:
     The last form may name a letter that is not among `letters`, as in the original.
     Source: LLaVA v1.2.2 llava/eval/eval_science_qa.py.
     """
-    if text in letters:
+    if exact(text, letters):
         return text
     if len(text) >= 3 and text[0] in letters and text[1:3] == ". ":
         return text[0]

@@ -99,9 +99,9 @@ def _rotations(item: Item) -> Iterator[Item]:
     """The rounds of --all-rounds: options move left by one each time, and the true letter with them."""
     options = item.options
     for turned in range(len(options)):
-        place = (LETTERS.index(item.truth) - turned) % len(options)
         moved = (*options[turned:], *options[:turned])
-        yield replace(item, options=moved, truth=LETTERS[place], turned=turned)
+        truth = LETTERS[(LETTERS.index(item.truth) - turned) % len(options)] if item.truth else ""
+        yield replace(item, options=moved, truth=truth, turned=turned)
 
 
 def _scores_of(benchmark: str, rows: Sequence[Asked], matched: Matched, split: str) -> Scores:
@@ -124,7 +124,7 @@ def _scores_of(benchmark: str, rows: Sequence[Asked], matched: Matched, split: s
     unreadable = sum(row.said is not None and row.letter() is None for row in rows)
     notes = [
         f"{len(rows)} rows make {len(groups)} base questions; {unreadable} rows name no option, "
-        f"{sum(row.said not in LETTERS for row in rows if row.said is not None)} are more than a letter"
+        f"{sum(row.said is not None and row.letter('strict') is None for row in rows)} are not a letter alone"
     ]
     if verdicts and not any(verdict.facets for verdict in verdicts):
         notes.append("no categories: they stand in the TSV, which is not here")

@@ -199,8 +199,7 @@ def _verdict(problem: Problem, answer: Answer | None) -> Verdict:
 
 def choice_index(letter: str, choices: Sequence[str], letters: str = LETTERS) -> int:
     """The place of `letter` among the choices, -1 when there is no such choice."""
-    place = letters.find(letter)
-    return place if 0 <= place < len(choices) else -1
+    return letters.index(letter) if letter in tuple(letters[: len(choices)]) else -1
 
 
 def breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
