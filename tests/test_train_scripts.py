@@ -122,6 +122,45 @@ def test_a_script_asks_for_the_published_settings(
     assert model.pretrain_mm_mlp_adapter == (published if starts_from_projector else None)
 
 
+@pytest.mark.parametrize(
+    ("facts", "nproc", "start"),
+    [
+        (
+            "2 1 29999",
+            "",
+            ["-m", "deepspeed.launcher.runner", "--master_port", "29999", "TRAIN", "--deepspeed"],
+        ),
+        (
+            "2 1 29999",
+            "1",
+            [*("-m", "deepspeed.launcher.runner", "--master_port", "29999"), "--num_gpus", "1"],
+        ),
+        ("2 0 29999", "", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29999"]),
+        (
+            "0 1 29999",
+            "3",
+            ["-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port", "29999"],
+        ),
+        ("0 1 29999", "", ["TRAIN", "--vision_tower"]),
+    ],
+)
+def test_the_launcher_fits_the_machine(
+    repo: Path, golden: Path, tmp_path: Path, facts: str, nproc: str, start: list[str]
+) -> None:
+    # Stands in for Python on machines we do not have: GPUs, whether DeepSpeed is installed, a free port.
+    recorder = tmp_path / "python"
+    recorder.write_text(
+        '#!/usr/bin/env bash\n[[ $1 == - ]] && { echo "$FACTS"; exit; }\nprintf "%s\\n" "$@" > "$FLAGS"\n'
+    )
+    recorder.chmod(0o755)
+    env = environment(golden, PYTHON=str(recorder), FACTS=facts, NPROC=nproc, FLAGS=str(tmp_path / "flags"))
+    assert run_script(repo, "finetune", env, cwd=tmp_path).returncode == 0
+    script = str(repo / "llava" / "train" / "train_mem.py")
+    words = (tmp_path / "flags").read_text().splitlines()
+    assert words[: len(start)] == [script if word == "TRAIN" else word for word in start]
+    assert (str(repo / "scripts" / "zero3.json") in words) == (facts[:3] == "2 1")
+
+
 def test_zero_settings_leave_optimizer_and_schedule_to_the_flags(repo: Path) -> None:
     for stage in ("zero2", "zero3", "zero3_offload"):
         settings = json.loads((repo / "scripts" / f"{stage}.json").read_text())

@@ -237,8 +237,10 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield f"--bits {training.bits}: wanted 4, 8 or 16"
     if training.quant_type not in ("fp4", "nf4"):
         yield f"--quant_type {training.quant_type}: wanted fp4 or nf4"
-    if training.bits in (4, 8) and not (training.lora_enable or model.tune_mm_mlp_adapter):
+    if training.bits in (4, 8) and not training.lora_enable:
         yield f"--bits {training.bits} without --lora_enable True: quantised weights cannot be trained"
+    if training.bits in (4, 8) and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"--bits {training.bits}: bitsandbytes is not installed"
     if training.lora_enable and model.tune_mm_mlp_adapter:
         yield "--lora_enable and --tune_mm_mlp_adapter: choose the adapter or the projector alone"
     if training.lora_enable and training.lora_r < 1:
