@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import is_flash_attn_2_available
 
 import tiny_checkpoints as tiny
 from llava.errors import CheckpointError, SettingsError
@@ -255,6 +256,7 @@ def test_quantised_models_answer_nearly_as_whole_ones(
     likeness = np.corrcoef(said.ravel(), logits.ravel())[0, 1]
     assert likeness > (0.9 if bits == 4 else 0.995)
     model = loaded[1]
+    assert model.generate(torch.tensor([[1, 50, 60]]), max_new_tokens=3, do_sample=False).shape[1] <= 3
     for whole in (model.lm_head, model.model.mm_projector[0], model.get_vision_tower().vision_tower):
         assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
     assert ("lora_A" in dict(model.named_parameters()).__repr__()) == with_adapter
@@ -300,6 +302,22 @@ def test_cuda_without_a_gpu_is_refused_only_when_asked_for(golden: Path) -> None
         load_pretrained_model(golden / tiny.LANGUAGE, device="cuda")
     model = load_pretrained_model(golden / tiny.LANGUAGE)[1]
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+
+
+def test_settings_that_cannot_be_met_are_said(golden: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load(**settings: Any) -> Any:
+        return load_pretrained_model(golden / tiny.LANGUAGE, device="cpu", **settings)
+
+    with pytest.raises(SettingsError, match="exclude each other"):
+        load(load_8bit=True, load_4bit=True)
+    with pytest.raises(SettingsError, match="dtype is 'int7'; there are float16, bfloat16 and float32"):
+        load(dtype="int7")
+    if not is_flash_attn_2_available():
+        load(use_flash_attn=True)
+        assert "flash-attn is not installed: PyTorch's own attention is used" in caplog.text
+    assert (
+        load(torch_dtype=torch.bfloat16, device_map=None, low_cpu_mem_usage=True)[1].dtype == torch.bfloat16
+    )
 
 
 def broken(

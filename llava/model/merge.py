@@ -47,12 +47,12 @@ def merge_lora(
         tokenizer = read_tokenizer(source)
         placement = _placement(dtype, device)
         wrapped = assemble(source, placement, tokenizer)
+        if source.is_multimodal:  # before the work, so that a missing tower costs little
+            load_tower(wrapped.get_base_model(), source, placement.dtype)
         before = _probe(wrapped)
         model = lora.merged(wrapped)
         after = _probe(model)
         _require_same(before, after, placement.dtype, "merging")
-        if source.is_multimodal:
-            load_tower(model, source, placement.dtype)
         _name_tower_from_anywhere(model.config, source)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(str(temporary))

@@ -24,8 +24,12 @@ class Placement:
     """How weights are read. `settings` go to `from_pretrained`."""
 
     dtype: torch.dtype
-    is_quantised: bool
     settings: dict[str, Any]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights are stored in 4 or 8 bits."""
+        return self.settings.get("quantization_config") is not None
 
 
 def plan(
@@ -69,7 +73,7 @@ def plan(
             settings["attn_implementation"] = "flash_attention_2"
         else:
             logger.warning("flash-attn is not installed: PyTorch's own attention is used")
-    return Placement(chosen, load_4bit or load_8bit, settings)
+    return Placement(chosen, settings)
 
 
 def avoid_unfit_kernels(model: torch.nn.Module) -> None:
@@ -100,9 +104,9 @@ def _device(wanted: str | None, device_map: Any) -> str:
 
 def as_dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
     """A precision by name or as it is; None for no wish."""
-    if wanted is None or isinstance(wanted, torch.dtype):
-        return wanted
-    found = getattr(torch, wanted, None)
-    if not isinstance(found, torch.dtype):
+    if wanted is None:
+        return None
+    found = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise SettingsError(f"dtype is {wanted!r}; there are float16, bfloat16 and float32")
     return found
