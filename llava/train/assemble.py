@@ -73,7 +73,9 @@ def assemble(
     folder = locate(model_args.model_name_or_path, what="--model_name_or_path")
     config = LlavaConfig.from_pretrained(folder)
     _settle_vision(model_args, config)
-    data_args.is_multimodal = model_args.vision_tower is not None
+    if model_args.vision_tower:
+        check_weights(locate(model_args.vision_tower, near=folder, what="--vision_tower"))
+    data_args.is_multimodal = bool(model_args.vision_tower)
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
 
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length, padding_side="right")
