@@ -74,7 +74,7 @@ def assemble(
     config = LlavaConfig.from_pretrained(folder)
     _settle_vision(model_args, config)
     if model_args.vision_tower:
-        check_weights(locate(model_args.vision_tower, near=folder, what="--vision_tower"))
+        check_weights(locate(model_args.vision_tower, near=[folder], what="--vision_tower"))
     data_args.is_multimodal = bool(model_args.vision_tower)
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
 
