@@ -1,0 +1,152 @@
+"""The demo's data in the folders and formats that users have: LLaVA's JSON, engine records, SEED-Bench.
+
+Each split draws its scenes from seeds of its own, so no image is in two of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.files import write_json, write_jsonl
+from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX, image_line, options_block, with_suffix
+
+from .drawing import draw
+from .questions import TYPES, Asker, Question, is_askable
+from .scene import Scene, draw_scene
+
+SPLITS = ("recipe", "pretrain", "base", "engine", "heldout")
+_SPLIT_SEEDS = 10**9
+_SEED_SCENES = 10**6
+KNOWN = (1, 2, 3, 8)
+"""The types the base model was taught."""
+WEAK = (5, 7, 9)
+"""The types it was not taught, and which the engine has records for."""
+MIX_FILE = "llava_v1_5_mix665k.json"
+ENGINE_FILE = "data_engine/dataengine_llava.json"
+CAPTIONS_FILE = "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"
+SEED_BENCH = "eval/seed_bench"
+_MODES = ("letter", "letter", "letter", "short", "sentence")
+
+
+def scenes(split: str, seed: int) -> Iterator[Scene]:
+    """The split's scenes, each of which has a question of every type."""
+    first = SPLITS.index(split) * _SPLIT_SEEDS + seed * _SEED_SCENES
+    return (scene for scene in map(draw_scene, range(first, first + _SEED_SCENES)) if is_askable(scene))
+
+
+def conversation(question: Question, mode: str) -> list[dict[str, str]]:
+    """A question as one exchange of LLaVA's mix, asking for a letter, a short answer or a sentence."""
+    if mode == "letter":
+        asked, answer = letter_prompt(question), question.letter
+    elif mode == "short":
+        asked, answer = with_suffix(question.text, SHORT_SUFFIX), question.short
+    else:
+        asked, answer = question.text, question.sentence
+    return [{"from": "human", "value": image_line(asked)}, {"from": "gpt", "value": answer}]
+
+
+def letter_prompt(question: Question) -> str:
+    return with_suffix(question.text, options_block(question.options), LETTER_SUFFIX)
+
+
+def caption(asker: Asker, scene: Scene, types: Sequence[int] = (1, 2, 3)) -> str:
+    """One sentence of each of the types."""
+    return " ".join(asker.ask(scene, type_id).sentence for type_id in types)
+
+
+def write_captions(root: Path, seed: int, count: int) -> None:
+    """Stage 1: a caption an image, in the place of the 558k set."""
+    asker = Asker(seed)
+    rows = []
+    folder = root / CAPTIONS_FILE
+    for index, scene in zip(range(count), scenes("pretrain", seed), strict=False):
+        name = f"{index:06d}.png"
+        _save(scene, folder.parent / "images" / name)
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption(asker, scene)}]
+        rows.append({"id": f"caption_{index}", "image": name, "conversations": turns})
+    write_json(folder, rows, indent=None)
+
+
+def write_base(root: Path, seed: int, count: int, types: Sequence[int]) -> None:
+    """Stage 2: questions of the types in turn, one an image, in the place of the 665k mix."""
+    asker = Asker(seed)
+    rng = random.Random(f"modes {seed}")
+    rows = []
+    for index, scene in zip(range(count), scenes("base", seed), strict=False):
+        name = f"demo/base/{index:06d}.png"
+        _save(scene, root / name)
+        question = asker.ask(scene, types[index % len(types)])
+        rows.append(
+            {
+                "id": f"base_{index}",
+                "image": name,
+                "conversations": conversation(question, rng.choice(_MODES)),
+            }
+        )
+    write_json(root / MIX_FILE, rows, indent=None)
+
+
+def write_engine(root: Path, seed: int, count: int, types: Sequence[int]) -> None:
+    """Engine records of the types in turn, one an image."""
+    asker = Asker(seed)
+    rows = []
+    for index, scene in zip(range(count), scenes("engine", seed), strict=False):
+        name = f"demo/engine/{index:06d}.png"
+        _save(scene, root / name)
+        question = asker.ask(scene, types[index % len(types)])
+        rows.append(
+            {
+                "instruction": question.text,
+                "answer": question.sentence,
+                "short_answer": question.short,
+                "options": list(question.options),
+                "choice_answer": question.letter,
+                "image": name,
+                "qtype": question.type_id,
+            }
+        )
+    write_json(root / ENGINE_FILE, rows, indent=None)
+
+
+def write_seed_bench(root: Path, seed: int, images: int) -> None:
+    """Held-out questions in SEED-Bench's schema, nine an image; image files have no extension, as there."""
+    asker = Asker(seed)
+    folder = root / SEED_BENCH
+    rows: list[dict[str, Any]] = []
+    annotations = []
+    for index, scene in zip(range(images), scenes("heldout", seed), strict=False):
+        data_id = f"demo_{index:06d}"
+        _save(scene, folder / "SEED-Bench-image" / data_id)
+        annotations.append({"data_id": data_id, **_annotation(scene)})
+        for type_id in TYPES.values():
+            question = asker.ask(scene, type_id)
+            rows.append(
+                {
+                    "answer": question.letter,
+                    **{
+                        f"choice_{letter}": text
+                        for letter, text in zip("abcd", question.options, strict=True)
+                    },
+                    "data_id": data_id,
+                    "data_type": "image",
+                    "question": question.text,
+                    "question_id": str(len(rows) + 1),
+                    "question_type_id": type_id,
+                }
+            )
+    write_json(folder / "SEED-Bench.json", {"questions": rows, "question_type": TYPES}, indent=None)
+    write_jsonl(folder / "scenes.jsonl", annotations)
+
+
+def _annotation(scene: Scene) -> dict[str, Any]:
+    """What is in the scene; cells count row by row from 0."""
+    things = [{"cell": t.cell, "shape": t.shape, "colour": t.colour, "item": t.item} for t in scene.things]
+    return {"place": scene.place, "word": scene.word, "sign_cell": scene.sign_cell, "things": things}
+
+
+def _save(scene: Scene, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(scene).save(path, format="PNG", compress_level=1)
