@@ -523,6 +523,18 @@ def test_a_path_that_is_wrong_or_a_file_is_said(golden: Path, tmp_path: Path) ->
             load_pretrained_model(path, device="cpu")
 
 
+def test_a_base_that_is_no_language_model_is_refused(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.adapter(tmp_path / "adapter", golden)
+    (tmp_path / "empty").mkdir()
+    for base, message in [
+        (tmp_path / "empty", "empty: has no config.json that can be read"),
+        (golden / tiny.TOWER, "has model_type 'clip_vision_model'; wanted one of"),
+        (golden / "images", "images: has no config.json"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            load_pretrained_model(folder, base, device="cpu")
+
+
 @pytest.mark.parametrize("build", [tiny.adapter, tiny.projector_only])
 def test_a_part_without_a_base_asks_for_one(build: Build, golden: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="only: give its language model as --model-base"):

@@ -38,11 +38,6 @@ from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# What an adapter or a projector and its base must agree on.
-_SHAPE = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim"),
-)
 _LOAD_ERRORS = (
     *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, ImportError),
     SafetensorError,
@@ -138,11 +133,8 @@ def _assemble_multimodal(source: Source, placement: Placement) -> Any:
     config = LlavaConfig.from_pretrained(source.config_folder)
     config._name_or_path = str(source.config_folder)
     rows = config.vocab_size
-    if source.kind != "full":
-        base_config = LlavaConfig.from_pretrained(source.base)
-        _require_fit(source, config, base_config)
-        # The base's tables are read as they are, and grown to the rows that training added.
-        config.vocab_size = base_config.vocab_size
+    # A base's tables are read as they are, and grown to the rows that training added.
+    config.vocab_size = LlavaConfig.from_pretrained(source.base).vocab_size
     model, missing = _read(LlavaLlamaForCausalLM, source.base, placement, config=config)
     grow_tables(model, rows)
     _require_complete(source, missing - _set_trained_parts(source, model))
@@ -199,21 +191,6 @@ def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tup
     if placement.is_quantised:
         avoid_unfit_kernels(model)
     return model, set(report["missing_keys"])
-
-
-def _require_fit(source: Source, config: LlavaConfig, base: LlavaConfig) -> None:
-    for name in _SHAPE:
-        if getattr(config, name) != getattr(base, name):
-            raise CheckpointError(
-                f"{source.base}: does not fit {source.folder}: {name} is {getattr(base, name)} there and "
-                f"{getattr(config, name)} here; give the base it was trained on"
-            )
-    # Training may have added a patch, a start and an end token.
-    if not 0 <= config.vocab_size - base.vocab_size <= 3:
-        raise CheckpointError(
-            f"{source.base}: does not fit {source.folder}: vocab_size is {base.vocab_size} there and "
-            f"{config.vocab_size} here; give the base it was trained on"
-        )
 
 
 def _require_complete(source: Source, missing: set[str]) -> None:

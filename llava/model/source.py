@@ -11,9 +11,16 @@ from pathlib import Path
 
 from llava.errors import CheckpointError
 from llava.model.checkpoint import ADAPTER_CONFIG, Kind, config_fields, first_file, json_object, kind_of
+from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.locate import locate
 
 logger = logging.getLogger(__name__)
+
+# What an adapter or a projector and its base must agree on.
+_SHAPE = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,9 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
         )
     base = locate(model_base, near=[folder], what="base model")
     source = Source(kind, folder, base, _config_folder(folder, base))
-    if kind == "projector" and not source.is_multimodal:
+    if source.is_multimodal:
+        _require_fit(source)
+    elif kind == "projector":
         raise CheckpointError(
             f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs"
         )
@@ -88,6 +97,23 @@ def _config_folder(folder: Path, base: Path) -> Path:
     """Whose config.json describes the model: the folder's own, its run's, its base's."""
     places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else []), base]
     return next((place for place in places if (place / "config.json").is_file()), folder)
+
+
+def _require_fit(source: Source) -> None:
+    config = LlavaConfig.from_pretrained(source.config_folder)
+    base = LlavaConfig.from_pretrained(source.base)
+    for name in _SHAPE:
+        if getattr(config, name) != getattr(base, name):
+            raise CheckpointError(
+                f"{source.base}: does not fit {source.folder}: {name} is {getattr(base, name)} there and "
+                f"{getattr(config, name)} here; give the base it was trained on"
+            )
+    # Training may have added a patch, a start and an end token.
+    if not 0 <= config.vocab_size - base.vocab_size <= 3:
+        raise CheckpointError(
+            f"{source.base}: does not fit {source.folder}: vocab_size is {base.vocab_size} there and "
+            f"{config.vocab_size} here; give the base it was trained on"
+        )
 
 
 def _base_of(folder: Path) -> str | None:

@@ -68,7 +68,12 @@ class LlavaConfig(LlamaConfig):
         Raises:
             CheckpointError: It is another kind of model.
         """
-        fields, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            fields, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            fields, rest = {}, {}
+        if not fields:
+            raise CheckpointError(f"{pretrained_model_name_or_path}: has no config.json that can be read")
         kind = fields.get("model_type", "llama")
         where = f"{pretrained_model_name_or_path}: config.json"
         if "text_config" in fields:
