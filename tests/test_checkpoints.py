@@ -409,6 +409,11 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
         edit("config.json", mm_vision_tower=None),
         "calls itself llava_llama but has no mm_vision_tower",
     ),
+    "tower_no_clip": (
+        tiny.self_trained,
+        lambda folder: edit("config.json", mm_vision_tower=str(folder))(folder),
+        "not a CLIP vision model",
+    ),
     "tower_missing": (
         tiny.self_trained,
         edit("config.json", mm_vision_tower="/no/such/tower"),

@@ -69,7 +69,8 @@ class CLIPVisionTower(nn.Module):
             with report_left_to_us():
                 clip, report = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: not a CLIP vision model: {error}") from error
+            said = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{folder}: not a CLIP vision model: {said}") from error
         if report["missing_keys"]:
             raise CheckpointError(
                 f"{folder}: the vision tower lacks weights, {min(report['missing_keys'])} say"
