@@ -7,12 +7,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llava.command import run
-from llava.eval.model_vqa import answer_jsonl
+from llava.eval.model_vqa import read_jsonl_job
+from llava.infer.run import Ask, Run, answer
+
+
+def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
+    """The run and the questions that `argv` names (None: the command line)."""
+    return read_jsonl_job(argv, __doc__, max_new_tokens=128, limit_is_a_flag=True)
 
 
 def main() -> None:
-    answer_jsonl(__doc__, max_new_tokens=128, limit_is_a_flag=True)
+    answer(*read_job())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Source of prompts and rows: LLaVA v1.2.2 llava/eval/model_vqa_mmbench.py.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llava.benchmarks._base import LETTER, options_text
 from llava.benchmarks.mmbench import LETTERS, Item, read_items
@@ -19,7 +19,7 @@ from llava.command import run
 from llava.errors import DataError
 from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
 from llava.infer.requests import ImageText
-from llava.infer.run import Ask, answer
+from llava.infer.run import Ask, Run, answer
 
 
 def asks_of(item: Item, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
@@ -46,7 +46,8 @@ def asks_of(item: Item, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
         )
 
 
-def main() -> None:
+def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
+    """The run and the questions that `argv` names (None: the command line)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,12 +57,16 @@ def main() -> None:
     parser.add_argument("--all-rounds", action="store_true", help="ask once an option, options moved on")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
     parser.add_argument("--lang", choices=("en", "cn"), default="en", help="of that sentence")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     asked = answering_run(flags, generation(flags, max_new_tokens=1024))
     sentence = LETTER_CN if flags.lang == "cn" else LETTER
     suffix = sentence if flags.single_pred_prompt else None
     items = read_items(asked.question_file)
-    answer(asked, [ask for item in items for ask in asks_of(item, rounds=flags.all_rounds, suffix=suffix)])
+    return asked, [ask for item in items for ask in asks_of(item, rounds=flags.all_rounds, suffix=suffix)]
+
+
+def main() -> None:
+    answer(*read_job())
 
 
 if __name__ == "__main__":

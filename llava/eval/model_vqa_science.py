@@ -10,6 +10,7 @@ Source of prompts and rows: LLaVA v1.2.2 llava/eval/model_vqa_science.py.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llava.errors import DataError
 from llava.files import read_json
 from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
 from llava.infer.requests import ImageFile
-from llava.infer.run import Ask, answer
+from llava.infer.run import Ask, Run, answer
 
 
 def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> Ask:
@@ -47,7 +48,8 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
     return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(image_folder / image))
 
 
-def main() -> None:
+def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
+    """The run and the questions that `argv` names (None: the command line)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,20 +58,21 @@ def main() -> None:
     add_sampling_flags(parser, beams=False)
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
     parser.add_argument("--answer-prompter", action="store_true", help="accepted; never had an effect")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     asked = answering_run(flags, generation(flags, max_new_tokens=1024, beams=False))
     rows = read_json(asked.question_file)
     if not isinstance(rows, list):
         raise DataError(f"{asked.question_file}: found {type(rows).__name__}, wanted a list of conversations")
     suffix = LETTER if flags.single_pred_prompt else None
     folder = Path(flags.image_folder).expanduser()
-    answer(
-        asked,
-        [
-            ask_of(row, f"{asked.question_file}: element {place}", folder, suffix=suffix)
-            for place, row in enumerate(rows)
-        ],
-    )
+    return asked, [
+        ask_of(row, f"{asked.question_file}: element {place}", folder, suffix=suffix)
+        for place, row in enumerate(rows)
+    ]
+
+
+def main() -> None:
+    answer(*read_job())
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import shortuuid
 
@@ -25,6 +25,9 @@ from llava.infer.prompting import image_line, prompt_of, template
 from llava.infer.requests import Generation, ImageFile, ImageSource, ImageText, ModelChoice, Reply, Request
 from llava.log import progress
 from llava.schema import Question
+
+if TYPE_CHECKING:
+    from llava.infer.load import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +95,16 @@ def asks_about_images(questions: Sequence[Question], image_folder: Path, *, sour
     return asks
 
 
-def answer(run: Run, asks: Sequence[Ask]) -> None:
+def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded] | None = None) -> None:
     """Answer this run's chunk of `asks` and write its answers file, complete or not at all.
 
     Under torchrun or srun the processes share one answers file: each answers its chunk, and the first waits
     for the others and writes the file.
+
+    Args:
+        run: What the flags say.
+        asks: All questions of the question file.
+        loader: What loads the model where there is something to ask; one that keeps it serves several runs.
 
     Raises:
         AnswersError: Earlier answers are of another run, or another process is at work on them.
@@ -123,7 +131,7 @@ def answer(run: Run, asks: Sequence[Ask]) -> None:
         if not run.chunk.launched:
             run.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
         if to_ask:
-            for position, reply in _replies(run, asks, to_ask, conversation):
+            for position, reply in _replies(run, asks, to_ask, conversation, loader):
                 done[position] = Entry(_row(run, asks[position], position, reply), reply.margin)
                 writer.append(position, done[position])
     if not run.chunk.launched:
@@ -133,13 +141,17 @@ def answer(run: Run, asks: Sequence[Ask]) -> None:
 
 
 def _replies(
-    run: Run, asks: Sequence[Ask], positions: Sequence[int], conversation: str
+    run: Run,
+    asks: Sequence[Ask],
+    positions: Sequence[int],
+    conversation: str,
+    loader: Callable[[ModelChoice], Loaded] | None,
 ) -> Iterator[tuple[int, Reply]]:
     """(position, reply) as the engine gives them, images of one group together."""
     from llava.infer.engine import Engine  # torch and transformers, only where there is something to ask
     from llava.infer.load import load
 
-    engine = Engine(load(run.model), run.generation, batch_size=run.batch_size, exact=run.exact)
+    engine = Engine((loader or load)(run.model), run.generation, batch_size=run.batch_size, exact=run.exact)
     line = image_line(engine.config)
     requests = []
     for position in positions:
