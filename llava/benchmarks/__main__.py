@@ -1,4 +1,4 @@
-"""The command `python -m llava.benchmarks`: list, prepare, score and submit, the same for every benchmark.
+"""The command `python -m llava.benchmarks`: prepare, score, submit and more, the same for every one.
 
     python -m llava.benchmarks score seed --root playground/data/eval/seed_bench \
         --answers answers/llava-v1.5-7b/merge.jsonl --save-path answers/llava-v1.5-7b
@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 from llava import benchmarks, command
+from llava.benchmarks import _paper
 from llava.benchmarks._base import Benchmark
-from llava.metrics import DETAILS, plain_table, show_interval, show_value, write_scores
+from llava.errors import DataError
+from llava.metrics import DETAILS, plain_table, read_scores, show_interval, show_value, write_scores
 from llava.schema import Scores
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--answers", type=Path, required=True)
     submit.add_argument("--output", type=Path, required=True)
     submit.add_argument("--allow-missing", action="store_true", help="leave out what has no answer")
+    present = commands.add_parser("present", help="print those of the named benchmarks whose data is there")
+    present.add_argument("benchmarks", nargs="+", metavar="NAME")
+    present.add_argument("--eval-root", type=Path, required=True, help="holds the benchmarks' folders")
+    present.add_argument("--need-all", action="store_true", help="fail where one's data is not there")
+    present.set_defaults(run=_present)
+    row = commands.add_parser("row", help="the paper's row of one model, beside the published ones")
+    row.add_argument("metrics", nargs="*", type=Path, metavar="METRICS", help="its metrics.json files")
+    row.add_argument("--name", required=True, help="what the model is called")
+    row.set_defaults(run=_row)
     return parser
 
 
@@ -56,6 +67,25 @@ def _add(commands: argparse._SubParsersAction, name: str, run: object, text: str
 def _list(_: argparse.Namespace) -> None:
     rows = [(b.name, ", ".join(b.splits), b.title) for b in map(benchmarks.get, benchmarks.names())]
     sys.stdout.write(plain_table(("name", "splits", "benchmark"), rows) + "\n")
+
+
+def _present(args: argparse.Namespace) -> None:
+    lacking = []
+    for name in args.benchmarks:
+        benchmark = benchmarks.get(name)
+        root = args.eval_root / benchmark.folder
+        if missing := benchmark.missing(root):
+            lacking.append(f"{name}: {root} lacks {', '.join(missing)}; get it from {benchmark.download}")
+        else:
+            sys.stdout.write(f"{name}\n")
+    if lacking and args.need_all:
+        raise DataError("; ".join(lacking))
+    for line in lacking:
+        logger.warning("left out: %s", line)
+
+
+def _row(args: argparse.Namespace) -> None:
+    sys.stdout.write(_paper.table(args.name, [read_scores(path) for path in args.metrics]) + "\n")
 
 
 def _prepare(args: argparse.Namespace) -> None:

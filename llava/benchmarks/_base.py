@@ -45,6 +45,8 @@ class Benchmark:
     read by `build`, which also makes the questions from the official download where there is no file yet.
     `write_file` makes the question file in another form than jsonl and returns how many questions it holds.
     `submit` writes the file that a server or a judge wants.
+    `needs` are the files under `root` without which a run from questions to scores cannot be made (each a
+    choice of patterns, any one will do), `download` says where they come from.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Benchmark:
     question_files: dict[str, str]
     write_file: Callable[[Path, str, Path], int] | None = None
     aliases: tuple[str, ...] = ()
+    needs: tuple[tuple[str, ...], ...] = ()
+    download: str = ""
     submission_suffix: str = ".json"
     answers_from: Callable[[Path], list[Answer]] = field(default=read_answers)
 
@@ -64,6 +68,14 @@ class Benchmark:
     def splits(self) -> list[str]:
         """The names of the question files, the usual one first."""
         return list(self.question_files)
+
+    def missing(self, root: Path) -> list[str]:
+        """What `root` lacks of `needs`, as a reader would put it."""
+        return [
+            " or ".join(choice)
+            for choice in self.needs
+            if not any(True for pattern in choice for _ in root.glob(pattern))
+        ]
 
     def pick_split(self, split: str | None) -> str:
         """`split`, or the usual one for None; SettingsError names those there are."""

@@ -174,4 +174,6 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    needs=(tuple(f"{folder}testdev_balanced_questions.json" for folder in FOLDERS), ("data/images/*",)),
+    download="https://cs.stanford.edu/people/dorarad/gqa/download.html",
 )

@@ -171,4 +171,7 @@ BENCHMARK = Benchmark(
     submit=_submit,
     submission_suffix=".jsonl",
     answers_from=read_reviewed,
+    aliases=("llavabench",),
+    needs=(("questions.jsonl",), ("images/*",)),
+    download="liuhaotian/llava-bench-in-the-wild on the hub",
 )

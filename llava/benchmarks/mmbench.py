@@ -186,6 +186,8 @@ def make(name: str, title: str, folder: str, split: str, tsv: str, suffix: str) 
         submit=submit,
         submission_suffix=".xlsx",
         answers_from=read_upload,
+        needs=((tsv,),),
+        download="https://mmbench.opencompass.org.cn (images are in the TSV)",
     )
 
 

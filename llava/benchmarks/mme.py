@@ -268,4 +268,6 @@ BENCHMARK = Benchmark(
     submit=_submit,
     submission_suffix="",
     answers_from=read_responses,
+    needs=(("MME_Benchmark_release_version/*",),),
+    download="the authors of MME, on request (BradyFU's Evaluation branch)",
 )

@@ -136,4 +136,6 @@ BENCHMARK = Benchmark(
     judge=_judge,
     submit=_submit,
     answers_from=read_graded,
+    needs=(("llava-mm-vet.jsonl", "mm-vet.json"), ("images/*",)),
+    download="https://github.com/yuweihao/MM-Vet",
 )

@@ -275,4 +275,6 @@ BENCHMARK = Benchmark(
     judge=_judge,
     submit=_submit,
     submission_suffix=".jsonl",
+    needs=((f"coco/{PREFIX}*.json", f"{PREFIX}*.json"), ("val2014/*",)),
+    download="https://github.com/AoiDragon/POPE (lists) and COCO val2014",
 )

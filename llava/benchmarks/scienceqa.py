@@ -260,4 +260,6 @@ BENCHMARK = Benchmark(
     submit=_submit,
     aliases=("sqa",),
     answers_from=read_tool_output,
+    needs=(("problems.json",), ("pid_splits.json",), ("images/test/*",)),
+    download="https://github.com/lupantech/ScienceQA",
 )

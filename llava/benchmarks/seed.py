@@ -171,4 +171,6 @@ BENCHMARK = Benchmark(
     judge=_judge,
     submit=_submit,
     submission_suffix=".jsonl",
+    needs=((ANNOTATIONS,), ("SEED-Bench-image/*",)),
+    download="AILab-CVC/SEED-Bench on the hub",
 )

@@ -136,4 +136,6 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    needs=((ANNOTATIONS,), ("llava_textvqa_val_v051_ocr.jsonl", OCR), ("train_images/*",)),
+    download="https://textvqa.org/dataset/",
 )

@@ -103,4 +103,6 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    needs=(("llava_test.jsonl", "test.json", "Annotations/test.json"), ("test/*",)),
+    download="https://vizwiz.org/tasks-and-datasets/vqa/",
 )

@@ -171,4 +171,12 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    needs=(
+        *(
+            (f"llava_vqav2_mscoco_{split}.jsonl", f"*OpenEnded_mscoco_{split}_questions.json")
+            for split in SPLITS[:2]
+        ),
+        ("test2015/*",),
+    ),
+    download="https://visualqa.org/download.html; LLaVA's eval.zip has the question files",
 )

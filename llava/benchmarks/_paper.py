@@ -1,0 +1,52 @@
+"""The row of MLLM-DataEngine's results table for one model, beside the published ones, marked so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llava.metrics import plain_table
+from llava.schema import Score, Scores
+
+COLUMNS = ("SEED", "MMBench", "MME", "GQA", "VQAv2", "ScienceQA")
+# Source: the MLLM-DataEngine README; LLaVA docs/MODEL_ZOO.md for the last row (its SEED is images and video).
+PUBLISHED = {
+    "7b-lora, DataEngine's baseline": ("66.04", "66.66", "1475/290 (1765)", "57.27", "77.56", "70.67/68.27"),
+    "7b-lora + data engine (220k)": ("68.57", "67.18", "1511/303 (1814)", "58.02", "78.18", "73.17/71.15"),
+    "7b-lora, LLaVA's model zoo": ("-", "66.1", "1476.9/-", "63.0", "79.1", "-/68.4"),
+}  # fmt: skip
+NOTE = "SEED: image part. MME: perception/cognition (total). ScienceQA: ALL/IMG. -: not scored here."
+
+
+def table(name: str, runs: Sequence[Scores]) -> str:
+    """The row of the model `name` from its scores of several benchmarks, and the published rows."""
+    by_benchmark = {scores.benchmark: scores for scores in runs}
+    ours = [name]
+    ours += [
+        _number(by_benchmark.get("seed"), "image"),
+        _number(by_benchmark.get("mmbench"), "circular"),
+        _mme(by_benchmark.get("mme")),
+        _number(by_benchmark.get("gqa"), "accuracy"),
+        _number(by_benchmark.get("vqav2"), "overall"),
+        "/".join(_number(by_benchmark.get("scienceqa"), part) for part in ("ALL", "IMG")),
+    ]
+    published = [(f"published: {model}", *figures) for model, figures in PUBLISHED.items()]
+    notes = [f"{scores.benchmark}: {note}." for scores in runs for note in scores.notes]
+    return "\n".join([plain_table(("model", *COLUMNS), [ours, *published]), NOTE, *notes])
+
+
+def _found(scores: Scores | None, name: str) -> Score | None:
+    if scores is None:
+        return None
+    return next((s for s in scores.scores if (s.group, s.name) == ("total", name)), None)
+
+
+def _number(scores: Scores | None, name: str, form: str = ".2f") -> str:
+    score = _found(scores, name)
+    return "-" if score is None or score.value is None else format(score.value, form)
+
+
+def _mme(scores: Scores | None) -> str:
+    parts = [_found(scores, name) for name in ("perception", "cognition")]
+    values = [score.value for score in parts if score is not None and score.value is not None]
+    total = f" ({sum(values):.1f})" if len(values) == len(parts) else ""
+    return "/".join(_number(scores, name, ".1f") for name in ("perception", "cognition")) + total
