@@ -188,7 +188,7 @@ from llava.infer import run
 from llava.infer.requests import Reply
 
 sys.modules["llava.infer.load"] = types.SimpleNamespace(settle=lambda choice, local_rank: choice)
-run._replies = lambda run, asks, positions, conversation: ((place, Reply("A")) for place in positions)
+run._replies = lambda run, asks, positions, *rest: ((place, Reply("A")) for place in positions)
 module = sys.argv[2]
 sys.argv = [module, *sys.argv[3:]]
 runpy.run_module(module, run_name="__main__")
@@ -323,3 +323,51 @@ def test_a_lora_script_is_its_script_with_a_base(
     lost = subprocess.run(command[:3], env=environment, capture_output=True, text=True)
     assert lost.returncode != 0
     assert f"usage: {script}_lora.sh MODEL_PATH MODEL_NAME" in lost.stderr
+
+
+def mme(root: Path, golden: Path) -> None:
+    """Two yes/no questions about one image of one subtask."""
+    folder = root / "MME/MME_Benchmark_release_version/count"
+    folder.mkdir(parents=True)
+    shutil.copy(golden / "images" / IMAGES[0], folder / "x.png")
+    lines = [f"Is it {n}? Please answer yes or no.\t{said}\n" for n, said in enumerate(("Yes", "No"))]
+    (folder / "x.txt").write_text("".join(lines))
+
+
+@pytest.mark.slow
+def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(
+    repo: Path, golden: Path, tmp_path: Path
+) -> None:
+    seed_bench(tmp_path, golden, total=3)
+    mme(tmp_path, golden)
+    settings = {
+        "EVAL_ROOT": str(tmp_path),
+        "MODEL_BASE": str(golden / "weights/tiny-vicuna-v1.5"),
+        "SHARDS": "2",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    code, out, error = finished(started(repo, "all_lora.sh", golden / "viii_lora", "lora", **settings))
+    assert code == 0, error
+    assert error.count(" loaded on ") == 2
+    assert f"left out: gqa: {tmp_path}/gqa lacks " in error
+    scores = read_json(tmp_path / "seed_bench/answers/lora/metrics.json")
+    seed = next(score["value"] for score in scores["scores"] if score["name"] == "image")
+    rows = [line.split() for line in out.splitlines()]
+    ours = next(row for row in rows if row[0] == "lora")
+    assert ours[1:3] == [f"{seed:.2f}", "-"]
+    assert ours[-3:] == ["-", "-", "-/-"]
+    assert [row[0] for row in rows].count("published:") == 3
+    before = (tmp_path / "MME/answers/lora.jsonl").read_text()
+
+    # Again, with one benchmark named: nothing is left to ask, so nothing is loaded.
+    code, out, error = finished(started(repo, "all_lora.sh", golden / "viii_lora", "lora", "mme", **settings))
+    assert code == 0, error
+    assert " loaded on " not in error
+    assert (tmp_path / "MME/answers/lora.jsonl").read_text() == before
+
+
+def test_a_benchmark_that_is_named_must_have_its_data(repo: Path, tmp_path: Path) -> None:
+    code, _, error = finished(started(repo, "all.sh", "path", "name", "gqa", EVAL_ROOT=str(tmp_path)))
+    assert code == 2
+    assert f"error: gqa: {tmp_path}/gqa lacks " in error
+    assert "get it from https://cs.stanford.edu" in error

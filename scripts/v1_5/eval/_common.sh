@@ -52,43 +52,54 @@ prepare() {
 }
 
 # ask PARTS MERGED MODULE [FLAG...]: all processes answer into the folder PARTS; the file MERGED has every answer.
+# With ASK_LATER, a folder (all.sh sets it), only the command is noted there, and the script ends.
 ask() {
-    local parts=$1 merged=$2 module=$3 count=1 index=0 local_index=0 wait_s=0 gpus=() extra=() flags
+    local parts=$1 merged=$2 module=$3 count=1 index=0 local_index=0 wait_s=0 extra=() flags
     shift 3
     read -ra extra <<<"${ANSWER_FLAGS:-}"
-    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-0}"
     flags=(--model-path "$model_path" --temperature 0 --conv-mode vicuna_v1 "$@" "${extra[@]}")
     [[ -z ${MODEL_BASE:-} ]] || flags+=(--model-base "$MODEL_BASE")
     mkdir -p "$parts"
     read -r count index local_index < <("$PYTHON" -m llava.infer.chunks launched)
+    if [[ -n ${OVERWRITE:-} ]]; then
+        ((count == 1)) || die "OVERWRITE is for one machine; remove $parts before the processes start"
+        "$PYTHON" -m llava.infer.chunks discard "$parts"
+        rm -f "$merged"
+    fi
+    if [[ -n ${ASK_LATER:-} ]]; then
+        printf '%s\0' "$module" "$parts" "${flags[@]}" >"$ASK_LATER/$benchmark.job"
+        exit 0
+    fi
+    answer_in_shards
+    if ((index > 0)); then exit 0; fi # the first process of the job does the rest
+    "$PYTHON" -m llava.infer.chunks merge "$parts" --out "$merged" --wait-s "$wait_s"
+}
 
+# Starts this machine's processes and waits for them. Uses its caller's count, index, local_index, wait_s, module,
+# flags, and parts (empty where the module finds its own answers files).
+answer_in_shards() {
+    local gpus=()
+    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-0}"
     if ((count > 1)); then
-        [[ -z ${OVERWRITE:-} ]] || die "OVERWRITE is for one machine; remove $parts before the processes start"
         wait_s=${WAIT_S:-86400}
         run_shard "$index" "$count" "$local_index"
     else
-        if [[ -n ${OVERWRITE:-} ]]; then
-            "$PYTHON" -m llava.infer.chunks discard "$parts"
-            rm -f "$merged"
-        fi
         count=${SHARDS:-${#gpus[@]}}
         ((count > 0)) || count=1
         for ((index = 0; index < count; index++)); do run_shard "$index" "$count" "$index"; done
         index=0
     fi
     wait_for_shards "$index" "$count"
-    if ((index > 0)); then exit 0; fi # the first process of the job does the rest
-    "$PYTHON" -m llava.infer.chunks merge "$parts" --out "$merged" --wait-s "$wait_s"
 }
 
-# Uses ask's variables.
+# Uses the variables of answer_in_shards.
 run_shard() {
     local index=$1 count=$2 place=$3 settings=()
     [[ ! -t 2 ]] || settings+=(TQDM_POSITION="$index") # each bar on a line of its own
     ((${#gpus[@]} == 0)) || settings+=(CUDA_VISIBLE_DEVICES="${gpus[place % ${#gpus[@]}]}")
     settings+=(OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads "$count")}")
     env "${settings[@]}" "$PYTHON" -m "$module" "${flags[@]}" \
-        --answers-file "$parts/${count}_$index.jsonl" --num-chunks "$count" --chunk-idx "$index" &
+        ${parts:+--answers-file "$parts/${count}_$index.jsonl"} --num-chunks "$count" --chunk-idx "$index" &
     children+=("$!")
 }
 
@@ -117,6 +128,7 @@ reason() {
 # score ANSWERS FOLDER [FLAG...]: the scores on stdout and in FOLDER/metrics.json.
 score() {
     "$PYTHON" -m llava.benchmarks score "$benchmark" --root "$root" --answers "$1" --save-path "$2" "${@:3}"
+    [[ -z ${SCORED:-} ]] || printf '%s\n' "$2/metrics.json" >>"$SCORED" # all.sh asks which files there are
 }
 
 # submit ANSWERS FILE [FLAG...]: the file that the benchmark's server or judge takes.
