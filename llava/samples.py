@@ -4,13 +4,15 @@ Knows nothing of prompts and ids. A record has the keys `id`, `image` (a path un
 for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`.
 
 Refused, because the original crashes on it or trains on something else than was meant: another speaker than
-human and gpt; turns that do not alternate; no turn at all or no human turn; texts that are no strings or hold
-half a surrogate pair; an image that is no path; `<image>` in a record without image, or in two turns of one.
+human and gpt; turns that do not alternate; no turn at all; texts that are no strings or hold half a surrogate
+pair; an image that is no path; `<image>` in two turns of a record with an image, or, without one, where an
+image is shown (a line of its own that opens or ends what the human says).
 
-Taken as the original takes it: a first turn from gpt (kept here, left out of the prompt later); `<image>`
-anywhere in its turn or several times in one (it moves to the front, once); a last turn without answer; empty
-texts; other keys (dropped). A missing id becomes the record's place. An image that no text mentions passes
-here, and prompts/labels.py counts it: the model would not see it.
+Taken as the original takes it: a first turn from gpt (kept here, left out of the prompt later), even the only
+one; `<image>` anywhere in its turn or several times in one (it moves to the front, once); `<image>` elsewhere
+in a record without image (a feed's XML, say: plain text); a last turn without answer; empty texts; other keys
+(dropped). A missing id becomes the record's place. What teaches nothing, such as an image that no text
+mentions, passes here, and prompts/labels.py counts it.
 
 Source: LLaVA v1.2.2 train.py, LazySupervisedDataset (fields, lengths).
 """
@@ -76,6 +78,11 @@ def sample_to_row(sample: Sample) -> dict[str, Any]:
     return row
 
 
+def names_image_in_vain(sample: Sample) -> bool:
+    """Whether a sample of text alone holds the image token, which is plain text there."""
+    return sample.image is None and any(DEFAULT_IMAGE_TOKEN in turn.text for turn in sample.turns)
+
+
 def word_length(sample: Sample) -> int:
     """Words between white space, and 128 for an image: the length samples are grouped by."""
     return _words(sample) + (IMAGE_WORDS if sample.image is not None else 0)
@@ -111,8 +118,6 @@ def _turns(conversations: object, where: str) -> tuple[Turn, ...]:
         raise DataError(f"{where}: conversations is {found}, wanted a list of turns")
     turns = tuple(_turn(entry, where, place) for place, entry in enumerate(conversations))
     opening = 0 if turns[0].speaker == "human" else 1
-    if len(turns) == opening:
-        raise DataError(f"{where}: the only turn is from gpt, wanted a human turn and its answer")
     for place, turn in enumerate(turns[opening:], start=opening):
         wanted = "human" if (place - opening) % 2 == 0 else "gpt"
         if turn.speaker != wanted:
@@ -156,13 +161,20 @@ def _image(row: dict[str, Any], where: str) -> str | None:
 
 def _check_image_tokens(turns: tuple[Turn, ...], where: str, *, has_image: bool) -> None:
     places = [place for place, turn in enumerate(turns) if DEFAULT_IMAGE_TOKEN in turn.text]
-    if places and not has_image:
+    shown = [place for place in places if _shows_image(turns[place])]
+    if shown and not has_image:
         raise DataError(
-            f"{where}: turn {places[0]} holds {DEFAULT_IMAGE_TOKEN}, but the record has no image: "
+            f"{where}: turn {shown[0]} holds {DEFAULT_IMAGE_TOKEN}, but the record has no image: "
             "add the key image, or write the token otherwise"
         )
-    if len(places) > 1:
+    if len(places) > 1 and has_image:
         raise DataError(
             f"{where}: {DEFAULT_IMAGE_TOKEN} stands in turns {', '.join(map(str, places))}, "
             "but a record has one image: keep it in one turn"
         )
+
+
+def _shows_image(turn: Turn) -> bool:
+    """Whether the image token stands where LLaVA's own records have it: a first or last line of its own."""
+    lines = turn.text.strip().split("\n")
+    return turn.speaker == "human" and DEFAULT_IMAGE_TOKEN in (lines[0].strip(), lines[-1].strip())

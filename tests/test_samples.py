@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from llava.errors import DataError
-from llava.samples import modality_length, parse_sample, read_samples, sample_to_row, word_length
+from llava.samples import (
+    modality_length,
+    names_image_in_vain,
+    parse_sample,
+    read_samples,
+    sample_to_row,
+    word_length,
+)
 from llava.schema import Sample, Turn
 
 HUMAN = {"from": "human", "value": "<image>\nWhat is it?"}
@@ -55,12 +62,16 @@ def test_text_alone_has_no_key_image() -> None:
         (record(conversations=[HUMAN, HUMAN]), "turn 1 is from human, wanted gpt"),
         (record(conversations=[HUMAN, GPT, GPT]), "turn 2 is from gpt, wanted human"),
         (record(conversations=[GPT, GPT]), "turn 1 is from gpt, wanted human"),
-        (record(conversations=[GPT]), "the only turn is from gpt"),
         (record(conversations=[HUMAN, said("gpt", "a\ud83d")]), "half a surrogate pair at character 1"),
         (record(image=["a.jpg", "b.jpg"]), r'image is \["a.jpg", "b.jpg"\], wanted one path'),
         (record(image="  "), "image is"),
         ({"id": 7, "image": None, "conversations": [HUMAN, GPT]}, "image is null"),
         (record(image=None), "turn 0 holds <image>, but the record has no image"),
+        (
+            record(image=None, conversations=[said("human", "What is it?\n<image> "), GPT]),
+            "turn 0 holds <image>, but",
+        ),
+        (record(image=None, conversations=[said("human", "<image>"), GPT]), "turn 0 holds <image>, but"),
         (record(conversations=[HUMAN, GPT, HUMAN, GPT]), "<image> stands in turns 0, 2"),
         (record(conversations=[HUMAN, said("gpt", "see <image>")]), "<image> stands in turns 0, 1"),
         (record(id=[1]), r"id is \[1\]"),
@@ -80,6 +91,7 @@ def test_the_message_names_the_id() -> None:
     "conversations",
     [
         [said("gpt", "I begin"), HUMAN, GPT],
+        [said("gpt", "I begin and end")],
         [said("human", "Look at <image> and <image>"), GPT],
         [said("human", "Hi"), said("gpt", "Hello"), HUMAN, GPT],
         [HUMAN, said("gpt", "")],
@@ -90,6 +102,24 @@ def test_the_message_names_the_id() -> None:
 def test_what_the_original_takes_is_taken(conversations: list[dict[str, Any]]) -> None:
     sample = parse_sample(record(conversations=conversations, source="web"), "f")
     assert [turn.text for turn in sample.turns] == [turn["value"] for turn in conversations]
+
+
+@pytest.mark.parametrize(
+    "conversations",
+    [
+        [said("human", "Why is <image> empty in this feed?"), GPT],
+        [
+            said("human", "Write RSS"),
+            said("gpt", "<image>\n<url>x</url>\n</image>"),
+            said("human", "<image>?"),
+        ],
+    ],
+)
+def test_a_feeds_image_tag_in_text_alone_is_plain_text(conversations: list[dict[str, Any]]) -> None:
+    sample = parse_sample(record(image=None, conversations=conversations), "f")
+    assert names_image_in_vain(sample)
+    assert [turn.text for turn in sample.turns] == [turn["value"] for turn in conversations]
+    assert not names_image_in_vain(parse_sample(record(), "f"))
 
 
 @pytest.mark.parametrize(
