@@ -377,7 +377,7 @@ def conversation(human: str = "<image>\nWhat?", gpt: str = "A cat.", **more: Any
     [
         ('[{"id": 1,', "data.json.*not valid JSON"),
         ("[]", "data.json: holds no sample"),
-        (conversation(image="none.png"), r"record 0 \(id 's1'\): images/none.png: no such image file"),
+        (conversation(image="none.png"), r"record 0 \(id 's1'\): images/none.png: no such image file, nor"),
         (conversation(conversations=[{"from": "robot", "value": "x"}]), "record 0 .*'s1'.*'robot'"),
         ({"id": "s1", "conversations": conversation()["conversations"]}, "'s1'.*<image>.*no image"),
     ],
@@ -386,6 +386,49 @@ def test_a_bad_record_is_named(golden: Path, tmp_path: Path, row: Any, message: 
     argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, row))
     with pytest.raises(DataError, match=message):
         train(argv=argv)
+
+
+@pytest.mark.parametrize(
+    ("version", "odd", "message"),
+    [
+        ("v1", conversation(image="none.png"), "no such image file, nor are those of 0 other records"),
+        (
+            "plain",
+            {"id": 2, "conversations": conversation("Hi")["conversations"]},
+            "template plain takes one",
+        ),
+        ("plain", conversation(conversations=conversation()["conversations"] * 2), "<image> stands in turns"),
+        ("llama_2", {"id": 2, "conversations": conversation("")["conversations"]}, "turn 0 is empty"),
+    ],
+)
+def test_one_odd_record_is_found_before_weights_are_read(
+    golden: Path, tmp_path: Path, version: str, odd: dict[str, Any], message: str
+) -> None:
+    data = data_file(tmp_path, json.dumps([*[conversation()] * 20, odd]))
+    base = tmp_path / "base"
+    shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
+    (base / "model.safetensors").unlink()
+    argv = short(golden, tmp_path / "out", "--data_path", data, "--model_name_or_path", str(base))
+    with pytest.raises(DataError, match=rf"data.json: record 20\b.*{message}"):
+        train(argv=[*argv, "--version", version])
+
+
+def test_what_the_original_trains_on_stops_no_run(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Odd rows as they come from the web: each is learned from, or counted with its reason."""
+    turns = {"human": ["<image> in a feed?", "", "over " * 400, "unanswered"], "gpt": ["", "</s>", "a", ""]}
+    pairs = zip(turns["human"], turns["gpt"], strict=True)
+    talk = [[{"from": "human", "value": one}, {"from": "gpt", "value": other}] for one, other in pairs]
+    talk[3].pop()
+    talk += [[{"from": "gpt", "value": "alone"}], [{"from": "gpt", "value": "first"}, *talk[2]]]
+    rows: list[Any] = [{"id": place, "conversations": said} for place, said in enumerate(talk)]
+    rows += [conversation(id="7"), conversation(human="no token"), conversation(id=8, gpt=" ")]
+    argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, json.dumps(rows)))
+    more = ["--max_steps", "-1", "--num_train_epochs", "1", "--model_max_length", "128"]
+    trainer = fit(assembled_from([*argv, *more]))
+    assert trainer.problems == {"no answer": 3, "answer cut away": 2, "image not in text": 1}
+    assert "1 records without image hold <image>, which is plain text there: 0 is the first" in caplog.text
 
 
 def test_a_broken_image_is_named_from_a_worker_process_too(golden: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, default_conversation
 from llava.errors import DataError
 from llava.images import process_images, read_image
-from llava.prompts.labels import supervise
+from llava.prompts.labels import require_fit, supervise
 from llava.samples import modality_length, read_samples, word_length
 from llava.schema import Sample
 
@@ -38,7 +38,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             template: How turns become text; `vicuna_v1` if None.
 
         Raises:
-            DataError: The file, or a record in it, is not as it must be.
+            DataError: The file, or a record in it, is not as it must be, or the template cannot hold it.
         """
         self.data_path = Path(data_path)
         self.tokenizer = tokenizer
@@ -47,6 +47,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self.samples = list(read_samples(self.data_path))
         if not self.samples:
             raise DataError(f"{data_path}: holds no sample")
+        for index, sample in enumerate(self.samples):
+            try:
+                require_fit(sample, self.template)
+            except DataError as error:
+                raise DataError(f"{data_path}: record {index}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -80,7 +80,8 @@ class Listing:
         if folder not in self._names:
             path = self._root / folder
             self._names[folder] = frozenset(_files(path)) if path.is_dir() else frozenset()
-        return name in self._names[folder]
+        # A name may also be written otherwise than it is listed: a/../b, or in other case on some disks.
+        return name in self._names[folder] or (self._root / image).is_file()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ BOUNDARY_UNCLEAR = "answer boundary unclear"
 
 Encode = Callable[[str], list[int]]
 
+# Styles that cannot hold every sample that llava/samples.py reads.
+_CHOOSY = (SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2)
+
 # Ids at the end of a prefix that what follows may change; more than this is no matter of one token.
 _REACH = 8
 
@@ -73,11 +76,7 @@ def supervise(
     Raises:
         DataError: The turns do not alternate, or the template cannot hold them; the message names the sample.
     """
-    turns = _turns_in_order(sample, template, mm_use_im_start_end=mm_use_im_start_end)
-    try:
-        text, answers = render(template, turns)
-    except DataError as error:
-        raise DataError(f"sample {sample.id!r}: {error}") from error
+    text, answers = _rendered(sample, template, mm_use_im_start_end=mm_use_im_start_end)
 
     def encode(part: str) -> list[int]:
         return encode_prompt(part, tokenizer) if sample.image is not None else tokenizer(part).input_ids
@@ -103,6 +102,12 @@ def supervise(
     return Supervised(ids, labels, problem)
 
 
+def require_fit(sample: Sample, template: Conversation) -> None:
+    """Raise the `DataError` that `supervise` would, without a tokenizer: before training, not amid it."""
+    if template.sep_style in _CHOOSY:
+        _rendered(sample, template, mm_use_im_start_end=False)
+
+
 def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = False) -> str:
     """`text` with its image token, if it has any, once and in front; `version` is the template's.
 
@@ -118,6 +123,14 @@ def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = Fa
     if "mmtag" in version:
         token = f"<Image>{token}</Image>"
     return text.replace(DEFAULT_IMAGE_TOKEN, token)
+
+
+def _rendered(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> tuple[str, list[Span]]:
+    turns = _turns_in_order(sample, template, mm_use_im_start_end=mm_use_im_start_end)
+    try:
+        return render(template, turns)
+    except DataError as error:
+        raise DataError(f"sample {sample.id!r}: {error}") from error
 
 
 def _turns_in_order(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> list[Turn]:

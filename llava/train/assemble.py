@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates, default_conversation
 from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.errors import CheckpointError, SettingsError
+from llava.errors import CheckpointError, DataError, SettingsError
+from llava.layout.folders import Listing
 from llava.model import lora
 from llava.model.checkpoint import PROJECTOR_FILES, first_file
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -29,6 +31,7 @@ from llava.model.locate import locate
 from llava.model.placement import UNQUANTISED
 from llava.model.vocabulary import grow_tables
 from llava.model.weights import check_file, check_weights
+from llava.samples import names_image_in_vain
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -81,6 +84,7 @@ def assemble(
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length, padding_side="right")
     dataset = LazySupervisedDataset(data_args.data_path or "", tokenizer, data_args, template=template)
     _require_sight(dataset, data_args)
+    _require_images(dataset, data_args)
 
     # Before the first random weight: the original seeds later, and gives other adapters at every run.
     transformers.set_seed(training_args.seed)
@@ -172,6 +176,27 @@ def _require_sight(dataset: LazySupervisedDataset, data_args: DataArguments) -> 
     if data_args.image_folder is None:
         raise SettingsError(
             f"{dataset.data_path}: sample {first.id!r} has an image: --image_folder is missing"
+        )
+
+
+def _require_images(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
+    """Find out now, not after hours, that an image is missing; and say what is taken for text."""
+    root = Path(data_args.image_folder or ".")
+    listing = Listing(root)
+    named = [(index, sample) for index, sample in enumerate(dataset.samples) if sample.image is not None]
+    missing = [(index, sample) for index, sample in named if not listing.has(str(sample.image))]
+    if missing:
+        index, first = missing[0]
+        raise DataError(
+            f"{dataset.data_path}: record {index} (id {first.id!r}): {root / str(first.image)}: no such "
+            f"image file, nor are those of {len(missing) - 1:,} other records there; `python -m llava.layout "
+            f"check --root {root} --data {dataset.data_path}` lists them"
+        )
+    in_vain = [sample for sample in dataset.samples if names_image_in_vain(sample)]
+    if in_vain:
+        logger.warning(
+            f"{len(in_vain)} records without image hold {DEFAULT_IMAGE_TOKEN}, which is plain text there: "
+            f"{in_vain[0].id!r} is the first"
         )
 
 
