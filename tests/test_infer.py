@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
 from llava.files import read_json
 from llava.infer.engine import Engine
@@ -123,7 +124,7 @@ def test_close_calls_are_asked_again_alone(golden: Path, monkeypatch: pytest.Mon
 
 
 def test_each_image_is_read_and_encoded_once(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.infer import engine as module
+    from llava.infer import pictures as module
 
     read: Counter[Path] = Counter()
     read_image = module.read_image
@@ -194,15 +195,25 @@ def test_text_that_is_no_image_names_its_request(golden: Path) -> None:
 
 
 def test_a_plan_asks_each_request_once_and_keeps_an_images_requests_together() -> None:
-    images = [(ImageFile(Path(f"{number % 5}.jpg")),) for number in range(100)]
-    lengths = [number * 7 % 31 for number in range(100)]
-    windows = plan(images, lengths, batch_size=3)
-    asked = [index for window in windows for batch in window.batches for index in batch]
-    assert sorted(asked) == list(range(100))
-    assert max(len(batch) for window in windows for batch in window.batches) == 3
+    images = [(ImageFile(Path(f"{number % 50}.jpg")),) for number in range(200)]
+    ids = [[1, 7, IMAGE_TOKEN_INDEX, 8, 9, *range(number % 50, number)] for number in range(200)]
+    windows = plan(images, ids, [len(one) for one in ids])
+    groups = [group for window in windows for group in window.groups]
+    assert sorted(index for group in groups for index in group.requests) == list(range(200))
+    assert {len(group.requests) for group in groups} == {4}
+    assert len(windows) == 2
     dropped = [image for window in windows for image in window.last]
-    assert len(dropped) == len(set(dropped)) == 5
-    assert sum(len(window.images) for window in windows) <= 5 + len(windows) - 1
+    assert len(dropped) == len(set(dropped)) == 50
+    assert sum(len(window.images) for window in windows) == 50
+
+
+def test_a_group_shares_what_its_prompts_open_with() -> None:
+    picture, other = (ImageFile(Path("a.jpg")),), (ImageFile(Path("b.jpg")),)
+    ids = [[1, -200, 5, 6, 7], [1, -200, 5, 8], [1, -200, 5, 6], [2, -200, 5], [1, -200, 5], [1, 5], [1, 5]]
+    images = [picture, picture, picture, picture, other, (), ()]
+    (window,) = plan(images, ids, [len(one) for one in ids])
+    found = sorted((group.requests, group.shared) for group in window.groups)
+    assert found == [((1, 2, 0), 3), ((3,), 3), ((4,), 3), ((5,), 2), ((6,), 2)]
 
 
 @pytest.mark.parametrize(

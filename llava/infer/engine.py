@@ -1,27 +1,28 @@
 """The engine: any list of requests in, their replies out, images decoded and encoded once each.
 
-Knows nothing of files, questions or benchmarks. Greedy requests are batched; sampled and beam-searched ones
-go through transformers' `generate`, one at a time. L positions, D width, P patches.
+Knows nothing of files, questions or benchmarks. Greedy requests about the same images are read as one group;
+sampled and beam-searched ones go through transformers' `generate`, one at a time. L positions, D width,
+P patches.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.errors import DataError, LlavaError
-from llava.images import load_image_from_base64, process_images, read_image
+from llava.errors import DataError, SettingsError
+from llava.infer.budget import budget_for
 from llava.infer.generate import generate, stop_ids
-from llava.infer.greedy import continue_greedily
+from llava.infer.greedy import Continuation, continue_alone
 from llava.infer.load import Loaded
-from llava.infer.plan import Window, plan
-from llava.infer.requests import Generation, ImageFile, ImageSource, Reply, Request
+from llava.infer.packed import Prompts, continue_packed, fitting
+from llava.infer.pictures import Pixels, decoded_ahead, pixels
+from llava.infer.plan import Group, plan
+from llava.infer.requests import Generation, ImageSource, Reply, Request
 from llava.model.splice import splice
 from llava.prompts.encode import tokenizer_image_token
 
@@ -30,17 +31,8 @@ logger = logging.getLogger(__name__)
 # A choice between two tokens that was closer than this many logits is made again alone: batching moves logits
 # by rounding, about 1e-5 in float32 and some steps of the precision in the others.
 _DOUBTFUL = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
-_DECODERS = 4
 
 Features = dict[ImageSource, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """An image as the model sees it, (3, S, S) or in tiles (views, 3, S, S); its first (width, height)."""
-
-    tensor: torch.Tensor
-    size: tuple[int, int]
 
 
 class Engine:
@@ -54,13 +46,15 @@ class Engine:
         Args:
             loaded: The model.
             generation: How tokens are picked.
-            batch_size: Greedy prompts at a time; 8 on an accelerator and 4 on a CPU if None.
+            batch_size: The most greedy prompts at a time; 1 asks each alone, None takes what the device has
+                room for.
             exact: Ask again alone where the batch could have tipped the answer, so that replies are those of
                 one prompt at a time.
         """
         self._loaded = loaded
         self._generation = generation
-        self._batch_size = batch_size or (4 if loaded.device.type == "cpu" else 8)
+        self._one_at_a_time = batch_size == 1 or not generation.is_greedy
+        self._budget = budget_for(loaded, batch_size)
         self._exact = exact
         self._stop_ids = stop_ids(loaded)
         self._asked_again = 0
@@ -80,22 +74,17 @@ class Engine:
         self._asked_again = 0
         prompts = [self._encode(request) for request in requests]
         lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
-        windows = plan([request.images for request in requests], lengths, self._batch_size)
+        windows = plan([request.images for request in requests], prompts, lengths)
         features: Features = {}
-        pool = ThreadPoolExecutor(_DECODERS)
-        try:
-            for window, pixels in self._decoded_ahead(windows, requests, pool):
-                features |= self._features({s: image for s, image in pixels.items() if s not in features})
-                for batch in window.batches:
-                    rows = {i: self._embed(requests[i], prompts[i], features) for i in batch}
-                    for index, reply in zip(rows, self._reply(list(rows.values())), strict=True):
-                        if self._is_doubtful(reply):
-                            reply = self._reply_alone(requests[index], prompts[index], pixels)
-                        yield index, reply
-                for source in window.last:
-                    del features[source]
-        finally:
-            pool.shutdown(cancel_futures=True)
+        names = {source: request.name for request in reversed(requests) for source in request.images}
+        for window, images in decoded_ahead(windows, names, self._pixels):
+            features |= self._features({s: image for s, image in images.items() if s not in features})
+            for index, reply in self._replies(window.groups, requests, prompts, features):
+                if self._is_doubtful(reply):
+                    reply = self._reply_alone(requests[index], prompts[index], images)
+                yield index, reply
+            for source in window.last:
+                del features[source]
         if self._asked_again:
             logger.info(
                 f"{self._asked_again} of {len(requests)} answers were close calls and asked again alone"
@@ -103,7 +92,11 @@ class Engine:
 
     def reply_streaming(self, request: Request, streamer: Any) -> Reply:
         """The reply to one request, each token shown to a `streamer` of transformers as it comes."""
-        row = self._embed(request, self._encode(request), self._features(self._pixels_of(request)))
+        row = self._embed(
+            request,
+            self._encode(request),
+            self._features({image: self._pixels(image) for image in request.images}),
+        )
         return self._said(generate(self._loaded, row, self._generation, streamer=streamer))
 
     def _encode(self, request: Request) -> list[int]:
@@ -137,41 +130,27 @@ class Engine:
             )
 
     def _pixels(self, source: ImageSource) -> Pixels:
-        if isinstance(source, ImageFile):
-            image = read_image(source.path)
-        else:
-            image = load_image_from_base64(source.base64)
-        return Pixels(process_images([image], self._loaded.image_processor, self.config)[0], image.size)
-
-    def _pixels_of(self, request: Request) -> dict[ImageSource, Pixels]:
-        return {source: self._pixels(source) for source in request.images}
-
-    def _decoded_ahead(
-        self, windows: Sequence[Window], requests: Sequence[Request], pool: Executor
-    ) -> Iterator[tuple[Window, dict[ImageSource, Pixels]]]:
-        """Each window with its images; while one is answered the next one's are decoded."""
-        names = {source: request.name for request in reversed(requests) for source in request.images}
-        decoding: dict[ImageSource, Future[Pixels]] = {}
-        for number, window in enumerate(windows):
-            for ahead in windows[number : number + 2]:
-                for source in ahead.images:
-                    if source not in decoding:
-                        decoding[source] = pool.submit(self._pixels, source)
-            yield window, {source: _result(decoding[source], names[source]) for source in window.images}
-            for source in window.last:
-                del decoding[source]
+        return pixels(source, self._loaded.image_processor, self.config)
 
     @torch.inference_mode()
-    def _features(self, pixels: Mapping[ImageSource, Pixels]) -> Features:
+    def _features(self, images: Mapping[ImageSource, Pixels]) -> Features:
         """One (P, D) block an image; images without tiles are encoded a batch at a time."""
         model, device = self._loaded.model, self._loaded.device
         features: Features = {}
-        plain = [source for source, image in pixels.items() if image.tensor.ndim == 3]
-        for start in range(0, len(plain), self._batch_size):
-            batch = plain[start : start + self._batch_size]
-            stacked = torch.stack([pixels[source].tensor for source in batch])
-            features |= zip(batch, model.encode_views(stacked.to(device, model.dtype)), strict=True)
-        for source, image in pixels.items():
+        plain = [source for source, image in images.items() if image.tensor.ndim == 3]
+        while plain:
+            count = max(
+                min(self._budget.tokens // model.get_vision_tower().num_patches, self._budget.rows), 1
+            )
+            stacked = torch.stack([images[source].tensor for source in plain[:count]])
+            try:
+                encoded = model.encode_views(stacked.to(device, model.dtype))
+            except torch.cuda.OutOfMemoryError as error:
+                self._take_half(error)
+                continue
+            features |= zip(plain[:count], encoded, strict=True)
+            del plain[:count]
+        for source, image in images.items():
             if image.tensor.ndim != 3:
                 views = [image.tensor.to(device, model.dtype)]
                 features[source] = model.encode_views(views, [image.size])[0]
@@ -179,45 +158,93 @@ class Engine:
 
     @torch.inference_mode()
     def _embed(self, request: Request, ids: Sequence[int], features: Features) -> torch.Tensor:
-        """The prompt as (L, D) embeddings, images in place."""
+        """The prompt, or a part of it that has all its images, as (L, D) embeddings, images in place."""
         words = self._loaded.model.get_input_embeddings()
         blocks = [features[source] for source in request.images] or [words.weight[:0]]
         spliced = splice(torch.tensor([ids], device=self._loaded.device), None, None, words, blocks)
         self._require_room(request, len(spliced.embeds[0]))
         return spliced.embeds[0]
 
-    def _reply(self, rows: Sequence[torch.Tensor]) -> list[Reply]:
+    def _replies(
+        self,
+        groups: Sequence[Group],
+        requests: Sequence[Request],
+        prompts: Sequence[Sequence[int]],
+        features: Features,
+    ) -> Iterator[tuple[int, Reply]]:
+        """(index in `requests`, reply) of all in the groups."""
+        if self._one_at_a_time:
+            for group in groups:
+                for index in group.requests:
+                    yield index, self._reply(self._embed(requests[index], prompts[index], features))
+            return
+        waiting = []
+        for group in groups:
+            first, ids = requests[group.requests[0]], prompts[group.requests[0]]
+            prefix = self._embed(first, ids[: group.shared], features)
+            rests = tuple(tuple(prompts[index][group.shared :]) for index in group.requests)
+            for index, rest in zip(group.requests, rests, strict=True):
+                self._require_room(requests[index], len(prefix) + len(rest))
+            waiting.append(Prompts(prefix, group.requests, rests))
+        for index, found in self._continue(waiting):
+            yield index, self._said(found.ids, found.margin)
+
+    def _continue(self, waiting: list[Prompts]) -> Iterator[tuple[int, Continuation]]:
+        """What `continue_packed` finds for all groups; with half the budget where memory runs out."""
+        while waiting:
+            together = waiting[: fitting(waiting, self._budget)]
+            done = set()
+            try:
+                for index, found in continue_packed(
+                    self._loaded.model,
+                    together,
+                    self._budget,
+                    max_new_tokens=self._generation.max_new_tokens,
+                    stop_ids=self._stop_ids,
+                ):
+                    done.add(index)
+                    yield index, found
+            except torch.cuda.OutOfMemoryError as error:
+                self._take_half(error)
+            left = [group.without(done) for group in together]
+            waiting = [group for group in left if group.names] + waiting[len(together) :]
+
+    def _take_half(self, error: torch.cuda.OutOfMemoryError) -> None:
+        """Go on with half the budget after memory ran out, or raise a `SettingsError` if it is the least."""
+        try:
+            self._budget = self._budget.halved()
+        except SettingsError as hopeless:
+            raise hopeless from error
+        logger.info(f"out of memory: from here on {self._budget.tokens} positions at a time")
+        if self._loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _reply(self, prompt: torch.Tensor) -> Reply:
+        """The reply to one prompt, (L, D), alone."""
         if not self._generation.is_greedy:
-            return [self._said(generate(self._loaded, row, self._generation)) for row in rows]
-        found = continue_greedily(
+            return self._said(generate(self._loaded, prompt, self._generation))
+        found = continue_alone(
             self._loaded.model,
-            rows,
+            prompt,
             max_new_tokens=self._generation.max_new_tokens,
             stop_ids=self._stop_ids,
         )
-        return [self._said(one.ids, one.margin) for one in found]
+        return self._said(found.ids, found.margin)
 
     def _reply_alone(
-        self, request: Request, ids: Sequence[int], pixels: Mapping[ImageSource, Pixels]
+        self, request: Request, ids: Sequence[int], images: Mapping[ImageSource, Pixels]
     ) -> Reply:
         """The reply with nothing else in the batch, neither prompt nor image."""
         self._asked_again += 1
         features: Features = {}
         for source in request.images:
-            features |= self._features({source: pixels[source]})
-        return self._reply([self._embed(request, ids, features)])[0]
+            features |= self._features({source: images[source]})
+        return self._reply(self._embed(request, ids, features))
 
     def _is_doubtful(self, reply: Reply) -> bool:
-        if not self._exact or self._batch_size == 1 or reply.margin is None:
+        if not self._exact or self._one_at_a_time or reply.margin is None:
             return False
         return reply.margin < _DOUBTFUL.get(self._loaded.model.dtype, _DOUBTFUL[torch.bfloat16])
 
     def _said(self, ids: Sequence[int], margin: float | None = None) -> Reply:
         return Reply(self._loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(), margin)
-
-
-def _result(decoded: Future[Pixels], name: str) -> Pixels:
-    try:
-        return decoded.result()
-    except LlavaError as error:
-        raise DataError(f"{name}: {error}") from error

@@ -1,6 +1,6 @@
-"""Greedy continuation of several prompts at once, with how narrowly each was decided.
+"""Greedy continuation of one prompt alone, with how narrowly each token was decided.
 
-B rows, L positions of the longest prompt, D width, V vocabulary.
+L positions of the prompt, D width, R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 
@@ -23,63 +22,40 @@ class Continuation:
 
 
 @torch.inference_mode()
-def continue_greedily(
-    model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, stop_ids: Collection[int]
-) -> list[Continuation]:
-    """Continue each prompt with its likeliest tokens until a stop id or the limit.
-
-    Prompts are padded on the left whatever the model's config says of padding: the last position of every row
-    must be its prompt's last. Position ids are counted from each row's first real position.
+def continue_alone(
+    model: Any, prompt: torch.Tensor, *, max_new_tokens: int, stop_ids: Collection[int]
+) -> Continuation:
+    """Continue a prompt with its likeliest tokens until a stop id or the limit, as `generate` would.
 
     Args:
         model: A causal language model of transformers.
-        prompts: Embeddings, (L_i, D) each.
+        prompt: Embeddings, (L, D).
         max_new_tokens: The most tokens to add, stop id included.
         stop_ids: Ids that end an answer.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
-    longest = int(lengths.max())
-    is_padded = int(lengths.min()) < longest
-    # Without padding there is no mask, so that attention takes the same path as for one prompt alone.
-    mask = (torch.arange(longest, device=lengths.device) >= longest - lengths[:, None]).long()
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    inputs: dict[str, Any] = {
-        "inputs_embeds": pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    }
     cache = DynamicCache(config=model.config)
-    found = [Continuation() for _ in prompts]
-    unfinished = set(range(len(prompts)))
+    found = Continuation()
+    inputs: dict[str, Any] = {"inputs_embeds": prompt[None]}
     for _ in range(max_new_tokens):
-        logits = model(
-            **inputs,
-            attention_mask=mask if is_padded else None,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        tokens = _take(logits.float(), found, unfinished, stop_ids)
-        if not unfinished:
+        logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        token = take(logits, [found], stop_ids)[0]
+        if token is None:
             break
-        inputs = {"input_ids": tokens[:, None]}
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        positions = positions[:, -1:] + 1
+        inputs = {"input_ids": torch.tensor([[token]], device=prompt.device)}
     return found
 
 
-def _take(
-    logits: torch.Tensor, found: list[Continuation], unfinished: set[int], stop_ids: Collection[int]
-) -> torch.Tensor:
-    """Give every unfinished row its likeliest token; the tokens, (B,). `logits` is (B, V)."""
-    best = logits.topk(2, dim=1)
+def take(logits: torch.Tensor, rows: Sequence[Continuation], stop_ids: Collection[int]) -> list[int | None]:
+    """Give every row its likeliest token by `logits` (R, V); the tokens, None for rows that end here."""
+    logits = logits.float()
+    best = logits.topk(2, dim=1).values
     # topk does not promise the first of equals; argmax is what generate() takes.
-    tokens = logits.argmax(dim=1)
-    chosen = tokens.tolist()
-    leads = (best.values[:, 0] - best.values[:, 1]).tolist()
-    for row in sorted(unfinished):
-        found[row].margin = min(found[row].margin, leads[row])
-        if chosen[row] in stop_ids:
-            unfinished.discard(row)
-        else:
-            found[row].ids.append(chosen[row])
-    return tokens
+    chosen: list[int] = logits.argmax(dim=1).tolist()
+    taken: list[int | None] = []
+    for row, token, lead in zip(rows, chosen, (best[:, 0] - best[:, 1]).tolist(), strict=True):
+        row.margin = min(row.margin, lead)
+        is_end = token in stop_ids
+        if not is_end:
+            row.ids.append(token)
+        taken.append(None if is_end else token)
+    return taken
