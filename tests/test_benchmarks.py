@@ -246,12 +246,55 @@ def test_answers_are_read_in_every_shape(tmp_path: Path, name: str, content: str
         ('{"question_id": 1}\n', "a.jsonl:1: found the keys question_id; wanted an id"),
         ('{"question_id": 1, "text": "A"}\n{"question_id": 2, "te', "a.jsonl:2: not valid JSON"),
         ('{"question_id": 1, "text": null}\n', "a.jsonl:1: found the keys"),
+        ('{"question_id": 1, "text": 3}\n', "a.jsonl:1: the text is 3, a int, wanted text"),
+        ('{"question_id": [1], "text": "A"}\n', r"a.jsonl:1: the id is \[1\], a list, wanted text"),
+        ('{"question_id": 1, "text": "A", "prompt": 5}\n', "a.jsonl:1: the prompt is 5"),
     ],
 )
 def test_a_damaged_answers_file_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises((AnswersError, DataError), match=message):
         read_answers(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+@pytest.mark.parametrize(
+    "content", ["5", "null", '"A"', "[1]", '{"1": 2}', '{"outputs": 5}', '{"correct": 5, "incorrect": []}']
+)
+def test_a_json_file_that_holds_no_answers_is_the_users_error(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises((AnswersError, DataError), match=r"a\.json"):
+        benchmarks.get(name).read_answers(tmp_path / "a.json")
+
+
+def test_null_prompt_model_and_round_are_as_absent(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    rows = [
+        {"question_id": a.question_id, "text": a.text, "prompt": None, "model_id": None, "round_id": None}
+        for a in tiny.answers
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mmbench = benchmarks.get("mmbench")
+    assert mmbench.score(tmp_path, mmbench.read_answers(tmp_path / "a.jsonl")).get("circular").value == 100.0
+
+
+def test_answers_told_apart_by_order_alone_are_noted(tmp_path: Path) -> None:
+    tiny = MAKERS["mme"](tmp_path)
+    answers = [replace(answer, prompt="") for answer in tiny.answers]
+    scores = benchmarks.get("mme").score(tmp_path, answers)
+    assert scores.notes[0].startswith(f"{len(answers)} of {len(answers)} answers share their id with another")
+    assert not benchmarks.get("mme").score(tmp_path, tiny.answers).notes
+
+
+def test_white_space_that_costs_points_is_noted(tmp_path: Path) -> None:
+    tiny = MAKERS["seed"](tmp_path)
+    scores = benchmarks.get("seed").score(tmp_path, [replace(a, text=f"{a.text}\n") for a in tiny.answers])
+    assert scores.get("image").value == 0.0
+    assert scores.notes == (
+        "3 answers without points have white space around them, which the official rule keeps",
+    )
 
 
 OPTIONS = {"A": "a red cat", "B": "dog", "C": "rain"}

@@ -28,12 +28,14 @@ class Matched:
     """One answer, or None, for each question in order.
 
     `duplicates` counts rows that said again what had been said; `other_prompts` answers whose prompt and
-    question text have neither in the other, which may have been asked something else.
+    question text have neither in the other, which may have been asked something else. `by_order` counts
+    answers without prompt to one of several questions of one id: only their order says which.
     """
 
     answers: list[Answer | None]
     duplicates: int
     other_prompts: int
+    by_order: int = 0
 
     @property
     def missing(self) -> int:
@@ -53,6 +55,10 @@ def read_answers(path: Path) -> list[Answer]:
         value = read_json(path)
         if isinstance(value, dict):
             value = [{"question_id": key, "text": text} for key, text in value.items()]
+        if not isinstance(value, list):
+            raise AnswersError(
+                f"{path}: found {type(value).__name__}, wanted a list of answers, or id -> text"
+            )
         rows = ((f"{path}: element {index}", row) for index, row in enumerate(value))
     else:
         rows = ((f"{path}:{line}", row) for line, row in read_jsonl(path))
@@ -64,17 +70,21 @@ def _answer(row: Any, where: str) -> Answer:
         raise AnswersError(f"{where}: found {type(row).__name__}, wanted an answer (a JSON object)")
     identifier = next((row[key] for key in ID_KEYS if key in row), None)
     text = next((row[key] for key in TEXT_KEYS if key in row), None)
-    if identifier is None or not isinstance(text, str):
+    prompt = row.get("prompt") or ""
+    for found, kinds, what in ((identifier, (str, int), "id"), (text, str, "text"), (prompt, str, "prompt")):
+        if found is not None and not isinstance(found, kinds):
+            raise AnswersError(f"{where}: the {what} is {found!r}, a {type(found).__name__}, wanted text")
+    if identifier is None or text is None:
         raise AnswersError(
             f"{where}: found the keys {', '.join(row)}; wanted an id ({' or '.join(ID_KEYS)}) "
             f"and a text ({', '.join(TEXT_KEYS)})"
         )
     return Answer(
         question_id=identifier,
-        prompt=row.get("prompt", ""),
+        prompt=prompt,
         text=text,
         answer_id=row.get("answer_id", ""),
-        model_id=row.get("model_id", ""),
+        model_id=str(row.get("model_id") or ""),
         metadata=row.get("metadata") or {},
         extra={key: value for key, value in row.items() if key not in KNOWN_KEYS},
     )
@@ -105,7 +115,7 @@ def match(
             f"{first(unknown)}; were the answers made from another question file?"
         )
     found: list[Answer | None] = [None] * len(questions)
-    duplicates = 0
+    duplicates = by_order = 0
     for key, indices in asked.items():
         rows = given.get(key, [])
         if len(indices) == 1:
@@ -114,6 +124,8 @@ def match(
         elif rows:
             placed, doubled = _by_prompt([questions[index] for index in indices], rows, key, name)
             duplicates += doubled
+            if len({questions[index].text for index in indices}) > 1:
+                by_order += sum(row is not None and not row.prompt for row in placed)
             for index, row in zip(indices, placed, strict=True):
                 found[index] = row
     missing = [str(questions[index].id) for index, answer in enumerate(found) if answer is None]
@@ -123,7 +135,7 @@ def match(
             "answer them, or count them as wrong with --allow-missing"
         )
     other = sum(_is_other(question.text, answer) for question, answer in zip(questions, found, strict=True))
-    return Matched(found, duplicates, other)
+    return Matched(found, duplicates, other, by_order)
 
 
 def _is_other(text: str, answer: Answer | None) -> bool:

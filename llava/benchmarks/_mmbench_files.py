@@ -13,7 +13,7 @@ from typing import Any
 
 from llava.benchmarks._answers import match, read_answers
 from llava.benchmarks._base import options_text
-from llava.errors import DataError
+from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.schema import Answer, Question
 
@@ -125,6 +125,14 @@ def read_upload(path: Path) -> list[Answer]:
     return answers
 
 
+def round_of(answer: Answer) -> int:
+    """Which of several askings of its question (--all-rounds) this answers, from 0."""
+    number = answer.extra.get("round_id") or 0
+    if not isinstance(number, int):
+        raise AnswersError(f"question {answer.question_id}: round_id is {number!r}, wanted a number")
+    return number
+
+
 def _sheet(path: Path) -> Iterator[dict[str, Any]]:
     import openpyxl
 
@@ -155,7 +163,7 @@ def write_upload(
         raise DataError(f"{tsv}: no such file")
     table = pandas.read_table(tsv)
     questions = [Question(int(index), "") for index in table["index"]]
-    first_round = [answer for answer in answers if int(answer.extra.get("round_id", 0)) == 0]
+    first_round = [answer for answer in answers if round_of(answer) == 0]
     matched = match(questions, first_round, allow_missing=allow_missing, name=name)
     upload = table.drop(columns=[column for column in DROPPED if column in table.columns])
     said = pandas.Series([answer.text if answer else None for answer in matched.answers], dtype=object)

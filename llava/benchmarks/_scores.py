@@ -15,6 +15,8 @@ from llava.benchmarks._answers import Matched
 from llava.schema import Question, Score, Scores, Verdict
 
 PERCENT = 100.0
+# Between the answers of a verdict that is about several (MMBench).
+JOINED = " | "
 
 
 def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", over: dict[str, str]) -> Score:
@@ -144,7 +146,21 @@ def warnings(matched: Matched) -> tuple[str, ...]:
         notes.append(
             f"{matched.other_prompts} of {total} answers were given to another prompt than this question"
         )
+    if matched.by_order:
+        notes.append(
+            f"{matched.by_order} of {total} answers share their id with another question and carry no "
+            "prompt; they are put to them by order, so a shuffled file scores wrongly"
+        )
     return tuple(notes)
+
+
+def padding_note(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """A warning when answers without points have white space around them: no model command writes such."""
+    said = [v.answer for v in verdicts if v.score == 0 and v.answer is not None]
+    padded = sum(text != text.strip() and JOINED not in text for text in said)
+    if not padded:
+        return ()
+    return (f"{padded} answers without points have white space around them, which the official rule keeps",)
 
 
 def model_of(matched: Matched) -> str:
@@ -173,5 +189,5 @@ def collect(
         source=source,
         model_id=model_of(matched),
         split=split,
-        notes=(*warnings(matched), *notes),
+        notes=(*warnings(matched), *padding_note(verdicts), *notes),
     )

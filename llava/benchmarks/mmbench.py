@@ -28,6 +28,7 @@ from llava.benchmarks._mmbench_files import (
     Item,
     read_items,
     read_upload,
+    round_of,
     write_upload,
 )  # fmt: skip
 from llava.errors import DataError
@@ -64,10 +65,10 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
     items = _truth(task, tsv)
     questions = [Question(item.index, item.text) for item in items]
     given = [answer for answer in task.answers if not answer.extra.get(BLANK)]
-    rounds = max((int(answer.extra.get("round_id", 0)) for answer in given), default=0)
+    rounds = max((round_of(answer) for answer in given), default=0)
     if rounds:
         items = [turned for item in items for turned in _rotations(item)]
-        given = [replace(a, question_id=f"{a.question_id}#{a.extra.get('round_id', 0)}") for a in given]
+        given = [replace(a, question_id=f"{a.question_id}#{round_of(a)}") for a in given]
         questions = [Question(f"{item.index}#{item.turned}", item.text) for item in items]
     matched = match(questions, given, allow_missing=task.allow_missing, name=benchmark)
     if not any(item.truth for item in items):
@@ -155,8 +156,8 @@ def _verdict(group: Sequence[Asked]) -> Verdict:
         question_id=item.group,
         type=item.category or UNKNOWN,
         score=float(_all_right(group)),
-        answer=" | ".join("-" if text is None else text for text in said),
-        truth=" | ".join(row.item.truth for row in group),
+        answer=_scores.JOINED.join("-" if text is None else text for text in said),
+        truth=_scores.JOINED.join(row.item.truth for row in group),
         status=status,
         facets={"l2-category": item.l2_category} if item.l2_category else {},
         question=item.text,

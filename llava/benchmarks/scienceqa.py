@@ -22,7 +22,7 @@ from llava.benchmarks import _letters, _scores
 from llava.benchmarks._answers import match, read_answers
 from llava.benchmarks._base import LETTER, Benchmark, Task, find, options_text, require_keys
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import DataError
+from llava.errors import AnswersError, DataError
 from llava.files import atomic_write, read_json
 from llava.schema import Answer, Question, Score, Scores, Status, Verdict
 
@@ -68,11 +68,14 @@ def read_tool_output(path: Path) -> list[Answer]:
         value = read_json(path)
     except DataError:
         return read_answers(path)
-    if isinstance(value, dict) and "outputs" in value:
-        return [Answer(key, "", text) for key, text in value["outputs"].items()]
-    if isinstance(value, dict) and {"correct", "incorrect"} <= value.keys():
-        rows = [*value["correct"], *value["incorrect"]]
-        return [Answer(row["question_id"], row["question"], row["pred"]) for row in rows]
+    try:
+        if isinstance(value, dict) and "outputs" in value:
+            return [Answer(key, "", text) for key, text in value["outputs"].items()]
+        if isinstance(value, dict) and {"correct", "incorrect"} <= value.keys():
+            rows = [*value["correct"], *value["incorrect"]]
+            return [Answer(row["question_id"], row["question"], row["pred"]) for row in rows]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AnswersError(f"{path}: no output or result file of eval_science_qa.py ({error!r})") from error
     return read_answers(path)
 
 
