@@ -371,3 +371,26 @@ def test_a_benchmark_that_is_named_must_have_its_data(repo: Path, tmp_path: Path
     assert code == 2
     assert f"error: gqa: {tmp_path}/gqa lacks " in error
     assert "get it from https://cs.stanford.edu" in error
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_and_double_nothing(repo: Path, golden: Path) -> None:
+    weights = [
+        "--model-path",
+        golden / "weights/tiny-pretrain",
+        "--model-base",
+        golden / "weights/tiny-vicuna-v1.5",
+    ]
+    command = [
+        sys.executable,
+        repo / "scripts/bench/kill_loop.py",
+        "--kills",
+        "2",
+        "--questions",
+        "12",
+        *weights,
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("2 attempts: ")
+    assert result.stdout.endswith("; 0 faults\n")
