@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,6 +107,9 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_dir: str | None = _flag(None, "Where TensorBoard files go; OUTPUT_DIR/runs by default.")
     save_safetensors: bool = _flag(True, "Has no effect: full weights are always safetensors.")
     overwrite_output_dir: bool = _flag(False, "Has no effect; see resume_from_checkpoint.")
+
+    # Filled in when all flags are read: what decides what is learned, by flag; see llava/train/resume.py.
+    learned_from: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         defaults = {each.name: each.default for each in fields(self)}
@@ -217,7 +221,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
         if getattr(old, name) is not None:
             logger.warning("--%s has no effect any more", name)
     check_arguments(model, data, training)
+    training.learned_from = _learned_from(model, data, training)
     return model, data, training
+
+
+# Of the flags about training: those that another number of devices or another disk leaves as they are.
+_DECISIVE = (
+    *("learning_rate", "mm_projector_lr", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim"),
+    *("num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "fp16", "bits", "model_max_length"),
+    *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "freeze_mm_mlp_adapter"),
+    *("group_by_modality_length", "group_by_length"),
+)
+
+
+def _learned_from(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
+    """What a run learns from and how, as JSON can hold it."""
+    chosen = {name: getattr(training, name) for name in _DECISIVE}
+    return {
+        **{each.name: getattr(model, each.name) for each in fields(model)},
+        "data_path": data.data_path,
+        "size of data_path": Path(str(data.data_path)).stat().st_size,
+        "image_aspect_ratio": data.image_aspect_ratio,
+        **{name: value.value if isinstance(value, Enum) else value for name, value in chosen.items()},
+        "samples a step": training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * training.world_size,
+    }
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:

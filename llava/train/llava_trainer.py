@@ -22,6 +22,7 @@ from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.weights import Tensors, read_tensors
 from llava.train.arguments import TrainingArguments
+from llava.train.resume import SETTINGS, STATE_FILE
 from llava.train.save import errors_name, save_lora, save_projector, write_config, written_whole
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,13 @@ class TrainingError(LlavaError):
 
 
 class _Flow(TrainerCallback):
-    """Tells the sampler its epoch, and keeps the original's rhythm of checkpoints."""
+    """Tells the sampler its epoch, notes the flags, and keeps the original's rhythm of checkpoints."""
 
     def __init__(self, trainer: LLaVATrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        state.stateful_callbacks[SETTINGS] = {"args": args.learned_from, "attributes": {}}
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         # accelerate tells it too, but not through all of the wrappers a resumed run puts around it.
@@ -186,7 +190,11 @@ class LLaVATrainer(Trainer):
                     write_config(staging, model.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with errors_name(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with errors_name(folder):
+            if self.args.should_save:
+                # An earlier run's, which would make a half-written checkpoint look whole.
+                (folder / STATE_FILE).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
