@@ -16,6 +16,8 @@ from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
+from llava.train.resume import is_complete
+from llava.train.save import alone
 from llava.train.train import Assembled, assemble, fit, train
 
 # Ten times the differences that were seen between the original and another re-implementation.
@@ -346,6 +348,69 @@ def test_a_finished_run_is_left_alone(golden: Path, tmp_path: Path, caplog: pyte
         train(argv=[*argv, "--max_steps", "5"])
     train(argv=[*argv, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
+
+
+def test_a_run_with_other_flags_is_not_taken_for_this_one(golden: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    shutil.copyfile(golden / "train_data/train.json", data)
+    argv = short(golden, tmp_path / "out", "--save_strategy", "steps", "--save_steps", "1")
+    argv += ["--data_path", str(data)]
+    train(argv=argv)
+    other = [*argv, "--learning_rate", "0.5"]
+    with pytest.raises(
+        SettingsError, match=r"holds a finished run with other flags \(learning_rate 0.002, now"
+    ):
+        train(argv=other)
+    rows = json.loads(data.read_text())
+    data.write_text(json.dumps([*rows, rows[0]]))  # the same name, more to learn
+    with pytest.raises(SettingsError, match=r"holds a finished run with other flags .size of data_path"):
+        train(argv=argv)
+    shutil.copyfile(golden / "train_data/train.json", data)
+    train(argv=[*argv, "--logging_steps", "2"])  # learns the same: finished, left alone
+
+    (tmp_path / "out" / "trainer_state.json").unlink()  # as if cut off
+    with pytest.raises(
+        SettingsError, match=r"checkpoint-2: holds a part of a run with other flags .learning"
+    ):
+        train(argv=other)
+    train(argv=[*other, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")])
+    train(argv=[*other, "--resume_from_checkpoint", "never"])
+
+
+def test_two_runs_do_not_write_into_one_folder(golden: Path, tmp_path: Path) -> None:
+    argv = short(golden, tmp_path)
+    with alone(tmp_path, is_writer=True):
+        with pytest.raises(SettingsError, match="another run is writing there; give another --output_dir"):
+            train(argv=argv)
+        with alone(tmp_path, is_writer=False):  # a process of the same run
+            pass
+    with pytest.raises(SettingsError, match="--version"):
+        train(argv=[*argv, "--version", "none"])
+    with alone(tmp_path, is_writer=True):  # free again also after an error
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_half_written_goes(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
+    train(argv=argv)
+    (tmp_path / ".saving-x").mkdir()
+    (tmp_path / ".saving-x" / "model.safetensors").write_bytes(b"half")
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Training anew over old checkpoints: cut off amid the first, whose old state file is there.
+    monkeypatch.setattr(LLaVATrainer, "_save_optimizer_and_scheduler", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(argv=[*argv, "--resume_from_checkpoint", "never"])
+    assert not is_complete(tmp_path / "checkpoint-1")
+    monkeypatch.undo()
+    monkeypatch.chdir(golden)
+    train(argv=[*argv, "--resume_from_checkpoint", "never"])
+    assert is_complete(tmp_path / "checkpoint-1")
+    assert not list(tmp_path.glob(".saving-*"))
 
 
 def test_a_lora_checkpoint_without_its_projector_is_refused(golden: Path, tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ adapter and non_lora_trainables.bin, or with the whole model. Source: LLaVA v1.2
 from __future__ import annotations
 
 import copy
+import fcntl
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,48 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, SettingsError
 from llava.files import write_json
 from llava.model.checkpoint import write_non_lora, write_projector
 from llava.model.lora import Bias, split_trained_state, write_adapter
 from llava.model.weights import Tensors
 
+logger = logging.getLogger(__name__)
+
 # torch and safetensors say a full disk with errors of their own.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+_STAGING = ".saving-"
+
+
+@contextmanager
+def alone(folder: Path, *, is_writer: bool) -> Iterator[None]:
+    """Keep other runs out of an output folder for the length of the block; leaves no file behind.
+
+    Raises:
+        SettingsError: Another run writes there.
+    """
+    if not is_writer:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(
+                f"{folder}: another run is writing there; give another --output_dir, or wait for its end"
+            ) from error
+        except OSError as error:
+            logger.info("%s: cannot be locked against other runs (%s)", folder, error.strerror)
+        try:
+            yield
+        finally:
+            # By name: a data loader's process may outlive us with a copy of the descriptor.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -46,7 +83,11 @@ def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
         return
     with errors_name(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        for left in folder.glob(
+            f"{_STAGING}*"
+        ):  # by a run that was killed; nobody else writes here, see `alone`
+            shutil.rmtree(left, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
         try:
             yield staging
             for path in sorted(staging.iterdir()):

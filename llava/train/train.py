@@ -24,6 +24,7 @@ from llava.train.assemble import Assembled, assemble
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume import STATE_FILE, find_start
 from llava.train.save import (
+    alone,
     errors_name,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
@@ -68,11 +69,12 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         LlavaError: The flags, the data or the weights are not as they must be, or the disk is full.
     """
     model_args, data_args, training_args = parse_arguments(argv)
-    if find_start(training_args).is_finished:
-        logger.info("%s: already finished; nothing is done", training_args.output_dir)
-        return
-    _require_writable(training_args)
-    fit(assemble(model_args, data_args, training_args, attn_implementation=attn_implementation))
+    output = _writable_folder(training_args)
+    with alone(output, is_writer=training_args.should_save):
+        if find_start(training_args).is_finished:
+            logger.info("%s: already finished; nothing is done", output)
+            return
+        fit(assemble(model_args, data_args, training_args, attn_implementation=attn_implementation))
 
 
 def fit(assembled: Assembled) -> LLaVATrainer:
@@ -126,15 +128,16 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
     }
 
 
-def _require_writable(training_args: TrainingArguments) -> None:
-    """Find out now, not after a day, that the output folder cannot be made."""
-    if not training_args.should_save:
-        return
+def _writable_folder(training_args: TrainingArguments) -> Path:
+    """The output folder, made: not after a day is it found out that it cannot be."""
     output = Path(str(training_args.output_dir))
+    if not training_args.should_save:
+        return output
     with errors_name(output):
         output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
         raise CheckpointError(f"{output}: may not be written to; give another --output_dir")
+    return output
 
 
 def _without_traceback(error: LlavaError) -> LlavaError:
