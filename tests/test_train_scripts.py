@@ -52,7 +52,7 @@ def environment(golden: Path, **settings: str) -> dict[str, str]:
     ours = {"PYTHON": sys.executable, "DATA_PATH": str(golden / "train_data/train.json")}
     ours |= {"IMAGE_FOLDER": str(golden / "images")}
     gone = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MODEL", "PROJECTOR", "OUTPUT_DIR", "NPROC"}
-    gone |= {"VISION_TOWER", "PER_DEVICE_BATCH", "GRADIENT_ACCUMULATION"}
+    gone |= {"CUDA_VISIBLE_DEVICES", "VISION_TOWER", "PER_DEVICE_BATCH", "GRADIENT_ACCUMULATION"}
     return {**{key: value for key, value in os.environ.items() if key not in gone}, **ours, **settings}
 
 
@@ -159,6 +159,29 @@ def test_the_launcher_fits_the_machine(
     words = (tmp_path / "flags").read_text().splitlines()
     assert words[: len(start)] == [script if word == "TRAIN" else word for word in start]
     assert (str(repo / "scripts" / "zero3.json") in words) == (facts[:3] == "2 1")
+
+
+@pytest.mark.parametrize(("nproc", "launched_on"), [("", "4,5,7"), ("2", "4,5"), ("1", "4")])
+def test_deepspeed_stays_on_the_visible_gpus(
+    repo: Path, golden: Path, tmp_path: Path, nproc: str, launched_on: str
+) -> None:
+    """Given --num_gpus it ignores CUDA_VISIBLE_DEVICES, and takes GPUs that are somebody else's."""
+    recorder = tmp_path / "python"
+    recorder.write_text(
+        '#!/usr/bin/env bash\n[[ $1 == - ]] && { echo "3 1 29999"; exit; }\n'
+        'printf "%s\\n" "$CUDA_VISIBLE_DEVICES" "$@" > "$FLAGS"\n'
+    )
+    recorder.chmod(0o755)
+    env = environment(golden, PYTHON=str(recorder), NPROC=nproc, FLAGS=str(tmp_path / "flags"))
+    env["CUDA_VISIBLE_DEVICES"] = "4,5,7"
+    assert run_script(repo, "finetune", env, cwd=tmp_path).returncode == 0
+    visible, *words = (tmp_path / "flags").read_text().splitlines()
+    assert visible == launched_on
+    assert words[:2] == ["-m", "deepspeed.launcher.runner"]
+    assert "--num_gpus" not in words
+
+    result = run_script(repo, "finetune", {**env, "NPROC": "8"}, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, "error: NPROC is 8, but there are 3 visible GPUs\n")
 
 
 def test_zero_settings_leave_optimizer_and_schedule_to_the_flags(repo: Path) -> None:

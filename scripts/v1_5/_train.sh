@@ -47,11 +47,21 @@ PY
     read -r gpus has_deepspeed port <<<"$facts"
     port=${MASTER_PORT:-$port}
     processes=${NPROC:-$((gpus > 0 ? gpus : 1))}
+    if ((gpus > 0 && processes > gpus)); then
+        echo "error: NPROC is $processes, but there are $gpus visible GPUs" >&2
+        return 2
+    fi
 
     local start=("$PYTHON") zero=()
     if ((gpus > 0 && has_deepspeed)); then
         start=("$PYTHON" -m deepspeed.launcher.runner --master_port "$port")
-        [[ -z ${NPROC:-} ]] || start+=(--num_gpus "$NPROC")
+        if [[ -n ${NPROC:-} && -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+            # DeepSpeed given a number takes the machine's first GPUs, whichever are visible; without, the visible ones.
+            CUDA_VISIBLE_DEVICES=$(cut -d, -f "1-$NPROC" <<<"$CUDA_VISIBLE_DEVICES")
+            export CUDA_VISIBLE_DEVICES
+        elif [[ -n ${NPROC:-} ]]; then
+            start+=(--num_gpus "$NPROC")
+        fi
         zero=(--deepspeed "$REPO/scripts/zero$stage.json")
     elif ((processes > 1)); then
         start=("$PYTHON" -m torch.distributed.run --nproc_per_node "$processes" --master_port "$port")
