@@ -284,6 +284,13 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield "--group_by_length and --group_by_modality_length: choose one"
     if training.model_max_length < 2:
         yield f"--model_max_length {training.model_max_length}: wanted 2 or more"
+    for flag in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, flag) < 1:
+            yield f"--{flag} {getattr(training, flag)}: wanted 1 or more"
+    if training.eval_strategy.value != "no":
+        yield f"--evaluation_strategy {training.eval_strategy.value}: there is no data to evaluate on; use no"
+    if training.fsdp and "RANK" not in os.environ:
+        yield "--fsdp needs a launcher: start by `torchrun`, or leave it out"
     if training.remove_unused_columns:
         yield "--remove_unused_columns True would drop every image"
 
