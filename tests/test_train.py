@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
@@ -222,6 +223,37 @@ def test_flags_may_not_contradict_the_model_to_start_from(
     )
     with pytest.raises(SettingsError, match=r"--mm_projector_type mlp3x_gelu: .* trained with mlp2x_gelu"):
         train(argv=argv)
+
+
+def test_a_tower_of_another_width_than_the_model_was_trained_with_is_refused(
+    golden: Path, tmp_path: Path, full_model: Path
+) -> None:
+    config = CLIPVisionConfig.from_pretrained(golden / "weights/tiny-clip-vit-patch14-56")
+    config.hidden_size, config.num_attention_heads = 32, 2
+    tower = tmp_path / "tower"
+    CLIPVisionModel(config).save_pretrained(tower)
+    shutil.copy(golden / "weights/tiny-clip-vit-patch14-56/preprocessor_config.json", tower)
+    argv = short(golden, tmp_path, "--model_name_or_path", str(full_model), "--vision_tower", str(tower))
+    with pytest.raises(CheckpointError, match="tower: has 32 features, the model's projector takes 64"):
+        train(argv=argv)
+
+
+def test_stage_2_without_a_trained_projector_is_warned_about(
+    golden: Path, tmp_path: Path, full_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for base, said in (("weights/tiny-vicuna-v1.5", True), (str(full_model), False)):
+        caplog.clear()
+        argv = short(golden, tmp_path, "--pretrain_mm_mlp_adapter", "", "--model_name_or_path", base)
+        assemble(*parse_arguments(argv))
+        assert ("projector starts from random weights" in caplog.text) is said
+
+
+def test_a_projector_of_another_size_is_refused(golden: Path, tmp_path: Path) -> None:
+    small = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64))
+    tensors = {f"model.mm_projector.{name}": each for name, each in small.state_dict().items()}
+    torch.save(tensors, tmp_path / "small.bin")
+    with pytest.raises(CheckpointError, match=r"small.bin: does not fit this model's projector: size mismat"):
+        train(argv=short(golden, tmp_path, "--pretrain_mm_mlp_adapter", str(tmp_path / "small.bin")))
 
 
 def test_a_projector_may_be_named_by_its_folder(golden: Path, tmp_path: Path) -> None:

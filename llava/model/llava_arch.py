@@ -66,6 +66,11 @@ class LlavaMetaModel:
 
         tower = build_vision_tower(config, delay_load=True)
         tower.load_model(near=[Path(config.name_or_path)] if config.name_or_path else [])
+        if self.mm_projector is not None and config.mm_hidden_size != tower.hidden_size:
+            raise CheckpointError(
+                f"{model_args.vision_tower}: has {tower.hidden_size} features, the model's projector takes "
+                f"{config.mm_hidden_size}: give the vision tower it was trained with"
+            )
         config.mm_hidden_size = tower.hidden_size
         self.vision_tower = [tower] if fsdp else tower
 

@@ -301,6 +301,16 @@ def _add_vision(
     training_args: TrainingArguments,
 ) -> None:
     """Tower and projector, and what the config tells those who will load the result."""
+    if (
+        model.get_model().mm_projector is None
+        and not model_args.pretrain_mm_mlp_adapter
+        and not model_args.tune_mm_mlp_adapter
+    ):
+        logger.warning(
+            "the projector starts from random weights: no --pretrain_mm_mlp_adapter is given, and "
+            "%s has none inside; train stage 1 first, or name its result",
+            model_args.model_name_or_path,
+        )
     model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
     tower, projector = model.get_vision_tower(), model.get_model().mm_projector
     tower.to(dtype=training_args.compute_dtype, device=training_args.device)
