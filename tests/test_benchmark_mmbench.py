@@ -129,3 +129,24 @@ def test_several_letters_or_none_are_no_letter(tmp_path: Path, text: str) -> Non
     assert scores.get("circular_strict").value == 50.0
     assert scores.verdicts[0].status == "unparsable"
     assert "1 rows name no option, 1 are not a letter alone" in scores.notes[0]
+
+
+def test_a_test_split_is_its_own_tsv_and_its_upload_leaves_out_control_characters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    lines = (tmp_path / TSV).read_text().splitlines()
+    place = lines[0].split("\t").index("answer")
+    bare = ["\t".join(c for n, c in enumerate(line.split("\t")) if n != place) for line in lines]
+    (tmp_path / TSV).unlink()
+    test = tmp_path / "mmbench_test_20230712.tsv"
+    test.write_text("\n".join(bare) + "\n")
+    said = [Answer(a.question_id, "", f"{a.text}\x05\n") for a in tiny.answers]
+    assert MMBENCH.score(tmp_path, said, split="test_20230712").get("circular").value is None
+    MMBENCH.write_submission(tmp_path, said, tmp_path / "a.xlsx", split="test_20230712")
+    MMBENCH.write_submission(tmp_path, said, tmp_path / "b.xlsx", truth=test)
+    for name in ("a.xlsx", "b.xlsx"):
+        rows = list(openpyxl.load_workbook(tmp_path / name).active.iter_rows(values_only=True))
+        column = rows[0].index("prediction")
+        assert [row[column] for row in rows[1:]] == [f"{answer.text}\n" for answer in tiny.answers]
+    assert f"{len(said)} predictions lose control characters" in caplog.text

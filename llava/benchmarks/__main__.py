@@ -120,7 +120,9 @@ def _leave_submission(benchmark: Benchmark, args: argparse.Namespace) -> None:
         return
     path = args.save_path / f"submission{benchmark.submission_suffix}"
     answers = benchmark.read_answers(args.answers)
-    benchmark.write_submission(args.root, answers, path, split=args.split, allow_missing=args.allow_missing)
+    benchmark.write_submission(
+        args.root, answers, path, split=args.split, truth=args.truth, allow_missing=args.allow_missing
+    )
     sys.stdout.write(f"{benchmark.name} has no local score; wrote {path} for its server or judge\n")
 
 

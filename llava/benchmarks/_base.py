@@ -153,12 +153,13 @@ class Benchmark:
         path: Path,
         *,
         split: str | None = None,
+        truth: Path | None = None,
         allow_missing: bool = False,
     ) -> None:
         """Write the file that the benchmark's server (or judge) takes, equal to the original's."""
         if not answers:
             raise AnswersError(f"{self.name}: there are no answers to send in")
-        self.submit(Task(root, self.pick_split(split), answers, allow_missing), path)
+        self.submit(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
 
 
 def read_jsonl_questions(path: Path) -> list[Question]:

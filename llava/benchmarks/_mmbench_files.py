@@ -6,6 +6,8 @@ empty. (The original also drops the literal options "None", "nan" and "NA"; the 
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +19,14 @@ from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.schema import Answer, Question
 
+logger = logging.getLogger(__name__)
+
 ROTATION = 1_000_000
 LETTERS = "ABCD"
 NEEDED = {"index", "question", "A", "B"}
 DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
 PREDICTION, PREDICTION_COLUMN = "prediction", 6
+NOT_IN_SHEETS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 # What `read_upload` leaves in an answer: the row it stood in, and whether its cell was empty.
 ITEM, BLANK = "item", "blank"
 
@@ -155,6 +160,7 @@ def write_upload(
 
     Made by the original's pandas calls with pandas' own rules for types and missing words, so that every cell
     is the original's. Of several rounds the first is sent: its letters are the TSV's.
+    A sheet cannot hold control characters; what a model says of those is left out, with a warning.
     Source: LLaVA v1.2.2 scripts/convert_mmbench_for_submission.py.
     """
     import pandas
@@ -166,7 +172,11 @@ def write_upload(
     first_round = [answer for answer in answers if round_of(answer) == 0]
     matched = match(questions, first_round, allow_missing=allow_missing, name=name)
     upload = table.drop(columns=[column for column in DROPPED if column in table.columns])
-    said = pandas.Series([answer.text if answer else None for answer in matched.answers], dtype=object)
+    texts = [answer.text if answer else None for answer in matched.answers]
+    cells = [text if text is None else NOT_IN_SHEETS.sub("", text) for text in texts]
+    if changed := sum(text != cell for text, cell in zip(texts, cells, strict=True)):
+        logger.warning("%s: %d predictions lose control characters, which no sheet can hold", path, changed)
+    said = pandas.Series(cells, dtype=object)
     upload.insert(min(PREDICTION_COLUMN, len(upload.columns)), PREDICTION, said)
     with atomic_write(path, binary=True) as stream:
         upload.to_excel(stream, index=False, engine="openpyxl")

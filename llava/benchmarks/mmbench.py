@@ -164,34 +164,39 @@ def _verdict(group: Sequence[Asked]) -> Verdict:
     )
 
 
-def make(name: str, title: str, folder: str, split: str, tsv: str, suffix: str) -> Benchmark:
-    """MMBench in one language: its TSV and the sentence that asks for a letter."""
+def make(name: str, title: str, splits: Sequence[str], suffix: str) -> Benchmark:
+    """MMBench in one language: its TSVs, the usual first, and the sentence that asks for a letter."""
+    files = {split: f"mmbench_{split}.tsv" for split in splits}
 
     def build(root: Path, split: str) -> list[Question]:
         return [
             Question(item.index, f"{item.text}\n{suffix}", category=item.category, image_base64=item.image)
-            for item in read_items(root / tsv)
+            for item in read_items(root / files[split])
         ]
 
     def submit(task: Task, path: Path) -> None:
-        write_upload(task.root / tsv, task.answers, path, name=name, allow_missing=task.allow_missing)
+        tsv = task.truth or task.root / files[task.split]
+        write_upload(tsv, task.answers, path, name=name, allow_missing=task.allow_missing)
 
     return Benchmark(
         name=name,
         title=title,
         source=SOURCE,
-        folder=folder,
-        question_files={split: tsv},
+        folder=name,
+        question_files=files,
         build=build,
-        judge=lambda task: judge(name, tsv, task),
+        judge=lambda task: judge(name, files[task.split], task),
         submit=submit,
         submission_suffix=".xlsx",
         answers_from=read_upload,
-        needs=((tsv,),),
+        needs=((files[splits[0]],),),
         download="https://mmbench.opencompass.org.cn (images are in the TSV)",
     )
 
 
 BENCHMARK = make(
-    "mmbench", "MMBench dev (English)", "mmbench", "dev_20230712", "mmbench_dev_20230712.tsv", LETTER
+    "mmbench",
+    "MMBench (English)",
+    ("dev_20230712", "test_20230712", "dev_en_20231003", "test_en_20231003"),
+    LETTER,
 )

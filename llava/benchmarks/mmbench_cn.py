@@ -9,9 +9,7 @@ __all__ = ["BENCHMARK", "LETTER_CN"]
 
 BENCHMARK = make(
     "mmbench_cn",
-    "MMBench dev (Chinese)",
-    "mmbench_cn",
-    "dev_cn_20231003",
-    "mmbench_dev_cn_20231003.tsv",
+    "MMBench (Chinese)",
+    ("dev_cn_20231003", "test_cn_20231003"),
     LETTER_CN,
 )

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# MMBench dev: answer, merge, score in a circle, write what the server takes.
+# MMBench dev (or test): answer, merge, score in a circle, write what the server takes.
 #
 #   bash scripts/v1_5/eval/mmbench.sh [MODEL_PATH] [MODEL_NAME]
 #   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/v1_5/eval/mmbench.sh ./checkpoints/llava-v1.5-7b llava-v1.5-7b
 #
-# Reads $EVAL_ROOT/mmbench: mmbench_dev_20230712.tsv (images are in it). Settings: _common.sh.
+# Reads $EVAL_ROOT/mmbench: mmbench_dev_20230712.tsv (images are in it). Settings: _common.sh, and
+#   MMBENCH_SPLIT  another TSV's name, e.g. mmbench_test_20230712, which has no answers: the server scores it
 # Writes there answers/SPLIT/NAME.jsonl, answers/SPLIT/NAME/metrics.json, answers_upload/SPLIT/NAME.xlsx.
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start mmbench mmbench "$@"
 
-split=mmbench_dev_20230712
+split=${MMBENCH_SPLIT:-mmbench_dev_20230712}
 ask "$root/answers/$split/$name" "$root/answers/$split/$name.jsonl" llava.eval.model_vqa_mmbench \
     --question-file "$root/$split.tsv" --single-pred-prompt
-score "$root/answers/$split/$name.jsonl" "$root/answers/$split/$name"
-submit "$root/answers/$split/$name.jsonl" "$root/answers_upload/$split/$name.xlsx"
+score "$root/answers/$split/$name.jsonl" "$root/answers/$split/$name" --split "${split#mmbench_}"
+submit "$root/answers/$split/$name.jsonl" "$root/answers_upload/$split/$name.xlsx" --split "${split#mmbench_}"
