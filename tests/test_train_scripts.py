@@ -249,10 +249,28 @@ def test_bad_input_ends_a_script_with_one_line_and_2(repo: Path, golden: Path, t
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(repo: Path, golden: Path, tmp_path: Path) -> None:
-    more = [*TINY, "--bf16", "False", "--dataloader_num_workers", "0", "--max_steps", "3"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    for output, settings in ((one, {"GRADIENT_ACCUMULATION": "2"}), (two, {"NPROC": "2"})):
-        result = run_script(repo, "finetune", tiny(golden, output, **settings), *more, cwd=tmp_path)
+def test_two_processes_learn_what_one_does_with_zero_3_too(repo: Path, golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    more = [
+        *TINY,
+        "--bf16",
+        "False",
+        "--dataloader_num_workers",
+        "0",
+        "--max_steps",
+        "4",
+        "--learning_rate",
+        "2e-3",
+    ]
+    zero = ["--deepspeed", str(repo / "scripts" / "zero3.json")]
+    one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
+    for output, settings, flags in (
+        (one, {"GRADIENT_ACCUMULATION": "2"}, []),
+        (two, {"NPROC": "2"}, []),
+        (parts, {"NPROC": "2"}, zero),
+    ):
+        result = run_script(repo, "finetune", tiny(golden, output, **settings), *more, *flags, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-    assert losses(one) == pytest.approx(losses(two), abs=1e-5)
+    assert losses(one)[0] > losses(one)[-1] + 0.01
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert losses(parts) == pytest.approx(losses(one), abs=1e-5)
