@@ -17,7 +17,7 @@ export PYTHONPATH="playground/demo:.${PYTHONPATH:+:$PYTHONPATH}"
 demo=playground/demo
 language=$WORK/language
 data=$WORK/data
-plain=(--gradient_checkpointing False --dataloader_num_workers 0 --report_to none --logging_steps 20 --seed "$SEED")
+plain=(--bf16 False --gradient_checkpointing False --dataloader_num_workers 0 --report_to none --logging_steps 20 --seed "$SEED")
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
@@ -32,11 +32,12 @@ step "2/5 vocabulary and base language model"
 
 step "3/5 stage 1: projector"
 [[ -e $data/llava_v1_5_mix665k.json ]] ||
-    "$PYTHON" "$demo/generate.py" --root "$data" --seed "$SEED" --captions 6400 --base 9600 --engine 0 --heldout 0
+    "$PYTHON" "$demo/generate.py" --root "$data" --seed "$SEED" --captions 6400 --base 9600 \
+        --base-types 1,2,3,8,2,3,8,8 --engine 0 --heldout 0
 [[ -e $WORK/llava-demo-pretrain/mm_projector.bin ]] ||
     MODEL=$language VISION_TOWER=$demo/tower OUTPUT_DIR=$WORK/llava-demo-pretrain PER_DEVICE_BATCH=64 \
         DATA_PATH=$data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json IMAGE_FOLDER=$data/LLaVA-Pretrain/images \
-        bash scripts/v1_5/pretrain.sh "${plain[@]}" --learning_rate 3e-3
+        bash scripts/v1_5/pretrain.sh "${plain[@]}" --pretrain_mm_mlp_adapter "$language/mm_projector.bin"
 
 step "4/5 stage 2: language model and projector"
 [[ -e $WORK/llava-demo/model.safetensors ]] ||

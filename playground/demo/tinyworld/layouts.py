@@ -24,6 +24,8 @@ KNOWN = (1, 2, 3, 8)
 """The types the base model was taught."""
 WEAK = (5, 7, 9)
 """The types it was not taught, and which the engine has records for."""
+CAPTIONED = (1, 2, 3)
+"""The types whose facts stand in captions."""
 MIX_FILE = "llava_v1_5_mix665k.json"
 ENGINE_FILE = "data_engine/dataengine_llava.json"
 CAPTIONS_FILE = "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"
@@ -52,9 +54,9 @@ def letter_prompt(question: Question) -> str:
     return with_suffix(question.text, options_block(question.options), LETTER_SUFFIX)
 
 
-def caption(asker: Asker, scene: Scene, types: Sequence[int] = (1, 2, 3)) -> str:
-    """One sentence of each of the types."""
-    return " ".join(asker.ask(scene, type_id).sentence for type_id in types)
+def caption(asker: Asker, scene: Scene) -> str:
+    """What is there to see, in one sentence of each type that a caption would mention."""
+    return " ".join(asker.ask(scene, type_id).sentence for type_id in CAPTIONED)
 
 
 def write_captions(root: Path, seed: int, count: int) -> None:
