@@ -1,7 +1,7 @@
 """First values that let a small LLaMA find things in its own text within a hundred steps.
 
 To turn "red" into "B", a model must find the option "B. red" and read what stands before "red". Two heads
-must meet for that, and from HF's first values they did not within 300 steps. So:
+must meet for that, and from HF's first values they had not after 150 steps. So:
 
 - every embedding starts with a constant in coordinate 0, which heads can use to attend by position alone;
 - in layer 0, one head starts out looking one token back and one two tokens back;
