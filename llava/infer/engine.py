@@ -57,7 +57,8 @@ class Engine:
         self._budget = budget_for(loaded, batch_size)
         self._exact = exact
         self._stop_ids = stop_ids(loaded)
-        self._asked_again = 0
+        self.asked_again = 0
+        """How many of the last `answer`'s requests were close calls."""
 
     @property
     def config(self) -> Any:
@@ -71,7 +72,7 @@ class Engine:
             DataError: An image is broken, a prompt leaves no room for an answer, or has more or fewer
                 `<image>` than images; the message opens with the request's name.
         """
-        self._asked_again = 0
+        self.asked_again = 0
         prompts = [self._encode(request) for request in requests]
         lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
         windows = plan([request.images for request in requests], prompts, lengths)
@@ -85,9 +86,9 @@ class Engine:
                 yield index, reply
             for source in window.last:
                 del features[source]
-        if self._asked_again:
+        if self.asked_again:
             logger.info(
-                f"{self._asked_again} of {len(requests)} answers were close calls and asked again alone"
+                f"{self.asked_again} of {len(requests)} answers were close calls and asked again alone"
             )
 
     def reply_streaming(self, request: Request, streamer: Any) -> Reply:
@@ -235,7 +236,7 @@ class Engine:
         self, request: Request, ids: Sequence[int], images: Mapping[ImageSource, Pixels]
     ) -> Reply:
         """The reply with nothing else in the batch, neither prompt nor image."""
-        self._asked_again += 1
+        self.asked_again += 1
         features: Features = {}
         for source in request.images:
             features |= self._features({source: images[source]})

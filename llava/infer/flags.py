@@ -50,7 +50,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, question_file: str, conv_m
     parser.add_argument("--conv-mode", default=conv_mode, help="the conversation template")
     parser.add_argument("--num-chunks", type=int, help="default: what torchrun or srun says, else 1")
     parser.add_argument("--chunk-idx", type=int, help="which chunk to answer, from 0")
-    parser.add_argument("--batch-size", type=int, help="prompts at a time (default: 8 on a GPU, 4 on a CPU)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="most prompts at a time, 1: each alone (default: what there is room for)",
+    )
     parser.add_argument(
         "--exact",
         action=argparse.BooleanOptionalAction,
