@@ -5,6 +5,7 @@ Knows nothing of what the rows mean.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from llava.errors import DataError
+
+# What the system says when a disk, a user's share of it or a file may not grow.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_json(path: Path) -> Any:
@@ -167,8 +171,11 @@ def atomic_write(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         # mkstemp makes private files; give ours the mode any other new file would have.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            # An open stream does not know its name.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -97,11 +97,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_old_file(small_disk: Callable[[int], Path]) -> None:
+def test_a_full_disk_is_named_and_leaves_the_old_file(small_disk: Callable[[int], Path]) -> None:
     path = small_disk(64) / "a.json"
     write_json(path, "old")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_json(path, "x" * 100_000)
+    assert caught.value.filename == str(path)
     assert read_json(path) == "old"
     assert list(path.parent.iterdir()) == [path]
 
