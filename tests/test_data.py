@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import CLIPImageProcessorPil
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -82,6 +82,19 @@ def test_text_alone_has_a_black_image_in_a_multimodal_run_and_none_elsewhere(gol
     assert torch.equal(dataset[place]["image"], torch.zeros(3, 56, 56))
     dataset.data_args.is_multimodal = False
     assert "image" not in dataset[place]
+
+
+def test_a_spawned_loader_process_makes_the_same_batch(golden: Path) -> None:
+    dataset = make_dataset(golden, [])
+    collate = DataCollatorForSupervisedDataset(dataset.tokenizer, with_notes=True)
+    loader = DataLoader(
+        dataset, batch_size=3, num_workers=1, multiprocessing_context="spawn", collate_fn=collate
+    )
+    made = next(iter(loader))
+    wanted = collate([dataset[index] for index in range(3)])
+    assert made[NOTES] == wanted[NOTES]
+    for name in ("input_ids", "labels", "attention_mask", "images"):
+        assert torch.equal(made[name], wanted[name])
 
 
 def item(ids: list[int], image: torch.Tensor | None = None) -> dict[str, Any]:
