@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,7 @@ def test_answers_changed_by_hand_do_not_merge(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from llava.infer.journal import Journal
 with Journal.existing(Path(sys.argv[1])).writer(sys.argv[2]):
@@ -203,3 +205,21 @@ def test_training_on_changes_a_checkpoints_fingerprint_and_copying_does_not(tmp_
     (first / "model.safetensors").write_bytes(bytes(range(1, 256)) * 8224 + b"12")
     assert checkpoint_fingerprint(str(first)) != before
     assert checkpoint_fingerprint("liuhaotian/llava-v1.5-7b") == "liuhaotian/llava-v1.5-7b"
+
+
+def test_a_full_disk_is_named_and_keeps_the_answers_before_it(small_disk: Callable[[int], Path]) -> None:
+    folder = small_disk(32) / "journal"
+    keys = [(number, "p") for number in range(9)]
+    journal = Journal.open(folder, {}, keys)
+    rows = [{"question_id": number, "prompt": "p", "text": "x" * 4000} for number in range(9)]
+
+    def answer_all() -> None:
+        with journal.writer("1_0") as writer:
+            for position, row in enumerate(rows):
+                writer.append(position, Entry(row))
+
+    with pytest.raises(AnswersError, match=r"1_0\.jsonl: No space left on device; the answers before"):
+        answer_all()
+    kept = journal.read()
+    assert 0 < len(kept) < len(rows)
+    assert [kept[position].row for position in range(len(kept))] == rows[: len(kept)]

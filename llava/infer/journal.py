@@ -17,8 +17,9 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llava.errors import AnswersError
 from llava.files import read_json, write_json
@@ -144,7 +145,8 @@ class Journal:
                 stack.enter_context(_locked(self.folder / f"{name}.lock", busy))
             path = self.folder / f"{name}.jsonl"
             _cut_torn_end(path)
-            stream = stack.enter_context(path.open("a", encoding="utf-8"))
+            # Unbuffered: what a full disk refused must not be tried again on closing.
+            stream = stack.enter_context(path.open("ab", buffering=0))
             yield Writer(stream)
 
 
@@ -152,13 +154,24 @@ class Journal:
 class Writer:
     """Appends answers to one chunk's file; each is with the operating system before the next is given."""
 
-    stream: IO[str]
+    stream: FileIO
 
     def append(self, position: int, entry: Entry) -> None:
-        """Record the answer to question `position`."""
+        """Record the answer to question `position`.
+
+        Raises:
+            AnswersError: The disk is full or broken; the answers before this one are kept.
+        """
         line = {"position": position, "margin": entry.margin, "row": entry.row}
-        self.stream.write(json.dumps(line) + "\n")
-        self.stream.flush()
+        rest = (json.dumps(line) + "\n").encode()
+        try:
+            while rest:
+                rest = rest[self.stream.write(rest) :]
+        except OSError as error:
+            raise AnswersError(
+                f"{self.stream.name}: {error.strerror}; the answers before this one are kept, the same "
+                "command asks the rest"
+            ) from error
 
 
 def keys_digest(keys: Sequence[Key]) -> str:
