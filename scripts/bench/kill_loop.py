@@ -5,7 +5,7 @@
 
 A made-up SEED-Bench is answered once in peace. Then `scripts/v1_5/eval/seed.sh` is started over and over with
 one to three shards; at a random moment one shard, or everything at once as by a power cut, is killed, and
-sometimes the last answer on disk is torn. Whatever is merged must equal the undisturbed answers byte for byte,
+sometimes the last answer on disk is torn. Whatever is merged must equal the undisturbed answers to the byte,
 and a script that lost a shard must not succeed without them. Exit code 1 when that does not hold. A hundred
 kills of a tiny model take about 20 minutes on two CPU cores.
 """
