@@ -104,12 +104,12 @@ def split_trained_state(
     non_lora: Tensors = {}
     for name, parameter in named:
         if "lora_" in name:
-            adapter[name.replace(".default.", ".")] = _whole(parameter)
+            adapter[name.replace(".default.", ".")] = whole(parameter)
             continue
         if name.endswith("bias") and _saves_bias(name, bias, layers):
-            adapter[name] = _whole(parameter)
+            adapter[name] = whole(parameter)
         if parameter.requires_grad:
-            non_lora[name] = _whole(parameter)
+            non_lora[name] = whole(parameter)
     return TrainedState(adapter, non_lora)
 
 
@@ -196,7 +196,8 @@ def _device(model: Any) -> str:
     return str(next(model.parameters()).device)
 
 
-def _whole(parameter: nn.Parameter) -> torch.Tensor:
+def whole(parameter: nn.Parameter) -> torch.Tensor:
+    """A copy of one parameter on the CPU. Under ZeRO-3 every process must call this."""
     gathered: AbstractContextManager[Any] = nullcontext()
     if hasattr(parameter, "ds_id"):  # set by DeepSpeed's ZeRO-3, which is imported only then
         from deepspeed import zero

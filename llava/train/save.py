@@ -24,7 +24,7 @@ from torch import nn
 from llava.errors import CheckpointError, SettingsError
 from llava.files import write_json
 from llava.model.checkpoint import write_non_lora, write_projector
-from llava.model.lora import Bias, split_trained_state, write_adapter
+from llava.model.lora import Bias, split_trained_state, whole, write_adapter
 from llava.model.weights import Tensors
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def gathered(named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Calla
     chosen = [(name, parameter) for name, parameter in named_parameters if wanted(name)]
     tensors: Tensors = {}
     for name, parameter in chosen:
-        tensors[name] = maybe_zero_3(parameter)
+        tensors[name] = whole(parameter)
     return tensors
 
 
@@ -189,13 +189,3 @@ def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]]
 def get_peft_state_non_lora_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
     """The original's name: what was trained beside the adapter."""
     return split_trained_state(named_params).non_lora
-
-
-def maybe_zero_3(parameter: nn.Parameter) -> torch.Tensor:
-    """A copy of one parameter on the CPU. Under ZeRO-3 every process must call this."""
-    if not hasattr(parameter, "ds_id"):  # set by DeepSpeed, which is imported only then
-        return parameter.detach().cpu().clone()
-    from deepspeed import zero
-
-    with zero.GatheredParameters([parameter]):
-        return parameter.detach().cpu().clone()

@@ -19,6 +19,7 @@ from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.errors import CheckpointError, DataError, LlavaError
 from llava.model.lora import lora_targets as find_all_linear_names
+from llava.model.lora import whole as maybe_zero_3
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.assemble import Assembled, assemble
 from llava.train.llava_trainer import LLaVATrainer
@@ -29,7 +30,6 @@ from llava.train.save import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
-    maybe_zero_3,
     require_space,
 )
 
