@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -188,6 +189,16 @@ def test_a_request_that_cannot_be_answered_names_itself(
         list(Engine(tiny_model(golden), Generation(max_new_tokens=1)).answer([request]))
 
 
+def test_a_broken_image_stops_no_answer_beside_it(golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes((golden / "images" / IMAGES[0]).read_bytes()[:2000])
+    broken = Request("<image>", (ImageFile(tmp_path / "broken.png"),), name="question 0")
+    requests = [broken, *mixed_requests(golden)[:4], broken]
+    replies = Engine(tiny_model(golden), Generation(max_new_tokens=1)).answer(requests)
+    assert sorted(index for index, _ in itertools.islice(replies, 4)) == [1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"question 0: .*broken.png: cannot be read as an image"):
+        next(replies)
+
+
 def test_text_that_is_no_image_names_its_request(golden: Path) -> None:
     request = Request("<image>", (ImageText("bm8gaW1hZ2U="),), name="question 3")
     with pytest.raises(DataError, match=r"question 3: base64 text .* no readable image"):
@@ -197,7 +208,7 @@ def test_text_that_is_no_image_names_its_request(golden: Path) -> None:
 def test_a_plan_asks_each_request_once_and_keeps_an_images_requests_together() -> None:
     images = [(ImageFile(Path(f"{number % 50}.jpg")),) for number in range(200)]
     ids = [[1, 7, IMAGE_TOKEN_INDEX, 8, 9, *range(number % 50, number)] for number in range(200)]
-    windows = plan(images, ids, [len(one) for one in ids])
+    windows = plan(images, ids, [len(one) for one in ids], size=30)
     groups = [group for window in windows for group in window.groups]
     assert sorted(index for group in groups for index in group.requests) == list(range(200))
     assert {len(group.requests) for group in groups} == {4}
@@ -211,7 +222,7 @@ def test_a_group_shares_what_its_prompts_open_with() -> None:
     picture, other = (ImageFile(Path("a.jpg")),), (ImageFile(Path("b.jpg")),)
     ids = [[1, -200, 5, 6, 7], [1, -200, 5, 8], [1, -200, 5, 6], [2, -200, 5], [1, -200, 5], [1, 5], [1, 5]]
     images = [picture, picture, picture, picture, other, (), ()]
-    (window,) = plan(images, ids, [len(one) for one in ids])
+    (window,) = plan(images, ids, [len(one) for one in ids], size=9)
     found = sorted((group.requests, group.shared) for group in window.groups)
     assert found == [((1, 2, 0), 3), ((3,), 3), ((4,), 3), ((5,), 2), ((6,), 2)]
 

@@ -27,6 +27,11 @@ class Budget:
     tokens: int
     rows: int
 
+    @property
+    def groups(self) -> int:
+        """How many groups of prompts are planned together: more than one pass takes, yet not far ahead."""
+        return max(min(self.tokens // 512, self.rows, 32), 8)
+
     def halved(self) -> Budget:
         """Half of it, after memory ran out.
 

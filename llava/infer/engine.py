@@ -1,8 +1,7 @@
 """The engine: any list of requests in, their replies out, images decoded and encoded once each.
 
-Knows nothing of files, questions or benchmarks. Greedy requests about the same images are read as one group;
-sampled and beam-searched ones go through transformers' `generate`, one at a time. L positions, D width,
-P patches.
+Knows nothing of files, questions or benchmarks. Greedy requests about the same images are read as one group,
+others go through transformers' `generate`, one at a time. L positions, D width, P patches.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Engine:
         self.asked_again = 0
         prompts = [self._encode(request) for request in requests]
         lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
-        windows = plan([request.images for request in requests], prompts, lengths)
+        windows = plan([request.images for request in requests], prompts, lengths, self._budget.groups)
         features: Features = {}
         names = {source: request.name for request in reversed(requests) for source in request.images}
         for window, images in decoded_ahead(windows, names, self._pixels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -45,13 +45,15 @@ def decoded_ahead(
 ) -> Iterator[tuple[Window, dict[ImageSource, Pixels]]]:
     """Each window with its images; while one is answered the next one's are decoded.
 
+    A window with a broken image comes without the groups that need it, and is the last.
+
     Args:
         windows: What is answered, in this order.
         names: What errors about an image open with.
         decode: Called once for each image, in a thread.
 
     Raises:
-        DataError: An image cannot be decoded.
+        DataError: An image cannot be decoded; all else in its window is answered first.
     """
     decoding: dict[ImageSource, Future[Pixels]] = {}
     pool = ThreadPoolExecutor(_DECODERS)
@@ -61,15 +63,27 @@ def decoded_ahead(
                 for source in ahead.images:
                     if source not in decoding:
                         decoding[source] = pool.submit(decode, source)
-            yield window, {source: _result(decoding[source], names[source]) for source in window.images}
+            images: dict[ImageSource, Pixels] = {}
+            broken: dict[ImageSource, LlavaError] = {}
+            for source in window.images:
+                try:
+                    images[source] = decoding[source].result()
+                except LlavaError as error:
+                    broken[source] = error
+            if broken:
+                yield _without(window, broken), images
+                source, reason = next(iter(broken.items()))
+                raise DataError(f"{names[source]}: {reason}") from reason
+            yield window, images
             for source in window.last:
                 del decoding[source]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _result(decoded: Future[Pixels], name: str) -> Pixels:
-    try:
-        return decoded.result()
-    except LlavaError as error:
-        raise DataError(f"{name}: {error}") from error
+def _without(window: Window, broken: Collection[ImageSource]) -> Window:
+    groups = [group for group in window.groups if not any(image in broken for image in group.images)]
+    images, last = (
+        tuple(image for image in some if image not in broken) for some in (window.images, window.last)
+    )
+    return Window(images, tuple(groups), last)

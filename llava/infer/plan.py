@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.infer.requests import ImageSource
 
-_GROUPS_A_WINDOW = 32
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -17,6 +15,7 @@ class Group:
 
     requests: tuple[int, ...]
     shared: int
+    images: tuple[ImageSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +31,27 @@ class Window:
 
 
 def plan(
-    images: Sequence[tuple[ImageSource, ...]], ids: Sequence[Sequence[int]], lengths: Sequence[int]
+    images: Sequence[tuple[ImageSource, ...]],
+    ids: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    size: int,
 ) -> list[Window]:
-    """Windows of a few dozen groups each, in the order in which images are first asked about.
+    """Windows of a few groups each, in the order in which images are first asked about.
 
     Args:
         images: Each request's images.
         ids: Each request's token ids, -200 where an image goes.
         lengths: How many positions each prompt takes.
+        size: The most groups in a window: as many may be read in one pass, and so many images lie at hand.
     """
     groups = _groups(images, ids, lengths)
-    shares = [groups[start : start + _GROUPS_A_WINDOW] for start in range(0, len(groups), _GROUPS_A_WINDOW)]
+    shares = [groups[start : start + size] for start in range(0, len(groups), size)]
     last_share = {
-        image: number
-        for number, share in enumerate(shares)
-        for group in share
-        for image in images[group.requests[0]]
+        image: number for number, share in enumerate(shares) for group in share for image in group.images
     }
     windows = []
     for number, share in enumerate(shares):
-        needed = tuple(dict.fromkeys(image for group in share for image in images[group.requests[0]]))
+        needed = tuple(dict.fromkeys(image for group in share for image in group.images))
         alike = sorted(share, key=lambda group: (len(group.requests), lengths[group.requests[0]]))
         windows.append(Window(needed, tuple(alike), tuple(i for i in needed if last_share[i] == number)))
     return windows
@@ -72,11 +72,12 @@ def _groups(
         Group(
             tuple(sorted(indices, key=lambda index: lengths[index])),
             _shared([ids[index] for index in indices]),
+            images[indices[0]],
         )
         for indices in members.values()
     ]
     first_seen = {group: index for index, group in reversed(list(enumerate(images)))}
-    return sorted(groups, key=lambda group: first_seen[images[group.requests[0]]])
+    return sorted(groups, key=lambda group: first_seen[group.images])
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:
