@@ -11,7 +11,7 @@ import pytest
 from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.benchmarks import mmbench
-from llava.errors import AnswersError
+from llava.errors import AnswersError, DataError
 from llava.schema import Answer, Scores
 
 MMBENCH = benchmarks.get("mmbench")
@@ -150,3 +150,17 @@ def test_a_test_split_is_its_own_tsv_and_its_upload_leaves_out_control_character
         column = rows[0].index("prediction")
         assert [row[column] for row in rows[1:]] == [f"{answer.text}\n" for answer in tiny.answers]
     assert f"{len(said)} predictions lose control characters" in caplog.text
+
+
+@pytest.mark.parametrize("truth", ["", "C", "AB"])
+def test_a_row_without_a_true_letter_is_not_scored_as_wrong(tmp_path: Path, truth: str) -> None:
+    (tmp_path / TSV).write_text(f"index\tquestion\tA\tB\tanswer\n7\tq\tx\ty\tA\n8\tq\tx\ty\t{truth}\n")
+    with pytest.raises(DataError, match=f"mmbench: 1 of 2 rows have no true letter, e.g. index 8: '{truth}'"):
+        MMBENCH.score(tmp_path, [Answer(7, "", "A"), Answer(8, "", "A")])
+
+
+def test_an_uploads_blanked_last_option_may_be_the_true_one(tmp_path: Path) -> None:
+    (tmp_path / TSV).write_text("index\tquestion\tA\tB\tC\tanswer\n7\tq\tx\ty\tNone\tC\n")
+    said = [Answer(7, "", "C")]
+    mmbench.write_upload(tmp_path / TSV, said, tmp_path / "up.xlsx", name="mmbench")
+    assert MMBENCH.score(tmp_path, said, truth=tmp_path / "up.xlsx").get("circular").value == 100.0

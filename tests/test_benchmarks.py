@@ -334,6 +334,20 @@ def test_scienceqa_reads_letters_as_the_original(text: str, letter: str | None) 
             r"image\.jsonl:1: lacks the key text",
         ),
         ("vqav2", "annotations.json", '{"answers": []}', r"annotations\.json: lacks the key annotations"),
+        (
+            "vqav2",
+            "annotations.json",
+            '{"annotations": [{"question_id": 1, "answers": 5}]}',
+            "not of the official shape",
+        ),
+        ("seed", "SEED-Bench.json", '{"questions": [5], "question_type": {}}', "not of the official shape"),
+        (
+            "seed",
+            "SEED-Bench.json",
+            '{"questions": [{"question_id": "1", "question_type_id": 1, "data_type": "image",'
+            ' "answer": null}], "question_type": {}}',
+            "question 0 has the answer None, wanted A, B, C or D",
+        ),
         ("vqav2", "annotations.json", "[]", r"annotations\.json: found list, wanted a JSON object"),
         ("textvqa", "TextVQA_0.5.1_val.json", "{}", r"val\.json: lacks the key data; it has none"),
         (

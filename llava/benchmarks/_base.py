@@ -94,16 +94,21 @@ class Benchmark:
         path = self.question_path(root, split)
         if path.suffix == ".jsonl" and path.is_file():
             return read_jsonl_questions(path)
-        with self._keys_there(root):
+        with self._as_downloaded(root):
             return self.build(root, self.pick_split(split))
 
     @contextmanager
-    def _keys_there(self, root: Path) -> Iterator[None]:
-        """Turn a key that an official record lacks into an error of the user's data."""
+    def _as_downloaded(self, root: Path) -> Iterator[None]:
+        """Turn what an official record lacks, or holds of another type, into an error of the user's data."""
         try:
             yield
         except KeyError as error:
             raise DataError(f"{self.name}: a record under {root} lacks the key {error}") from error
+        except (TypeError, AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+            raise DataError(
+                f"{self.name}: a record under {root} is not of the official shape "
+                f"({type(error).__name__}: {error}); LLAVA_TRACEBACK=1 shows where"
+            ) from error
 
     def prepare(self, root: Path, path: Path, *, split: str | None = None) -> int:
         """Write the question file at `path` from the official download; the number of its questions.
@@ -113,13 +118,13 @@ class Benchmark:
         """
         name = self.pick_split(split)
         if self.write_file is not None:
-            with self._keys_there(root):
+            with self._as_downloaded(root):
                 return self.write_file(root, name, path)
         if path.suffix != ".jsonl":
             raise SettingsError(
                 f"{self.name} is read as downloaded; {path.name} is not made from anything else"
             )
-        with self._keys_there(root):
+        with self._as_downloaded(root):
             questions = self.build(root, name)
         write_jsonl_questions(path, questions)
         return len(questions)
@@ -143,7 +148,7 @@ class Benchmark:
             AnswersError: Answers are missing (unless `allow_missing`), contradict or answer other questions.
             DataError: The ground truth is absent or damaged.
         """
-        with self._keys_there(truth or root):
+        with self._as_downloaded(truth or root):
             return self.judge(Task(root, self.pick_split(split), answers, allow_missing, truth))
 
     def write_submission(
@@ -159,7 +164,8 @@ class Benchmark:
         """Write the file that the benchmark's server (or judge) takes, equal to the original's."""
         if not answers:
             raise AnswersError(f"{self.name}: there are no answers to send in")
-        self.submit(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
+        with self._as_downloaded(truth or root):
+            self.submit(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
 
 
 def read_jsonl_questions(path: Path) -> list[Question]:

@@ -95,8 +95,11 @@ def _item(row: dict[Any, Any], where: str) -> Item:
         raise DataError(f"{where}: index is {row['index']!r}, wanted a number") from error
     options = [_cell(row, letter) for letter in LETTERS]
     if PREDICTION in row:
-        # An upload: pandas has blanked options such as "None", so a gap is an option, if an unknown one.
-        count = max((place for place, option in enumerate(options, start=1) if option), default=0)
+        # An upload: pandas has blanked options such as "None", so a gap is an option, if an unknown one,
+        # and so is what the true letter names.
+        truth = _cell(row, "answer")
+        known = (place for place, option in enumerate(options, 1) if option or LETTERS[place - 1] == truth)
+        count = max(known, default=0)
     else:
         count = options.index("") if "" in options else len(options)
     return Item(

@@ -77,6 +77,12 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
         return _scores.collect(
             benchmark, "circular", [score], verdicts, matched, source=SOURCE, split=task.split
         )
+    odd = [item for item in items if item.truth not in LETTERS[: len(item.options)] or len(item.truth) != 1]
+    if odd:
+        raise DataError(
+            f"{benchmark}: {len(odd)} of {len(items)} rows have no true letter, e.g. index {odd[0].index}: "
+            f"{odd[0].truth!r} of {len(odd[0].options)} options"
+        )
     rows = [
         Asked(item, answer.text if answer else None)
         for item, answer in zip(items, matched.answers, strict=True)

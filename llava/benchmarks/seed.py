@@ -52,6 +52,8 @@ def read_items(path: Path) -> list[Item]:
             )
         except KeyError as error:
             raise DataError(f"{path}: question {index} has no key {error}") from error
+        if items[-1].truth not in LETTERS:
+            raise DataError(f"{path}: question {index} has the answer {row['answer']!r}, wanted A, B, C or D")
     return items
 
 
