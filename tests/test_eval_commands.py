@@ -339,7 +339,8 @@ def test_a_broken_image_keeps_the_answers_before_it(
     ("change", "complaint"),
     [
         ({"image": "bm8gaW1hZ2U="}, r"question 1 \(question_id 7\): base64 text .* no readable image"),
-        ({"image": ""}, "question 7: has no image"),
+        ({"image": ""}, r"q\.tsv: question 7: has no image"),
+        ({"question": " "}, r"q\.tsv: question 7: has no question"),
         ({"A": ""}, "question 7: has no option A"),
     ],
 )
@@ -364,6 +365,27 @@ def test_a_tsv_without_its_columns_is_named(
     questions = tsv(tmp_path / "q.tsv", [{"index": 1, "query": "?"}])
     assert commands.answer("model_vqa_mmbench", "--question-file", questions) == 2
     assert "q.tsv:1: no column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'index\tquestion\tA\tB\n1\t"q\tx\ty\n', b"index\tquestion\tA\tB\n1\tq\xe9\tx\ty\n"]
+)
+def test_a_tsv_that_is_none_is_named(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "q.tsv").write_bytes(content)
+    assert commands.answer("model_vqa_mmbench", "--question-file", tmp_path / "q.tsv") == 2
+    assert "q.tsv: cannot be read as a TSV" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image", [5, "", []])
+def test_a_scienceqa_image_that_is_no_path_is_named(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str], image: object
+) -> None:
+    row = {"id": "1", "image": image, "conversations": [{"from": "human", "value": "Why?"}]}
+    write_json(tmp_path / "q.json", [row])
+    assert commands.answer("model_vqa_science", "--question-file", tmp_path / "q.json") == 2
+    assert f"q.json: element 0: image is {image!r}, wanted a path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

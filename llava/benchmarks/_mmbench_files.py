@@ -74,13 +74,16 @@ def read_items(path: Path, *, images: bool = True) -> list[Item]:
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    table = pandas.read_csv(
-        path,
-        sep="\t",
-        dtype=str,
-        keep_default_na=False,
-        usecols=None if images else (lambda column: column != "image"),
-    )
+    try:
+        table = pandas.read_csv(
+            path,
+            sep="\t",
+            dtype=str,
+            keep_default_na=False,
+            usecols=None if images else (lambda column: column != "image"),
+        )
+    except ValueError as error:  # pandas' own errors and text that is not UTF-8
+        raise DataError(f"{path}: cannot be read as a TSV ({error})") from error
     missing = NEEDED - set(table.columns)
     if missing:
         raise DataError(f"{path}:1: no column {', '.join(sorted(missing))} in this TSV")

@@ -22,17 +22,19 @@ from llava.infer.requests import ImageText
 from llava.infer.run import Ask, Run, answer
 
 
-def asks_of(item: Item, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
+def asks_of(item: Item, where: str, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
     """One question; with `rounds`, as many as it has options, each with the options moved on by one.
 
     Displayed letters stay A, B, ...; `option_char` says which option stood behind each at first. The sentence
     that asks for a letter, `suffix`, is not logged.
 
     Raises:
-        DataError: The item has no option, or no image.
+        DataError: The item, which is in the file `where`, has no question, no option, or no image.
     """
-    if not item.options or not item.image:
-        raise DataError(f"question {item.index}: has no {'image' if item.options else 'option A'}")
+    needed = {"question": item.question.strip(), "option A": item.options, "image": item.image}
+    for what, found in needed.items():
+        if not found:
+            raise DataError(f"{where}: question {item.index}: has no {what}")
     options, letters = list(item.options), list(LETTERS[: len(item.options)])
     hint = f"{item.hint}\n" if item.hint else ""
     for number in range(len(options) if rounds else 1):
@@ -62,7 +64,10 @@ def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
     sentence = LETTER_CN if flags.lang == "cn" else LETTER
     suffix = sentence if flags.single_pred_prompt else None
     items = read_items(asked.question_file)
-    return asked, [ask for item in items for ask in asks_of(item, rounds=flags.all_rounds, suffix=suffix)]
+    where = str(asked.question_file)
+    return asked, [
+        ask for item in items for ask in asks_of(item, where, rounds=flags.all_rounds, suffix=suffix)
+    ]
 
 
 def main() -> None:

@@ -44,6 +44,8 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
         text = f"{text}\n{suffix}"
     if image is None:
         return Ask({"question_id": identifier, "prompt": text}, text)
+    if not isinstance(image, str) or not image:
+        raise DataError(f"{where}: image is {image!r}, wanted a path under --image-folder")
     logged = f"{DEFAULT_IMAGE_TOKEN}\n{text}"
     return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(image_folder / image))
 
