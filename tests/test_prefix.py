@@ -239,7 +239,7 @@ def test_when_memory_runs_out_half_as_much_is_tried(
     assert short.failed > 0
     said = [record.message for record in caplog.records if "out of memory" in record.message]
     assert len(said) == short.failed
-    assert "out of memory: from here on 128 positions at a time" in said[0]
+    assert "out of memory: from here on 256 positions at a time" in said[0]
 
 
 def test_when_one_prompt_is_too_much_the_run_ends_in_one_line(
@@ -254,7 +254,7 @@ def test_when_one_prompt_is_too_much_the_run_ends_in_one_line(
 
 def test_a_gpus_budget_follows_its_free_memory(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model(golden)
-    assert budget_for(loaded, None).tokens == budget_for(loaded, 3).tokens == 256
+    assert budget_for(loaded, None).tokens == budget_for(loaded, 3).tokens == 512
     assert budget_for(loaded, 3).rows == 3
     a_position = bytes_a_position(loaded.model)
     assert 2 * 4 * 2 * 128 * 4 < a_position < 100_000  # keys and values of 4 layers, 128 wide, in float32

@@ -13,8 +13,8 @@ from llava.infer.load import Loaded
 
 logger = logging.getLogger(__name__)
 
-# On a CPU a few hundred positions keep the matrix products busy; more only spill its caches.
-_CPU_TOKENS = 256
+# On a CPU a few hundred positions keep the matrix products busy; more attend to each other for nothing.
+_CPU_TOKENS = 512
 _MOST_TOKENS = 16384
 _LEAST_TOKENS = 512
 _SHARE_OF_FREE = 0.5
