@@ -593,11 +593,19 @@ def test_samples_that_teach_nothing_are_counted_and_change_nothing(
 def test_an_answer_pushed_out_by_its_image_is_reported(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = data_file(tmp_path, conversation())
-    argv = short(golden, tmp_path / "out", "--data_path", data, "--model_max_length", "64")
-    trainer: LLaVATrainer = fit(assembled_from(argv))
+    argv = short(golden, tmp_path / "out", "--model_max_length", "64")
+    alone = assembled_from([*argv, "--data_path", data_file(tmp_path, conversation())])
+    trainer: LLaVATrainer = fit(alone)
     assert trainer.state.log_history[0]["loss"] == 0.0
     assert "nothing to learn in samples 's1'" in caplog.text
+    assert trainer.problems == {"answer cut away": 2}
+
+    # Beside samples that do teach, too: the loss says nothing of it there.
+    mixed = data_file(tmp_path, json.dumps([conversation(), conversation(id="s2", human="<image>")]))
+    more = ["--data_path", mixed, "--model_max_length", "77", "--output_dir", str(tmp_path / "mixed")]
+    trainer = fit(assembled_from([*argv, *more]))
+    assert all(entry["loss"] > 1 for entry in trainer.state.log_history if "loss" in entry)
+    assert trainer.problems == {"answer cut away": 2}
 
 
 def test_a_full_disk_is_said_in_one_line_and_destroys_nothing(golden: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from llava.errors import CheckpointError, LlavaError
 from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.weights import Tensors, read_tensors
+from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.resume import SETTINGS, STATE_FILE
 from llava.train.save import errors_name, save_lora, save_projector, write_config, written_whole
@@ -139,13 +140,7 @@ class LLaVATrainer(Trainer):
             TrainingError: The loss is NaN or infinite (in fp16 the scaler skips such a step instead).
         """
         notes = inputs.pop(NOTES, [])
-        for identifier, problem in notes:
-            if problem is not None:
-                if problem not in self.problems:
-                    logger.warning(
-                        "sample %r teaches nothing: %s; more such samples are counted", identifier, problem
-                    )
-                self.problems[problem] += 1
+        self._count_problems(notes, inputs)
         result = super().compute_loss(model, inputs, *rest, **settings)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all() and not self.args.fp16:
@@ -156,6 +151,21 @@ class LLaVATrainer(Trainer):
         if float(loss.detach().sum()) == 0.0 and int(self._learnable(inputs).sum()) == 0:
             logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
         return result
+
+    def _count_problems(self, notes: list[tuple[Any, str | None]], inputs: dict[str, Any]) -> None:
+        """Count samples that teach nothing, those among them whose image pushes the answer past the end."""
+        may_cut = inputs["input_ids"].shape[1] + self._image_positions > self.args.model_max_length
+        # Looked at only where it can be: it makes a GPU wait.
+        left = self._learnable(inputs).tolist() if may_cut else [1] * len(notes)
+        for (identifier, noted), count in zip(notes, left, strict=bool(notes)):
+            problem = noted or (None if count else ANSWER_CUT_AWAY)
+            if problem is None:
+                continue
+            if problem not in self.problems:
+                logger.warning(
+                    "sample %r teaches nothing: %s; more such samples are counted", identifier, problem
+                )
+            self.problems[problem] += 1
 
     def _learnable(self, inputs: dict[str, Any]) -> torch.Tensor:
         return count_learnable(
