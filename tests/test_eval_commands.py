@@ -294,6 +294,10 @@ BAD_QUESTIONS = [
     ('{"question_id": 1, "image": "a.png", "text": 5}', r"question 1 \(question_id 1\)?.*text"),
     ('{"question_id": 1, "image": "a.png"}', r"questions.jsonl:1: .*text"),
     ("", "questions.jsonl: holds no question"),
+    (
+        r'{"question_id": 1, "image": "a_640x480.png", "text": "a \ud83d b"}',
+        r"question 1 \(question_id 1\): its text holds half a character",
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# JSON can write it, no tokenizer can read it.
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 # Machines of one job start minutes apart, and the last chunk may be the longest.
 _WAIT_FOR_OTHERS_S = 24 * 3600.0
 
@@ -220,6 +223,10 @@ def _check_asks(run: Run, asks: Sequence[Ask]) -> None:
         ask = asks[position]
         if not ask.text.strip():
             raise DataError(f"{_name(run, ask, position)}: the question is empty")
+        if HALF_CHARACTER.search(ask.text):
+            raise DataError(
+                f"{_name(run, ask, position)}: its text holds half a character (a lone surrogate)"
+            )
         if isinstance(ask.image, ImageFile) and not ask.image.path.is_file():
             raise DataError(f"{_name(run, ask, position)}: {ask.image.path}: no such image file")
 
