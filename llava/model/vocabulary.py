@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, SettingsError
 from llava.model.weights import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,21 @@ def add_image_tokens(model: Any, tokenizer: Any, *, patch: bool | None, start_en
 
 
 def grow_tables(model: Any, rows: int) -> None:
-    """Give both embedding tables at least `rows` rows; new ones are the mean of the old."""
-    old = model.get_input_embeddings().weight.shape[0]
+    """Give both embedding tables at least `rows` rows; new ones are the mean of the old.
+
+    Raises:
+        SettingsError: ZeRO-3 has the tables in parts, of which no process knows the mean.
+    """
+    table = model.get_input_embeddings().weight
+    in_parts = hasattr(table, "ds_shape")  # set by ZeRO-3, which leaves an empty tensor
+    old = table.ds_shape[0] if in_parts else table.shape[0]
     if rows <= old:
         return
+    if in_parts:
+        raise SettingsError(
+            f"the vocabulary must grow from {old} to {rows} rows, which ZeRO-3 cannot do: use "
+            "scripts/zero2.json, or --mm_use_im_patch_token False and --mm_use_im_start_end False"
+        )
     model.resize_token_embeddings(rows, mean_resizing=False)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         with torch.no_grad():
