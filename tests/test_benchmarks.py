@@ -13,13 +13,13 @@ import pytest
 
 from benchmark_downloads import MAKERS, Tiny
 from llava import benchmarks
-from llava.benchmarks import _letters
+from llava.benchmarks import _letters, _paper
 from llava.benchmarks.__main__ import score_table
 from llava.benchmarks._answers import match, read_answers
 from llava.benchmarks._base import Benchmark
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.metrics import read_scores, write_scores
-from llava.schema import Answer, Question
+from llava.schema import Answer, Question, Score, Scores
 
 NAMES = benchmarks.names()
 
@@ -377,3 +377,38 @@ def test_a_damaged_official_file_is_named_with_its_place(
     with pytest.raises(DataError, match=message):
         # VQAv2's annotations are the truth, not the questions.
         benchmark.score(tmp_path, answers) if name == "vqav2" else benchmark.read_questions(tmp_path)
+
+
+def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> None:
+    for name in ("seed", "mmbench", "mme", "scienceqa", "vqav2"):
+        tiny = MAKERS[name](tmp_path / name)
+        scores = benchmarks.get(name).score(tmp_path / name, tiny.answers, split=tiny.split)
+        write_scores(tmp_path / name / "out", scores)
+    folders = [
+        tmp_path / name / "out/metrics.json" for name in ("seed", "mmbench", "mme", "scienceqa", "vqav2")
+    ]
+    shown = run("row", "--name", "tuned", *folders).stdout.splitlines()
+    assert shown[1].split() == ["tuned", "100.00", "100.00", "600.0/-", "-", "100.00", "100.00/100.00"]
+    assert shown[2].startswith("published: 7b-lora, DataEngine's baseline")
+    assert shown[3].split()[-7:] == ["68.57", "67.18", "1511/303", "(1814)", "58.02", "78.18", "73.17/71.15"]
+
+
+def test_what_lacks_is_named_with_where_to_get_it(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path / "mmbench")
+    told = run("present", "--eval-root", tmp_path, "gqa", "mmbench")
+    assert told.stdout == "mmbench\n"
+    assert f"left out: gqa: {tmp_path}/gqa lacks testdev_balanced_questions.json or " in told.stderr
+    assert run("present", "--need-all", "--eval-root", tmp_path, "gqa", "mmbench").returncode == 2
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+def test_every_benchmark_says_what_it_needs_and_where_that_is(name: str, tmp_path: Path) -> None:
+    benchmark = benchmarks.get(name)
+    assert benchmark.missing(tmp_path)
+    assert benchmark.download
+
+
+def test_mme_in_the_papers_row_has_its_total() -> None:
+    both = (Score("perception", 1510.66, 2114), Score("cognition", 303.21, 260))
+    row = _paper.table("m", [Scores("mme", "perception", both)]).splitlines()[1]
+    assert row.split() == ["m", "-", "-", "1510.7/303.2", "(1813.9)", "-", "-", "-/-"]
