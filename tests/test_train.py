@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
+from llava.model.vocabulary import grow_tables
 from llava.train.arguments import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.resume import is_complete
@@ -343,6 +344,18 @@ def test_image_tokens_are_trained_saved_and_gone_on_with(golden: Path, tmp_path:
     )
     assert ours["model.embed_tokens.weight"].shape == (2050, 128)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_vocabulary_in_parts_is_not_grown(golden: Path, tmp_path: Path) -> None:
+    assembled = assembled_from(short(golden, tmp_path))
+    table = assembled.model.get_input_embeddings().weight
+    table.ds_shape = table.shape  # as ZeRO-3 leaves it: the size beside an empty tensor
+    table.data = table.data[:0]
+    grow_tables(assembled.model, 2048)
+    with pytest.raises(
+        SettingsError, match="from 2048 to 2049 rows, which ZeRO-3 cannot do: use scripts/zero2"
+    ):
+        grow_tables(assembled.model, 2049)
 
 
 def test_no_checkpoint_is_added_at_the_end(golden: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llava.train.arguments import parse_arguments
+from tiny_checkpoints import self_trained
 
 SCRIPTS = [
     "pretrain",
@@ -236,6 +238,28 @@ def test_a_script_trains(
         assert files | {"trainer_state.json"} <= {path.name for path in folder.iterdir()}
         assert name == "finetune" or not (folder / "model.safetensors").exists()
     assert len(losses(tmp_path / "out")) == 2
+    assert all(7 < loss < 9 for loss in losses(tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_zero_3_takes_a_projector_for_a_model_that_has_one(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """Its own is read in parts then, which another's weights do not fit."""
+    pytest.importorskip("deepspeed")
+    model = self_trained(tmp_path / "model", golden)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    more = [*TINY, "--deepspeed", str(repo / "scripts" / "zero3.json"), "--dataloader_num_workers", "0"]
+    env = tiny(golden, tmp_path / "out") | {"MODEL": str(model)} | alone
+    result = run_script(repo, "finetune_lora", env, *more, "--learning_rate", "0", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
     assert all(7 < loss < 9 for loss in losses(tmp_path / "out"))
 
 

@@ -22,7 +22,7 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import Side, SplicedBatch, splice
 from llava.model.vocabulary import add_image_tokens, take_pretrained_rows
-from llava.model.weights import read_projector
+from llava.model.weights import in_one_piece, read_projector
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 Sizes = Sequence[tuple[int, int]] | None
@@ -240,7 +240,8 @@ def load_projector(projector: nn.Module, tensors: dict[str, torch.Tensor], sourc
         CheckpointError: `tensors` has other names or shapes.
     """
     try:
-        projector.load_state_dict(tensors, strict=True)
+        with in_one_piece(projector.parameters(), to_change=True):
+            projector.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"{source}: does not fit this model's projector: {_last_line(error)}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from torch import nn
 from llava.errors import CheckpointError
 from llava.files import atomic_write, write_json
 from llava.model.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, first_file
-from llava.model.weights import Tensors, tensor_names
+from llava.model.weights import Tensors, in_one_piece, tensor_names
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +197,7 @@ def _device(model: Any) -> str:
 
 def whole(parameter: nn.Parameter) -> torch.Tensor:
     """A copy of one parameter on the CPU. Under ZeRO-3 every process must call this."""
-    gathered: AbstractContextManager[Any] = nullcontext()
-    if hasattr(parameter, "ds_id"):  # set by DeepSpeed's ZeRO-3, which is imported only then
-        from deepspeed import zero
-
-        gathered = zero.GatheredParameters([parameter])
-    with gathered:
+    with in_one_piece([parameter]):
         return parameter.detach().cpu().clone()
 
 

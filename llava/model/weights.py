@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -109,6 +110,23 @@ def write_bin(path: Path, tensors: Tensors) -> None:
     """Write a `.bin` that old and new readers take, in one step; views are stored without their base."""
     with atomic_write(path, binary=True) as stream:
         torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, stream)
+
+
+def in_one_piece(
+    parameters: Iterable[torch.nn.Parameter], *, to_change: bool = False
+) -> AbstractContextManager[Any]:
+    """A block in which parameters that ZeRO-3 has in parts are whole; every process must enter it.
+
+    Args:
+        parameters: Any; those that are whole anyway are left alone.
+        to_change: Whether they are written to in the block, by each process alike.
+    """
+    parts = [each for each in parameters if hasattr(each, "ds_id")]  # set by DeepSpeed, imported only then
+    if not parts:
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(parts, modifier_rank=0 if to_change else None)
 
 
 @contextmanager
