@@ -10,7 +10,7 @@ The same schema for every benchmark::
      "notes": ["2 of 100 questions have no answer and count as wrong (--allow-missing)"],
      "scores": [{"group": "type", "name": "Instance Location",
                  "value": 61.2,              percent unless the note says otherwise; null = not available
-                 "n": 978, "low": 58.1, "high": 64.2, "interval": "wilson" | "normal" | "none",
+                 "n": 978, "low": 58.1, "high": 64.2, "interval": "wilson" | "normal" | "bootstrap" | "none",
                  "better": "higher" | "lower", "note": "",
                  "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...]}],
      "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,19 @@ def test_two_textvqa_questions_about_one_image_keep_apart(tmp_path: Path) -> Non
     wrong = Answer(second.question_id, second.prompt, "Sony")
     for answers in ([first, wrong], [wrong, first]):
         assert [v.score for v in TEXTVQA.score(tmp_path, answers).verdicts] == [1.0, 0.0]
+
+
+def test_textvqas_own_question_numbers_find_the_answers_and_then_any_prompt_will_do(tmp_path: Path) -> None:
+    tiny = MAKERS["textvqa"](tmp_path)
+    path = tmp_path / "TextVQA_0.5.1_val.json"
+    truth = json.loads(path.read_text())
+    for number, row in enumerate(truth["data"], start=34602):
+        row["question_id"] = number
+    path.write_text(json.dumps(truth))
+    said = [replace(a, question_id=34602 + n, prompt="Q: what?") for n, a in enumerate(tiny.answers)]
+    assert TEXTVQA.score(tmp_path, said[::-1]).get("accuracy").value == 100.0
+    with pytest.raises(AnswersError, match="no question to be found"):
+        TEXTVQA.score(tmp_path, [replace(a, prompt="Q: what?") for a in tiny.answers])
 
 
 def test_a_prompt_without_a_question_is_refused() -> None:

@@ -93,7 +93,7 @@ def _subtask(folder: Path, subtask: str) -> Iterator[Item]:
 
 
 def _rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         row = line.rstrip("\r").split("\t")
