@@ -394,3 +394,29 @@ def test_kills_at_random_moments_lose_and_double_nothing(repo: Path, golden: Pat
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("2 attempts: ")
     assert result.stdout.endswith("; 0 faults\n")
+
+
+@pytest.mark.slow
+def test_torchruns_processes_share_the_questions_and_the_first_merges(
+    repo: Path, golden: Path, tmp_path: Path
+) -> None:
+    seed_bench(tmp_path, golden, total=5)
+    environment = {name: value for name, value in os.environ.items() if name != "SHARDS"}
+    environment |= {
+        "EVAL_ROOT": str(tmp_path),
+        "MODEL_BASE": str(golden / "weights/tiny-vicuna-v1.5"),
+        "ANSWER_FLAGS": "--max_new_tokens 4",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = ["--no-python", "bash", str(repo / "scripts/v1_5/eval/seed.sh")]
+    command = [*launcher, *script, str(golden / "weights/tiny-pretrain"), "tiny"]
+    result = subprocess.run(command, env=environment, cwd=repo, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    answers = tmp_path / "seed_bench/answers/tiny"
+    journal = {path.name: len(rows_of(path)) for path in (answers / "journal").glob("*_*.jsonl")}
+    assert journal == {"2_0.jsonl": 3, "2_1.jsonl": 2}
+    assert [row["question_id"] for row in rows_of(answers / "merge.jsonl")] == list(range(100, 105))
+    assert result.stdout.count("Scene Understanding") == 1
