@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,42 @@ def test_a_lora_checkpoint_without_its_projector_is_refused(golden: Path, tmp_pa
     (tmp_path / "checkpoint-1" / "non_lora_trainables.bin").unlink()
     with pytest.raises(CheckpointError, match="lacks 4 of the 4 weights trained beside"):
         train(argv=argv)
+
+
+class Runs:
+    """What unpickles to a call."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: torch.save({"x": Runs()}, folder / "optimizer.pt"), "holds more than tensors"),
+        (lambda folder: (folder / "optimizer.pt").write_bytes(b"PK cut short"), "cannot be gone on from"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be gone on from"),
+    ],
+)
+def test_a_damaged_checkpoint_is_said_in_one_line(
+    golden: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
+    fit(assembled_from(argv))
+    damage(tmp_path / "checkpoint-1")
+    with pytest.raises(CheckpointError, match=rf"checkpoint-1: .*{message}") as caught:
+        train(argv=[*argv, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
+    assert "\n" not in str(caught.value)
+    assert not (golden / "ran").exists()
+
+
+def test_a_base_that_holds_code_is_not_run(golden: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
+    (base / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Runs()}, base / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"base: holds more than tensors, or is damaged; it is not run"):
+        train(argv=short(golden, tmp_path / "out", "--model_name_or_path", str(base)))
 
 
 # ---- input that is wrong

@@ -81,7 +81,7 @@ class Listing:
             path = self._root / folder
             self._names[folder] = frozenset(_files(path)) if path.is_dir() else frozenset()
         # A name may also be written otherwise than it is listed: a/../b, or in other case on some disks.
-        return name in self._names[folder] or (self._root / image).is_file()
+        return name in self._names[folder] or os.path.isfile(self._root / image)  # noqa: PTH113 - never raises
 
 
 @dataclass(frozen=True, slots=True)

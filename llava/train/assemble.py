@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
@@ -223,6 +224,8 @@ def _load_language_model(
         settings["config"] = config
     try:
         model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    except UnpicklingError as error:  # without torch's advice to run the file all the same
+        raise CheckpointError(f"{folder}: holds more than tensors, or is damaged; it is not run") from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, ImportError) as error:
         gist = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: the model cannot be loaded: {gist}") from error

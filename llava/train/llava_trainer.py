@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -24,7 +27,7 @@ from llava.model.weights import Tensors, read_tensors
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.resume import SETTINGS, STATE_FILE
-from llava.train.save import errors_name, save_lora, save_projector, write_config, written_whole
+from llava.train.save import WRITE_ERRORS, errors_name, save_lora, save_projector, write_config, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +210,15 @@ class LLaVATrainer(Trainer):
                 (folder / STATE_FILE).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _unfit_named(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _unfit_named(resume_from_checkpoint):
+            self._load_weights(resume_from_checkpoint, model)
+
+    def _load_weights(self, resume_from_checkpoint: str, model: Any) -> None:
         folder = Path(resume_from_checkpoint)
         model = self.model if model is None else model
         if self.kind == "projector":
@@ -218,6 +229,21 @@ class LLaVATrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.kind == "lora":
             _set_trained(model, read_non_lora(folder), folder)
+
+
+@contextmanager
+def _unfit_named(checkpoint: str | None) -> Iterator[None]:
+    """Libraries' errors about a checkpoint on one line, with its name and what to do."""
+    try:
+        yield
+    except (*WRITE_ERRORS, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        gist = (
+            "holds more than tensors" if isinstance(error, UnpicklingError) else " ".join(str(error).split())
+        )
+        raise CheckpointError(
+            f"{checkpoint}: cannot be gone on from: it is damaged, or of a run with other flags "
+            f"({gist[:200]}); name an earlier checkpoint-N by --resume_from_checkpoint, or never"
+        ) from error
 
 
 def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:
