@@ -159,6 +159,8 @@ def test_answers_of_other_settings_are_refused_and_kept(
     before = out.read_text()
     assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "3") == 2
     assert "another run: max_new_tokens was 2, is 3" in capsys.readouterr().err
+    assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "2", "--no-exact") == 2
+    assert "another run: exact was True, is False" in capsys.readouterr().err
     assert commands.answer("model_vqa_loader", *flags, "--model-path", commands.golden / "viii_lora") == 2
     assert "another run: model was 'tiny-pretrain', is 'viii_lora'; weights was" in capsys.readouterr().err
     assert out.read_text() == before

@@ -204,6 +204,7 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
         "temperature": run.generation.temperature,
         "max_new_tokens": run.generation.max_new_tokens,
         "num_beams": run.generation.num_beams,
+        "exact": run.exact,
     }
     if run.generation.temperature > 0:
         about |= {"top_p": run.generation.top_p, "sampling_seed": run.generation.seed}
