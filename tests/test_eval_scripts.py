@@ -375,21 +375,9 @@ def test_a_benchmark_that_is_named_must_have_its_data(repo: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_and_double_nothing(repo: Path, golden: Path) -> None:
-    weights = [
-        "--model-path",
-        golden / "weights/tiny-pretrain",
-        "--model-base",
-        golden / "weights/tiny-vicuna-v1.5",
-    ]
-    command = [
-        sys.executable,
-        repo / "scripts/bench/kill_loop.py",
-        "--kills",
-        "2",
-        "--questions",
-        "12",
-        *weights,
-    ]
+    model, base = str(golden / "weights/tiny-pretrain"), str(golden / "weights/tiny-vicuna-v1.5")
+    settings = ["--kills", "2", "--questions", "12", "--model-path", model, "--model-base", base]
+    command = [sys.executable, str(repo / "scripts/bench/kill_loop.py"), *settings]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("2 attempts: ")
