@@ -408,3 +408,13 @@ def test_torchruns_processes_share_the_questions_and_the_first_merges(
     assert journal == {"2_0.jsonl": 3, "2_1.jsonl": 2}
     assert [row["question_id"] for row in rows_of(answers / "merge.jsonl")] == list(range(100, 105))
     assert result.stdout.count("Scene Understanding") == 1
+
+
+def test_all_knows_its_benchmarks_by_their_scripts(repo: Path, tmp_path: Path) -> None:
+    code, _, error = finished(started(repo, "all.sh", "path", "name", "scienceqa", EVAL_ROOT=str(tmp_path)))
+    assert code == 1
+    assert "no benchmark 'scienceqa'; there are: seed mmbench mme gqa sqa " in error
+    names = error.rsplit(": ", 1)[1].split()
+    folder = repo / "scripts/v1_5/eval"
+    scripts = {path.stem for path in folder.glob("[a-z]*.sh") if not path.stem.endswith("_lora")}
+    assert set(names) == scripts - {"all"}

@@ -17,8 +17,12 @@ model_path=${1:?$usage}
 name=${2:?$usage}
 shift 2
 
+known=(seed mmbench mme gqa sqa vqav2 pope textvqa vizwiz mmvet mmbench_cn llavabench)
+for script in "$@"; do
+    [[ " ${known[*]} " == *" $script "* ]] || die "no benchmark '$script'; there are: ${known[*]}"
+done
 wanted=(--need-all "$@")
-(($# > 0)) || wanted=(seed mmbench mme gqa sqa vqav2 pope textvqa vizwiz mmvet mmbench_cn llavabench)
+(($# > 0)) || wanted=("${known[@]}")
 notes=$(mktemp -d)
 trap 'stop_children; rm -rf "$notes"' EXIT
 "$PYTHON" -m llava.benchmarks present --eval-root "$EVAL_ROOT" "${wanted[@]}" >"$notes/present"
