@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import re
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -166,6 +167,23 @@ def test_answers_of_other_settings_are_refused_and_kept(
     assert out.read_text() == before
     assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "3", "--overwrite") == 0
     assert out.read_text() != before
+
+
+def test_answers_about_images_of_another_folder_are_refused_and_moved_data_is_not(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = write_questions(tmp_path, commands.golden)
+    for folder in ("a/val", "b/val", "a/test"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(commands.golden / "images/a_640x480.png", tmp_path / folder)
+    flags = ("--question-file", questions, "--answers-file", tmp_path / "answers.jsonl")
+    codes = [
+        commands.answer("model_vqa_loader", *flags, "--image-folder", tmp_path / folder)
+        for folder in ("a/val", "b/val", "a/test")
+    ]
+    assert codes == [0, 0, 2]
+    assert "another run: questions was" in capsys.readouterr().err
+    assert commands.loads == 1
 
 
 def test_more_chunks_than_questions_leave_empty_files(commands: Commands, tmp_path: Path) -> None:

@@ -190,7 +190,9 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
     """What the answers depend on."""
     digest = hashlib.sha256()
     for ask in asks:
-        image = ask.image.base64 if isinstance(ask.image, ImageText) else ask.image and ask.image.path.name
+        # With its folder, so that train/1.jpg is not test/1.jpg; without the rest, so that data may move.
+        file = "/".join(ask.image.path.parts[-2:]) if isinstance(ask.image, ImageFile) else None
+        image = ask.image.base64 if isinstance(ask.image, ImageText) else file
         digest.update(json.dumps([ask.head, ask.text, ask.tail, image]).encode() + b"\n")
     base = run.model.base or named_base(run.model.path)
     about: dict[str, Any] = {
