@@ -48,7 +48,7 @@ WORDS = "what is the color of that small dog left to a man who holds an umbrella
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 COLUMNS = (
     *("shape", "questions an image", "ids a prompt", "tokens an answer", "texts", "loop /s", "engine /s"),
-    *("ratio", "answers agree", "different answers", "asked again"),
+    *("ratio", "ratio of processor time", "answers agree", "different answers", "asked again"),
 )
 # Answers of half precision may differ where even one prompt at a time is a matter of rounding.
 AGREEMENT = {"float32": 1.0, "float16": 0.999, "bfloat16": 0.999}
@@ -238,13 +238,16 @@ def print_row(*cells: object) -> None:
     print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
-def timed(work: Callable[[], list[str]], device: torch.device) -> tuple[list[str], float]:
-    """What `work` says, and its seconds."""
-    began = time.perf_counter()
+def timed(work: Callable[[], list[str]], device: torch.device) -> tuple[list[str], float, float]:
+    """What `work` says, its seconds, and the processor's, all threads together.
+
+    The latter tell the same on a machine that others use, too.
+    """
+    began, began_cpu = time.perf_counter(), time.process_time()
     said = work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return said, time.perf_counter() - began
+    return said, time.perf_counter() - began, time.process_time() - began_cpu
 
 
 def compare(loaded: Loaded, name: str, flags: argparse.Namespace, folder: Path) -> bool:
@@ -269,13 +272,14 @@ def compare(loaded: Loaded, name: str, flags: argparse.Namespace, folder: Path) 
 
     ask_engine(requests[:2])
     ask_alone(requests[:1])
-    ours, fast = timed(lambda: ask_engine(requests), loaded.device)
+    ours, fast, fast_cpu = timed(lambda: ask_engine(requests), loaded.device)
     again = engine.asked_again
-    alone, slow = timed(lambda: ask_alone(requests), loaded.device)
+    alone, slow, slow_cpu = timed(lambda: ask_alone(requests), loaded.device)
     agreeing = sum(a == b for a, b in zip(ours, alone, strict=True))
     ids = [len(tokenizer_image_token(request.prompt, loaded.tokenizer)) for request in requests]
     cells = [name, f"{len(requests) / len(pictures):.1f}", f"{sum(ids) / len(ids):.0f}", kind.tokens, origin]
     cells += [f"{len(requests) / slow:.2f}", f"{len(requests) / fast:.2f}", f"{slow / fast:.2f}"]
+    cells.append(f"{slow_cpu / fast_cpu:.2f}" if loaded.device.type == "cpu" else "-")
     print_row(*cells, f"{agreeing} of {len(requests)}", len(set(alone)), again)
     return agreeing >= AGREEMENT[flags.dtype] * len(requests)
 
