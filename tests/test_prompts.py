@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from nasty import CASES, nasty_strings
-from odd_vocabularies import KINDS, write_vocabulary
 
 from llava.conversation import conv_templates, render
 from llava.errors import DataError
@@ -31,6 +29,8 @@ from llava.prompts.wording import (
 from llava.samples import parse_sample
 from llava.schema import Sample, Turn
 from llava.tokenizer import load_tokenizer
+from nasty import CASES, nasty_strings
+from odd_vocabularies import KINDS, write_vocabulary
 
 FOLDERS = {
     "tiny": "weights/tiny-vicuna-v1.5",

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from nasty import CASES, digest, nasty_strings
-from odd_vocabularies import KINDS, ids_of, write_vocabulary
 from transformers import AddedToken, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from llava.errors import CheckpointError, DataError
 from llava.prompts.encode import tokenizer_image_token
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
+from nasty import CASES, digest, nasty_strings
+from odd_vocabularies import KINDS, ids_of, write_vocabulary
 
 MADE_BY_4_37 = json.loads((Path(__file__).parent / "golden" / "tokenizer_4_37.json").read_text())
 MODELS = ("tiny", "32k_legacy_false", "32k_legacy_true", "32k_legacy_absent")
