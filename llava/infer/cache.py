@@ -27,8 +27,10 @@ class RoomyLayer(DynamicLayer):
         start, stop = self._columns, self._columns + key_states.shape[-2]
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-            self._buffers = _room(key_states, stop), _room(value_states, stop)
-        elif stop > self._buffers[0].shape[-2]:
+            self._buffers = key_states, value_states  # room is made when more comes
+            self._show(stop)
+            return self.keys, self.values
+        if stop > self._buffers[0].shape[-2]:
             grown = _room(key_states, stop), _room(value_states, stop)
             for old, new in zip(self._buffers, grown, strict=True):
                 new[:, :, :start] = old[:, :, :start]

@@ -164,6 +164,8 @@ class _Pack:
         seen = (self._owners[:, None] == _SHARED) | (self._owners[:, None] == owners[:, :, None])
         seen &= self._positions[:, None] <= positions[:, :, None]
         embeds = self._embed(ids)
+        if seen.all():  # one new token each, of prompts that have a group to themselves
+            return self._run(embeds, positions, None)
         mask = torch.zeros(seen.shape, dtype=embeds.dtype, device=embeds.device)
         mask.masked_fill_(~seen, torch.finfo(embeds.dtype).min)
         return self._run(embeds, positions, mask[:, None])
