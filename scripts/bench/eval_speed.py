@@ -41,11 +41,12 @@ from llava.infer.prompting import prompt_of
 from llava.infer.requests import Generation, ImageFile, Request
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.prompts.encode import tokenizer_image_token
+from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
 from llava.tokenizer import load_tokenizer
 
-WORD = "\nAnswer the question using a single word or phrase."
+WORD = f"\n{SHORT_SUFFIX}"
 WORDS = "what is the color of that small dog left to a man who holds an umbrella in front of two cars"
-LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER = f"\n{LETTER_SUFFIX}"
 COLUMNS = (
     *("shape", "questions an image", "ids a prompt", "tokens an answer", "texts", "loop /s", "engine /s"),
     *("ratio", "ratio of processor time", "answers agree", "different answers", "asked again"),
