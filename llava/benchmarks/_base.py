@@ -15,12 +15,8 @@ from typing import Any
 from llava.benchmarks._answers import read_answers
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import read_jsonl, write_jsonl
-from llava.prompts.wording import LETTER_SUFFIX as LETTER
-from llava.prompts.wording import SHORT_SUFFIX as SHORT_ANSWER
 from llava.prompts.wording import options_block
 from llava.schema import Answer, Question, Scores
-
-__all__ = ["LETTER", "SHORT_ANSWER", "Benchmark", "Task", "find", "options_text", "require"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from typing import Any
 
 from llava.benchmarks import _gqa_metrics, _scores
 from llava.benchmarks._answers import first, match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, find
+from llava.benchmarks._base import Benchmark, Task, find
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write, read_json
+from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
 SOURCE = "GQA eval.py (official), predictions as in LLaVA v1.2.2 scripts/convert_gqa_for_eval.py"
@@ -90,7 +91,7 @@ def _object(path: Path) -> Mapping[str, Any]:
 def _build(root: Path, split: str) -> list[Question]:
     truth = read_truth(root, split)
     return [
-        Question(identifier, f"{row['question']}\n{SHORT_ANSWER}", f"{row['imageId']}.jpg")
+        Question(identifier, f"{row['question']}\n{SHORT_SUFFIX}", f"{row['imageId']}.jpg")
         for identifier, row in truth.questions.items()
         if row["isBalanced"]
     ]
@@ -101,7 +102,7 @@ def _judge(task: Task) -> Scores:
     balanced = {key: row for key, row in truth.questions.items() if row["isBalanced"]}
     extra = {key for key in truth.questions if key not in balanced}
     asked = [answer for answer in task.answers if str(answer.question_id) not in extra]
-    questions = [Question(key, f"{row['question']}\n{SHORT_ANSWER}") for key, row in balanced.items()]
+    questions = [Question(key, f"{row['question']}\n{SHORT_SUFFIX}") for key, row in balanced.items()]
     matched = match(questions, asked, allow_missing=task.allow_missing, name="gqa")
     rows = zip(balanced.items(), matched.answers, strict=True)
     verdicts = [_verdict(key, row, answer) for (key, row), answer in rows]

@@ -20,7 +20,7 @@ from typing import Literal
 
 from llava.benchmarks import _letters, _scores
 from llava.benchmarks._answers import Matched, match
-from llava.benchmarks._base import LETTER, Benchmark, Task
+from llava.benchmarks._base import Benchmark, Task
 from llava.benchmarks._mmbench_files import (
     BLANK,
     ITEM,
@@ -32,6 +32,7 @@ from llava.benchmarks._mmbench_files import (
     write_upload,
 )  # fmt: skip
 from llava.errors import DataError
+from llava.prompts.wording import LETTER_SUFFIX
 from llava.schema import Question, Score, Scores, Status, Verdict
 
 __all__ = ["BENCHMARK", "LETTERS", "Item", "make", "read_items", "write_upload"]
@@ -204,5 +205,5 @@ BENCHMARK = make(
     "mmbench",
     "MMBench (English)",
     ("dev_20230712", "test_20230712", "dev_en_20231003", "test_en_20231003"),
-    LETTER,
+    LETTER_SUFFIX,
 )

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import Matched, match, read_answers
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, find
+from llava.benchmarks._base import Benchmark, Task, find
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
+from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Status, Verdict
 
 SOURCE = "MME eval_tool/calculation.py (BradyFU, branch Evaluation)"
@@ -54,7 +55,7 @@ class Item:
     @property
     def text(self) -> str:
         """The question as LLaVA asks it: without the yes/no sentence, with the short-answer sentence."""
-        return f"{_bare(self.question)}\n{SHORT_ANSWER}"
+        return f"{_bare(self.question)}\n{SHORT_SUFFIX}"
 
 
 def read_items(folder: Path) -> list[Item]:
@@ -163,7 +164,7 @@ def _matched(task: Task, items: Sequence[Item]) -> Matched:
         replace(
             answer,
             question_id=_key(str(answer.question_id)),
-            prompt=answer.prompt.removesuffix(SHORT_ANSWER).strip(),
+            prompt=answer.prompt.removesuffix(SHORT_SUFFIX).strip(),
         )
         for answer in task.answers
     ]

@@ -21,9 +21,10 @@ from typing import Any
 from llava import intervals
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, find, require_keys
+from llava.benchmarks._base import Benchmark, Task, find, require_keys
 from llava.errors import DataError
 from llava.files import read_jsonl, write_jsonl
+from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_pope.py"
@@ -152,7 +153,7 @@ def truths(
         if len(places[name]) != len(rows):
             raise DataError(f"POPE {name}: {len(places[name])} questions but {len(rows)} labels")
         for index, row in zip(places[name], rows, strict=True):
-            asked = questions[index].text.removesuffix(SHORT_ANSWER).strip()
+            asked = questions[index].text.removesuffix(SHORT_SUFFIX).strip()
             if "text" in row and asked and row["text"].strip() != asked:
                 raise DataError(
                     f"POPE {name}: question {questions[index].id} asks {asked!r}, label: {row['text']!r}"
@@ -164,7 +165,7 @@ def truths(
 def _build(root: Path, split: str) -> list[Question]:
     labels = read_labels(label_folder(root))
     return [
-        Question(LISTS[name] + number, f"{row['text']}\n{SHORT_ANSWER}", row["image"], name)
+        Question(LISTS[name] + number, f"{row['text']}\n{SHORT_SUFFIX}", row["image"], name)
         for name in LISTS
         for number, row in enumerate(labels.get(name, []), start=1)
     ]

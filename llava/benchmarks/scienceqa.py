@@ -20,10 +20,11 @@ from typing import Any
 
 from llava.benchmarks import _letters, _scores
 from llava.benchmarks._answers import match, read_answers
-from llava.benchmarks._base import LETTER, Benchmark, Task, find, options_text, require_keys
+from llava.benchmarks._base import Benchmark, Task, find, options_text, require_keys
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write, read_json
+from llava.prompts.wording import LETTER_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Status, Verdict
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_science_qa.py; breakdown of ScienceQA tools/evaluate_acc.py"
@@ -167,7 +168,7 @@ def write_question_file(root: Path, split: str, path: Path) -> int:
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    return [Question(p.id, f"{p.text}\n{LETTER}", p.image) for p in read_problems(root, split)]
+    return [Question(p.id, f"{p.text}\n{LETTER_SUFFIX}", p.image) for p in read_problems(root, split)]
 
 
 def _judge(task: Task) -> Scores:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
-from llava.benchmarks._base import LETTER, Benchmark, Task, as_number, options_text, require
+from llava.benchmarks._base import Benchmark, Task, as_number, options_text, require
 from llava.errors import DataError
 from llava.files import read_json, write_jsonl
+from llava.prompts.wording import LETTER_SUFFIX
 from llava.schema import Answer, Question, Scores, Status, Verdict
 
 SOURCE = "LLaVA v1.2.2 scripts/convert_seed_for_submission.py (exact letter)"
@@ -59,7 +60,7 @@ def read_items(path: Path) -> list[Item]:
 
 def _question(row: dict[str, str]) -> Question:
     options = [row[f"choice_{letter}"] for letter in "abcd" if f"choice_{letter}" in row]
-    text = options_text(row.get("question", ""), options) + f"\n{LETTER}"
+    text = options_text(row.get("question", ""), options) + f"\n{LETTER_SUFFIX}"
     if row["data_type"] == "image":
         image = f"SEED-Bench-image/{row.get('data_id', '')}"
     else:

@@ -20,11 +20,11 @@ from typing import Any
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import Matched, match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require, require_keys
+from llava.benchmarks._base import Benchmark, Task, require, require_keys
 from llava.benchmarks._vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 from llava.files import atomic_write, read_json
-from llava.prompts.wording import OCR_LINE_START, ocr_line
+from llava.prompts.wording import OCR_LINE_START, SHORT_SUFFIX, ocr_line
 from llava.schema import Answer, Question, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_textvqa.py (m4c evaluator)"
@@ -76,7 +76,7 @@ def _build(root: Path, split: str) -> list[Question]:
     return [
         Question(
             row["image_id"],
-            f"{row['question']}\n{_ocr_line(tokens, row['image_id'], split)}{SHORT_ANSWER}",
+            f"{row['question']}\n{_ocr_line(tokens, row['image_id'], split)}{SHORT_SUFFIX}",
             f"{row['image_id']}.jpg",
         )
         for row in truth

@@ -14,10 +14,10 @@ from typing import Any
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
-from llava.benchmarks._base import SHORT_ANSWER, Benchmark, Task, require, require_keys
+from llava.benchmarks._base import Benchmark, Task, require, require_keys
 from llava.benchmarks._vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write, read_json, read_jsonl
-from llava.prompts.wording import UNANSWERABLE_LINE
+from llava.prompts.wording import SHORT_SUFFIX, UNANSWERABLE_LINE
 from llava.schema import Answer, Question, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 scripts/convert_vizwiz_for_submission.py; val by the VQA rule"
@@ -31,7 +31,7 @@ def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
 
 def _build(root: Path, split: str) -> list[Question]:
     return [
-        Question(number, f"{row['question']}\n{UNANSWERABLE_LINE}\n{SHORT_ANSWER}", row["image"])
+        Question(number, f"{row['question']}\n{UNANSWERABLE_LINE}\n{SHORT_SUFFIX}", row["image"])
         for number, row in enumerate(_official(root, split))
     ]
 

@@ -19,17 +19,10 @@ from typing import Any
 
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import Matched, match
-from llava.benchmarks._base import (
-    SHORT_ANSWER,
-    Benchmark,
-    Task,
-    find,
-    read_jsonl_questions,
-    require,
-    require_keys,
-)
+from llava.benchmarks._base import Benchmark, Task, find, read_jsonl_questions, require, require_keys
 from llava.benchmarks._vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write, read_json, read_jsonl
+from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
 SOURCE = "VQA vqaEval.py (GT-Vision-Lab); answers processed as LLaVA v1.2.2 submits them"
@@ -50,7 +43,7 @@ def _build(root: Path, split: str) -> list[Question]:
     return [
         Question(
             row["question_id"],
-            f"{row['question']}\n{SHORT_ANSWER}",
+            f"{row['question']}\n{SHORT_SUFFIX}",
             f"COCO_{folder}_{row['image_id']:012d}.jpg",
         )
         for row in read_json(path)["questions"]

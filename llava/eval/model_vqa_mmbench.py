@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from llava.benchmarks._base import LETTER, options_text
+from llava.benchmarks._base import options_text
 from llava.benchmarks.mmbench import LETTERS, Item, read_items
 from llava.benchmarks.mmbench_cn import LETTER_CN
 from llava.command import run
@@ -20,6 +20,7 @@ from llava.errors import DataError
 from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
 from llava.infer.requests import ImageText
 from llava.infer.run import Ask, Run, answer
+from llava.prompts.wording import LETTER_SUFFIX
 
 
 def asks_of(item: Item, where: str, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
@@ -61,7 +62,7 @@ def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
     parser.add_argument("--lang", choices=("en", "cn"), default="en", help="of that sentence")
     flags = parser.parse_args(argv)
     asked = answering_run(flags, generation(flags, max_new_tokens=1024))
-    sentence = LETTER_CN if flags.lang == "cn" else LETTER
+    sentence = LETTER_CN if flags.lang == "cn" else LETTER_SUFFIX
     suffix = sentence if flags.single_pred_prompt else None
     items = read_items(asked.question_file)
     where = str(asked.question_file)

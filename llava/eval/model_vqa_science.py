@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.benchmarks._base import LETTER
 from llava.command import run
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
@@ -22,6 +21,7 @@ from llava.files import read_json
 from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
 from llava.infer.requests import ImageFile
 from llava.infer.run import Ask, Run, answer
+from llava.prompts.wording import LETTER_SUFFIX
 
 
 def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> Ask:
@@ -65,7 +65,7 @@ def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
     rows = read_json(asked.question_file)
     if not isinstance(rows, list):
         raise DataError(f"{asked.question_file}: found {type(rows).__name__}, wanted a list of conversations")
-    suffix = LETTER if flags.single_pred_prompt else None
+    suffix = LETTER_SUFFIX if flags.single_pred_prompt else None
     folder = Path(flags.image_folder).expanduser()
     return asked, [
         ask_of(row, f"{asked.question_file}: element {place}", folder, suffix=suffix)
