@@ -12,7 +12,7 @@ import pytest
 
 from llava.errors import AnswersError, SettingsError
 from llava.files import read_json, read_jsonl
-from llava.infer.chunks import bounds, choose_chunk, merge
+from llava.infer.chunks import bounds, choose_chunk, merge, share
 from llava.infer.fingerprint import checkpoint_fingerprint
 from llava.infer.journal import Entry, Journal, Key
 
@@ -50,6 +50,24 @@ def test_chunks_are_the_originals(golden: Path) -> None:
 def test_chunks_cover_every_question_once_even_where_the_original_failed(total: int, count: int) -> None:
     spans = [bounds(total, count, index) for index in range(count)]
     assert [position for start, stop in spans for position in range(start, stop)] == list(range(total))
+
+
+def test_chunks_keep_an_images_questions_together_and_the_originals_sizes() -> None:
+    images = [*"abcabcabca", None, None, "a"]
+    chunks = [share(images, 4, index) for index in range(4)]
+    assert chunks == [[0, 3, 6, 9], [1, 4, 7, 12], [2, 5, 8, 10], [11]]
+    assert [share(images, 1, 0), share(images, 14, 13)] == [list(range(13)), []]
+    grouped = [*"aabbbc", None]
+    assert [share(grouped, 3, index) for index in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_gqas_chunks_share_as_much_as_the_whole_file(realdata: Path) -> None:
+    images = [row["image"] for _, row in read_jsonl(realdata / "gqa/llava_gqa_testdev_balanced.jsonl")]
+    chunks = [share(images, 8, index) for index in range(8)]
+    assert sorted(position for chunk in chunks for position in chunk) == list(range(len(images)))
+    assert [len(chunk) for chunk in chunks] == [1573] * 7 + [1567]
+    read = sum(len({images[position] for position in chunk}) for chunk in chunks)
+    assert read <= len(set(images)) + 7
 
 
 @pytest.mark.parametrize(("count", "index"), [(2, 2), (2, -1), (0, 0)])

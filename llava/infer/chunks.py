@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,9 @@ class Chunk:
 
 
 def bounds(total: int, count: int, index: int) -> tuple[int, int]:
-    """The half-open range of positions that chunk `index` of `count` answers.
+    """The half-open range that chunk `index` of `count` has of a line of `total` questions.
 
-    Chunks hold ceil(total / count) consecutive questions, so 9 questions in 8 chunks fill five of them; the
+    Chunks hold ceil(total / count) questions, so 9 questions in 8 chunks fill five of them; the
     rest are empty, where the original failed. Source: LLaVA v1.2.2 llava/eval/model_vqa.py.
     """
     if count < 1 or not 0 <= index < count:
@@ -67,6 +67,29 @@ def bounds(total: int, count: int, index: int) -> tuple[int, int]:
         )
     size = -(-total // count)
     return min(index * size, total), min((index + 1) * size, total)
+
+
+def share(images: Sequence[Hashable], count: int, index: int) -> list[int]:
+    """The positions of the questions that chunk `index` of `count` answers, in ascending order.
+
+    The questions are lined up with all about one image side by side, images in the order in which they first
+    come, and the line is cut by `bounds`: as many questions in a chunk as the original has, and at most
+    count - 1 images asked about in two chunks. Where a file keeps an image's questions together (MME,
+    TextVQA, VizWiz) the chunks are the original's. GQA's does not: cut as it stands, its 31.6 questions an
+    image would be 4.3 in each of 8 chunks, and every image would be read by most of them.
+
+    Args:
+        images: What each question is about, in the order asked; None for one without an image.
+        count: How many chunks there are.
+        index: Which chunk, from 0.
+    """
+    first_seen: dict[Hashable, int] = {}
+    places = [
+        position if image is None else first_seen.setdefault(image, position)
+        for position, image in enumerate(images)
+    ]
+    start, stop = bounds(len(images), count, index)
+    return sorted(sorted(range(len(images)), key=places.__getitem__)[start:stop])
 
 
 def choose_chunk(count: int | None, index: int | None, environment: Mapping[str, str] = os.environ) -> Chunk:

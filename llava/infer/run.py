@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import shortuuid
 
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import write_jsonl
-from llava.infer.chunks import JOURNAL, Chunk, bounds, merge
+from llava.infer.chunks import JOURNAL, Chunk, merge, share
 from llava.infer.fingerprint import checkpoint_fingerprint, named_base
 from llava.infer.journal import Entry, Journal, Key, row_key
 from llava.infer.prompting import image_line, prompt_of, template
@@ -113,13 +113,13 @@ def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded
         AnswersError: Earlier answers are of another run, or another process is at work on them.
         DataError: A question is empty or its image is missing or broken; answers given so far are kept.
     """
-    _check_asks(run, asks)
-    start, stop = bounds(len(asks), run.chunk.count, run.chunk.index)
-    if start == stop and not run.chunk.launched:
+    mine = share([ask.image for ask in asks], run.chunk.count, run.chunk.index)
+    _check_asks(run, asks, mine)
+    if not mine and not run.chunk.launched:
         logger.info(f"chunk {run.chunk.index} of {run.chunk.count}: no question, there are only {len(asks)}")
         write_jsonl(run.answers_file, ())
         return
-    conversation = template(run.conv_mode, run.model.name)
+    run = replace(run, conv_mode=template(run.conv_mode, run.model.name))
 
     from llava.infer.load import settle  # torch: not before the questions are known to be good
 
@@ -129,16 +129,16 @@ def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded
     with journal.writer(run.chunk.name) as writer:
         done = journal.read()
         _check_keys(journal, done, keys)
-        to_ask = [position for position in range(start, stop) if position not in done]
-        _say_what_is_left(run, stop - start, len(to_ask))
+        to_ask = [position for position in mine if position not in done]
+        _say_what_is_left(run, len(mine), len(to_ask))
         if not run.chunk.launched:
             run.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
         if to_ask:
-            for position, reply in _replies(run, asks, to_ask, conversation, loader):
+            for position, reply in _replies(run, asks, to_ask, len(mine), loader):
                 done[position] = Entry(_row(run, asks[position], position, reply), reply.margin)
                 writer.append(position, done[position])
     if not run.chunk.launched:
-        write_jsonl(run.answers_file, (done[position].row for position in range(start, stop)))
+        write_jsonl(run.answers_file, (done[position].row for position in mine))
     elif run.chunk.index == 0:
         merge(run.journal_folder, run.answers_file, wait_s=_WAIT_FOR_OTHERS_S)
 
@@ -147,10 +147,10 @@ def _replies(
     run: Run,
     asks: Sequence[Ask],
     positions: Sequence[int],
-    conversation: str,
+    mine: int,
     loader: Callable[[ModelChoice], Loaded] | None,
 ) -> Iterator[tuple[int, Reply]]:
-    """(position, reply) as the engine gives them, images of one group together."""
+    """(position, reply) as the engine gives them. `mine` is how many the chunk has, answered ones too."""
     from llava.infer.engine import Engine  # torch and transformers, only where there is something to ask
     from llava.infer.load import load
 
@@ -159,14 +159,12 @@ def _replies(
     requests = []
     for position in positions:
         ask = asks[position]
-        prompt = prompt_of(conversation, ask.text, line if ask.image else "")
+        prompt = prompt_of(run.conv_mode, ask.text, line if ask.image else "")
         images = (ask.image,) if ask.image else ()
         requests.append(Request(prompt, images, _name(run, ask, position)))
     began = time.monotonic()
-    replies: Iterable[tuple[int, Reply]] = engine.answer(requests)
-    start, stop = bounds(len(asks), run.chunk.count, run.chunk.index)
-    mine, name = stop - start, f"shard {run.chunk.index}"
-    for index, reply in progress(replies, name=name, total=mine, done=mine - len(requests)):
+    name, done = f"shard {run.chunk.index}", mine - len(requests)
+    for index, reply in progress(engine.answer(requests), name=name, total=mine, done=done):
         yield positions[index], reply
     seconds = time.monotonic() - began
     logger.info(f"{len(requests)} answers in {seconds:.1f} s ({len(requests) / seconds:.2f} a second)")
@@ -213,16 +211,15 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
     return about
 
 
-def _check_asks(run: Run, asks: Sequence[Ask]) -> None:
-    """Refuse, before any weight is read, what can be seen to be wrong."""
+def _check_asks(run: Run, asks: Sequence[Ask], mine: Sequence[int]) -> None:
+    """Refuse, before any weight is read, what can be seen to be wrong with the questions `mine`."""
     if not asks:
         raise DataError(f"{run.question_file}: holds no question")
     if run.overwrite and run.chunk.count > 1:
         raise SettingsError(
             f"--overwrite is for one chunk; remove {run.journal_folder} before {run.chunk.count} start"
         )
-    start, stop = bounds(len(asks), run.chunk.count, run.chunk.index)
-    for position in range(start, stop):
+    for position in mine:
         ask = asks[position]
         if not ask.text.strip():
             raise DataError(f"{_name(run, ask, position)}: the question is empty")
