@@ -1,7 +1,8 @@
 """LLaVA's JSON records to samples and back, each checked: what cannot be trained on is said before training.
 
 Knows nothing of prompts and ids. A record has the keys `id`, `image` (a path under the image folder; left out
-for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`.
+for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`. The data engine
+adds `type`, the question type's name, by which validation losses are told apart; the original ignores it.
 
 Refused, because the original crashes on it or trains on something else than was meant: another speaker than
 human and gpt; turns that do not alternate; no turn at all; texts that are no strings or hold half a surrogate
@@ -66,15 +67,17 @@ def parse_sample(row: object, where: str) -> Sample:
     turns = _turns(row.get("conversations"), where)
     image = _image(row, where)
     _check_image_tokens(turns, where, has_image=image is not None)
-    return Sample(identifier, turns, image)
+    return Sample(identifier, turns, image, _type(row))
 
 
 def sample_to_row(sample: Sample) -> dict[str, Any]:
-    """The record of a sample: keys in the order id, image, conversations; no key `image` for text alone."""
+    """The record of a sample: keys in the order id, image, conversations, type; none for what it has not."""
     row: dict[str, Any] = {"id": sample.id}
     if sample.image is not None:
         row["image"] = sample.image
     row["conversations"] = [{"from": turn.speaker, "value": turn.text} for turn in sample.turns]
+    if sample.type is not None:
+        row["type"] = sample.type
     return row
 
 
@@ -157,6 +160,12 @@ def _image(row: dict[str, Any], where: str) -> str | None:
         f"{where}: image is {json.dumps(image)[:60]}, wanted one path under the image folder "
         "(a record of text alone has no key image)"
     )
+
+
+def _type(row: dict[str, Any]) -> str | None:
+    """The question type. A key of that name that holds no name is someone else's, and dropped like others."""
+    kind = row.get("type")
+    return kind.strip() if isinstance(kind, str) and kind.strip() else None
 
 
 def _check_image_tokens(turns: tuple[Turn, ...], where: str, *, has_image: bool) -> None:

@@ -23,11 +23,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation to learn from. `image` is a path under the image folder, None for text alone."""
+    """One conversation to learn from. `image` is a path under the image folder, None for text alone.
+
+    `type` is the question type its record names (the data engine's skill, say), None where it names none.
+    """
 
     id: RecordId
     turns: tuple[Turn, ...]
     image: str | None = None
+    type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

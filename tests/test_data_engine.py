@@ -262,7 +262,7 @@ def test_the_four_modes_are_worded_like_llavas_own_mix(tmp_path: Path) -> None:
         "D",
     ]
     assert report["by_skill"] == {"Instance Location": {"da": 1, "sa": 1, "mc": 1, "mcp": 1}}
-    assert list(samples[0]) == ["id", "image", "conversations"]
+    assert list(samples[0]) == ["id", "image", "conversations", "type"]
 
 
 def test_real_multiple_choice_questions_come_out_as_they_went_into_the_mix(realdata: Path) -> None:
@@ -435,6 +435,17 @@ PIECES = [
 
 def nasty(rng: Random) -> str:
     return "".join(rng.choices(PIECES, k=rng.randint(1, 6)))
+
+
+def test_a_sample_names_the_skill_of_its_questions_if_it_is_one(tmp_path: Path) -> None:
+    rows = [
+        record(instruction=f"{n}?", image=f"{n // 2}.jpg", qtype=kind) for n, kind in enumerate((4, 4, 4, 5))
+    ]
+    rows.append(record(image="2.jpg", qtype=None))
+    apart, _ = convert(tmp_path, rows, modes=("da",))
+    assert [row.get("type") for row in apart] == [*["Instance Location"] * 3, "Instances Counting", None]
+    together, _ = convert(tmp_path, rows, modes=("da",), group="image")
+    assert [row.get("type") for row in together] == ["Instance Location", None, None]
 
 
 def test_nasty_records_give_samples_that_can_be_trained_on_or_a_reason(tmp_path: Path) -> None:

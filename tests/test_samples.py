@@ -40,6 +40,14 @@ def test_a_good_record_is_read_and_written_back() -> None:
     assert list(sample_to_row(sample)) == ["id", "image", "conversations"]
 
 
+def test_the_question_type_is_kept_and_what_is_none_is_dropped() -> None:
+    typed = parse_sample(record(type="Instance Location"), "f")
+    assert typed.type == "Instance Location"
+    assert sample_to_row(typed) == record(type="Instance Location")
+    for other in ("", 4, ["x"]):
+        assert sample_to_row(parse_sample(record(type=other), "f")) == record()
+
+
 def test_text_alone_has_no_key_image() -> None:
     row = {"id": "x", "conversations": [said("human", "Hi"), said("gpt", "Hello")]}
     sample = parse_sample(row, "f")

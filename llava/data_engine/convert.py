@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from llava.data_engine.formats import DEFAULT_MODES, MODES, Exchange
 from llava.data_engine.question_types import SKILLS, find_skill
-from llava.data_engine.records import EngineRecord, parse_record, read_rows
+from llava.data_engine.records import UNLABELLED, EngineRecord, parse_record, read_rows
 from llava.data_engine.text import Unusable
 from llava.errors import DataError, SettingsError
 from llava.schema import Sample
@@ -216,11 +216,12 @@ def _skill_names(wanted: tuple[str, ...]) -> frozenset[str]:
 
 def _singly(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
     for record, mode, exchange in exchanges:
-        yield Sample(f"engine_{mode}_{record.position}", exchange.turns(opens=True), record.image)
+        turns = exchange.turns(opens=True)
+        yield Sample(f"engine_{mode}_{record.position}", turns, record.image, _type({record.skill}))
 
 
 def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
-    """One conversation an image and mode, named after its first record.
+    """One conversation an image and mode, named after its first record, of the type all its questions are of.
 
     An image's exchanges lie far apart in the source, so they wait in a temporary file; memory holds only
     their places in it.
@@ -229,7 +230,7 @@ def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterato
     with TemporaryFile() as spool:
         for record, mode, exchange in exchanges:
             places[record.image, mode].append(spool.tell())
-            row = [record.position, exchange.question, exchange.answer, exchange.suffix]
+            row = [record.position, record.skill, exchange.question, exchange.answer, exchange.suffix]
             spool.write(json.dumps(row).encode() + b"\n")
         for (image, mode), offsets in places.items():
             for start in range(0, len(offsets), EXCHANGES_PER_GROUP):
@@ -239,7 +240,13 @@ def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterato
                     rows.append(json.loads(spool.readline()))
                 turns = [
                     turn
-                    for place, (_, question, answer, suffix) in enumerate(rows)
+                    for place, (_, _, question, answer, suffix) in enumerate(rows)
                     for turn in Exchange(question, answer, suffix).turns(opens=place == 0)
                 ]
-                yield Sample(f"engine_{mode}_{rows[0][0]}", tuple(turns), image)
+                kind = _type({skill for _, skill, *_ in rows})
+                yield Sample(f"engine_{mode}_{rows[0][0]}", tuple(turns), image, kind)
+
+
+def _type(skills: set[str]) -> str | None:
+    """The question type of a conversation: the one skill of its questions, if they have one."""
+    return next(iter(skills)) if len(skills) == 1 and UNLABELLED not in skills else None
