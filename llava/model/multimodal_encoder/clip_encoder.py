@@ -113,7 +113,7 @@ class CLIPVisionTower(nn.Module):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         clip = self._clip
         hidden = clip.pre_layrnorm(clip.embeddings(images.to(self.device, self.dtype)))
-        for layer in clip.encoder.layers[: self._depth]:
+        for layer in clip.encoder.layers[: self.depth]:
             hidden = layer(hidden, None)
         if self.select_feature == "patch":
             hidden = hidden[:, 1:]
@@ -126,7 +126,7 @@ class CLIPVisionTower(nn.Module):
         return self.vision_tower["vision_model"]
 
     @property
-    def _depth(self) -> int:
+    def depth(self) -> int:
         """How many layers are run: hidden state 0 is the embedding, -1 the last layer's output."""
         layers = self.config.num_hidden_layers
         depth = self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
