@@ -173,6 +173,14 @@ def render(template: Conversation, turns: Sequence[Turn]) -> tuple[str, list[Spa
     return text + ending, spans
 
 
+def require_fit(template: Conversation, turns: Sequence[Turn]) -> None:
+    """Raise the `DataError` that `render` would, without the work of rendering."""
+    if template.sep_style is SeparatorStyle.PLAIN:
+        _require_caption(turns)
+    elif template.sep_style is not SeparatorStyle.SINGLE:
+        _messages(template, turns)
+
+
 def _messages(template: Conversation, turns: Sequence[Turn]) -> list[tuple[str, str]]:
     wanted = ("human", "gpt")
     for place, turn in enumerate(turns):
@@ -235,12 +243,16 @@ def _single_training_parts(template: Conversation, turns: Sequence[Turn]) -> lis
 
 def _plain_training_parts(template: Conversation, turns: Sequence[Turn]) -> list[Part]:
     """The image and its caption; what the human says is not used."""
+    _require_caption(turns)
+    return [(DEFAULT_IMAGE_TOKEN, ""), ("", turns[1].text + template.sep)]
+
+
+def _require_caption(turns: Sequence[Turn]) -> None:
     if [turn.speaker for turn in turns] != ["human", "gpt"] or DEFAULT_IMAGE_TOKEN not in turns[0].text:
         raise DataError(
             f"template plain takes one human turn with {DEFAULT_IMAGE_TOKEN} and one answer, "
             f"found {len(turns)} turns ({', '.join(turn.speaker for turn in turns)})"
         )
-    return [(DEFAULT_IMAGE_TOKEN, ""), ("", turns[1].text + template.sep)]
 
 
 def _with_image_first(conversation: Conversation) -> Sequence[Sequence[Any]]:

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,8 +34,11 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for every line that is not blank.
+Passed = Callable[[int], object]
+
+
+def read_jsonl(path: Path, passed: Passed | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for every line that is not blank; `passed` is told each line's bytes.
 
     Raises:
         DataError: The file is missing, or a line is not a JSON object (cut short by a crash, say).
@@ -44,6 +47,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: no such file")
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
+            if passed:
+                passed(len(line))
             if not line.strip():
                 continue
             try:
@@ -55,10 +60,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def stream_json_array(path: Path) -> Iterator[Any]:
+def stream_json_array(path: Path, passed: Passed | None = None) -> Iterator[Any]:
     """The elements of the one JSON array in `path`, one at a time: a file of many GB needs little memory.
 
-    Values are exactly those of `json.load` (a streaming C parser turned half surrogates into "?").
+    Values are exactly those of `json.load` (a streaming C parser turned half surrogates into "?"). `passed`
+    is told how many bytes were read, each time some are.
 
     Raises:
         DataError: The file is missing, is not JSON, or its top level is not an array.
@@ -67,7 +73,7 @@ def stream_json_array(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: no such file")
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as stream:
-        text = _ArrayText(path, stream)
+        text = _ArrayText(path, stream, passed)
         if (start := text.next_character()) != "[":
             raise DataError(f"{path}:1: found {start!r}, wanted a JSON array ('[')")
         text.position += 1
@@ -92,9 +98,10 @@ class _ArrayText:
     _CHARACTERS = 1 << 20
     _LONGEST_TOKEN = 32  # What the window's end cuts (a word, an escape) fails at most this far before it.
 
-    def __init__(self, path: Path, stream: IO[str]) -> None:
+    def __init__(self, path: Path, stream: IO[str], passed: Passed | None = None) -> None:
         self._path = path
         self._stream = stream
+        self._passed = passed
         self._window = ""
         self._lines_before = 1
         self._count = 0
@@ -151,6 +158,8 @@ class _ArrayText:
             self._lines_before += self._window.count("\n", 0, self.position)
             self._window = self._window[self.position :] + more
             self.position = 0
+            if self._passed:
+                self._passed(len(more.encode()))
         return bool(more)
 
 

@@ -6,7 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Item = TypeVar("Item")
 
@@ -32,15 +35,19 @@ def progress(items: Iterable[Item], *, name: str, total: int | None = None, done
         total: How many there are in all, when `items` has no length.
         done: How many of `total` were finished before this run.
     """
+    yield from _bar(items, desc=name, total=total, initial=done)
+
+
+def progress_in_bytes(*, name: str, total: int) -> tqdm[Any]:
+    """The same bar for a file that is read: `update(n)` tells it of n bytes.
+
+    Not seen where all is read within two seconds.
+    """
+    return _bar(None, desc=name, total=total, unit="B", unit_scale=True, unit_divisor=1024, delay=2.0)
+
+
+def _bar(items: Iterable[Any] | None, **settings: Any) -> tqdm[Any]:
     from tqdm import tqdm
 
     interval_s = 0.1 if sys.stderr.isatty() else 30.0
-    yield from tqdm(
-        items,
-        desc=name,
-        total=total,
-        initial=done,
-        mininterval=interval_s,
-        maxinterval=interval_s,
-        file=sys.stderr,
-    )
+    return tqdm(items, mininterval=interval_s, maxinterval=interval_s, file=sys.stderr, **settings)

@@ -21,7 +21,7 @@ Source: LLaVA v1.2.2 train.py, LazySupervisedDataset (fields, lengths).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,46 @@ from llava.schema import RecordId, Sample, Turn
 # Words an image counts for when samples are grouped by length.
 IMAGE_WORDS = 128
 
+NOT_A_RECORD = "not a record"
+NO_TURNS = "no turns"
+BAD_TURN = "bad turn"
+NOT_ALTERNATING = "turns do not alternate"
+BAD_ID = "bad id"
+BAD_IMAGE_NAME = "bad image name"
+TOKEN_WITHOUT_IMAGE = "image token without image"
+SEVERAL_TOKENS = "image token in several turns"
+
+
+class RecordError(DataError):
+    """A record is not as it must be.
+
+    Attributes:
+        kind: What is wrong, in one of the fixed words above.
+        sample: What the record says, where nothing but its image tokens is wrong.
+    """
+
+    def __init__(self, kind: str, message: str, sample: Sample | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.sample = sample
+
+
+def read_records(path: Path, passed: Callable[[int], object] | None = None) -> Iterator[tuple[int, Any]]:
+    """(place, record) for each record of a JSON array, or of a `.jsonl` file, one at a time and in order.
+
+    A place is the record's number from 0, in a `.jsonl` file its line from 1. `passed` is told how many bytes
+    have been read, each time some are.
+
+    Raises:
+        DataError: The file is not as it must be; the message gives the line.
+    """
+    return read_jsonl(path, passed) if path.suffix == ".jsonl" else enumerate(stream_json_array(path, passed))
+
+
+def place_name(path: Path, place: int) -> str:
+    """How messages call a place: `train.json: record 3`, `train.jsonl:4`."""
+    return f"{path}:{place}" if path.suffix == ".jsonl" else f"{path}: record {place}"
+
 
 def read_samples(path: Path) -> Iterator[Sample]:
     """The samples of a JSON array, or of a `.jsonl` file, one at a time and in order.
@@ -40,12 +80,8 @@ def read_samples(path: Path) -> Iterator[Sample]:
     Raises:
         DataError: The file or a record is not as it must be; the message gives its place in the file.
     """
-    if path.suffix == ".jsonl":
-        for line, row in read_jsonl(path):
-            yield parse_sample(row, f"{path}:{line}")
-    else:
-        for index, row in enumerate(stream_json_array(path)):
-            yield parse_sample(row, f"{path}: record {index}")
+    for place, row in read_records(path):
+        yield parse_sample(row, place_name(path, place))
 
 
 def parse_sample(row: object, where: str) -> Sample:
@@ -56,18 +92,20 @@ def parse_sample(row: object, where: str) -> Sample:
         where: File and place, for the message.
 
     Raises:
-        DataError: The record is not as it must be (see above); the message opens with `where` and the id.
+        RecordError: The record is not as it must be (see above); the message opens with `where` and the id.
     """
     if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: found {type(row).__name__}, wanted an object with id, image and conversations"
+        found = type(row).__name__
+        raise RecordError(
+            NOT_A_RECORD, f"{where}: found {found}, wanted an object with id, image and conversations"
         )
     identifier = _identifier(row, where)
     where = f"{where} (id {identifier!r})" if row.get("id") is not None else where
     turns = _turns(row.get("conversations"), where)
     image = _image(row, where)
-    _check_image_tokens(turns, where, has_image=image is not None)
-    return Sample(identifier, turns, image, _type(row))
+    sample = Sample(identifier, turns, image, _type(row))
+    _check_image_tokens(sample, where)
+    return sample
 
 
 def sample_to_row(sample: Sample) -> dict[str, Any]:
@@ -86,22 +124,17 @@ def names_image_in_vain(sample: Sample) -> bool:
     return sample.image is None and any(DEFAULT_IMAGE_TOKEN in turn.text for turn in sample.turns)
 
 
-def word_length(sample: Sample) -> int:
-    """Words between white space, and 128 for an image: the length samples are grouped by."""
-    return _words(sample) + (IMAGE_WORDS if sample.image is not None else 0)
+def group_lengths(sample: Sample) -> tuple[int, int]:
+    """The two lengths that samples are grouped by, in words between white space.
 
-
-def modality_length(sample: Sample) -> int:
-    """Words between white space, negative for text alone: the sampler keeps the two kinds apart by sign.
-
-    At least one word, where the original counts none and later stops on it.
+    The first counts 128 for an image. The second counts the text alone and is negative where there is no
+    image: the sampler keeps the two kinds apart by sign. It is at least one word, where the original counts
+    none and later stops on it.
     """
-    words = max(_words(sample), 1)
-    return words if sample.image is not None else -words
-
-
-def _words(sample: Sample) -> int:
-    return sum(len(turn.text.split()) for turn in sample.turns)
+    words = sum(len(turn.text.split()) for turn in sample.turns)
+    if sample.image is None:
+        return words, -max(words, 1)
+    return words + IMAGE_WORDS, max(words, 1)
 
 
 def _identifier(row: dict[str, Any], where: str) -> RecordId:
@@ -112,74 +145,90 @@ def _identifier(row: dict[str, Any], where: str) -> RecordId:
         return identifier
     if isinstance(identifier, float):  # a table program's idea of an integer
         return int(identifier) if identifier.is_integer() else str(identifier)
-    raise DataError(f"{where}: id is {json.dumps(identifier)[:60]}, wanted a string or a number")
+    raise RecordError(BAD_ID, f"{where}: id is {json.dumps(identifier)[:60]}, wanted a string or a number")
 
 
 def _turns(conversations: object, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
         found = "missing" if conversations is None else f"{json.dumps(conversations)[:60]}"
-        raise DataError(f"{where}: conversations is {found}, wanted a list of turns")
+        raise RecordError(NO_TURNS, f"{where}: conversations is {found}, wanted a list of turns")
     turns = tuple(_turn(entry, where, place) for place, entry in enumerate(conversations))
     opening = 0 if turns[0].speaker == "human" else 1
     for place, turn in enumerate(turns[opening:], start=opening):
         wanted = "human" if (place - opening) % 2 == 0 else "gpt"
         if turn.speaker != wanted:
-            raise DataError(
-                f"{where}: turn {place} is from {turn.speaker}, wanted {wanted}: they must alternate"
+            raise RecordError(
+                NOT_ALTERNATING,
+                f"{where}: turn {place} is from {turn.speaker}, wanted {wanted}: they must alternate",
             )
     return turns
 
 
 def _turn(entry: object, where: str, place: int) -> Turn:
     if not isinstance(entry, dict):
-        raise DataError(
-            f"{where}: turn {place} is {type(entry).__name__}, wanted an object with from and value"
+        raise RecordError(
+            BAD_TURN, f"{where}: turn {place} is {type(entry).__name__}, wanted an object with from and value"
         )
     speaker, text = entry.get("from"), entry.get("value")
     if speaker != "human" and speaker != "gpt":
-        raise DataError(f'{where}: turn {place} is from {speaker!r}, wanted "human" or "gpt"')
+        raise RecordError(BAD_TURN, f'{where}: turn {place} is from {speaker!r}, wanted "human" or "gpt"')
     if not isinstance(text, str):
-        raise DataError(f"{where}: turn {place} has the value {text!r}, wanted a string")
+        raise RecordError(BAD_TURN, f"{where}: turn {place} has the value {text!r}, wanted a string")
+    if (at := _half_pair(text)) is not None:
+        raise RecordError(
+            BAD_TURN,
+            f"{where}: turn {place} holds half a surrogate pair at character {at} ({text[at]!r}), which no "
+            "tokenizer reads: replace it by the character it was cut from",
+        )
+    return Turn(speaker, text)
+
+
+def _half_pair(text: str) -> int | None:
+    """Where a text that cannot be written as UTF-8 goes wrong."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: turn {place} holds half a surrogate pair at character {error.start} "
-            f"({text[error.start]!r}), which no tokenizer reads: replace it by the character it was cut from"
-        ) from error
-    return Turn(speaker, text)
+        return error.start
+    return None
 
 
 def _image(row: dict[str, Any], where: str) -> str | None:
     if "image" not in row:
         return None
     image = row["image"]
-    if isinstance(image, str) and image.strip():
+    if isinstance(image, str) and image.strip() and _half_pair(image) is None:
         return image
-    raise DataError(
+    raise RecordError(
+        BAD_IMAGE_NAME,
         f"{where}: image is {json.dumps(image)[:60]}, wanted one path under the image folder "
-        "(a record of text alone has no key image)"
+        "(a record of text alone has no key image)",
     )
 
 
 def _type(row: dict[str, Any]) -> str | None:
     """The question type. A key of that name that holds no name is someone else's, and dropped like others."""
     kind = row.get("type")
-    return kind.strip() if isinstance(kind, str) and kind.strip() else None
+    if not isinstance(kind, str) or _half_pair(kind) is not None:
+        return None
+    return kind.strip() or None
 
 
-def _check_image_tokens(turns: tuple[Turn, ...], where: str, *, has_image: bool) -> None:
-    places = [place for place, turn in enumerate(turns) if DEFAULT_IMAGE_TOKEN in turn.text]
-    shown = [place for place in places if _shows_image(turns[place])]
-    if shown and not has_image:
-        raise DataError(
+def _check_image_tokens(sample: Sample, where: str) -> None:
+    places = [place for place, turn in enumerate(sample.turns) if DEFAULT_IMAGE_TOKEN in turn.text]
+    shown = [place for place in places if _shows_image(sample.turns[place])]
+    if shown and sample.image is None:
+        raise RecordError(
+            TOKEN_WITHOUT_IMAGE,
             f"{where}: turn {shown[0]} holds {DEFAULT_IMAGE_TOKEN}, but the record has no image: "
-            "add the key image, or write the token otherwise"
+            "add the key image, or write the token otherwise",
+            sample,
         )
-    if len(places) > 1 and has_image:
-        raise DataError(
+    if len(places) > 1 and sample.image is not None:
+        raise RecordError(
+            SEVERAL_TOKENS,
             f"{where}: {DEFAULT_IMAGE_TOKEN} stands in turns {', '.join(map(str, places))}, "
-            "but a record has one image: keep it in one turn"
+            "but a record has one image: keep it in one turn",
+            sample,
         )
 
 

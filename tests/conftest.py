@@ -24,6 +24,14 @@ def _data(folder: str, request: pytest.FixtureRequest) -> Path:
     pytest.skip(f"needs {folder}/ of the shared test data: set LLAVA_TEST_DATA to the folder that holds it")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of training files lie in a folder of the test run's, not beside the shared test data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def repo() -> Path:
     """The root of the checkout."""

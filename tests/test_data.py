@@ -70,8 +70,10 @@ def test_lengths_are_words_and_an_image_counts_as_128(golden: Path) -> None:
     dataset = make_dataset(golden, [])
     rows = json.loads((golden / "train_data/train.json").read_text())
     words = [sum(len(turn["value"].split()) for turn in row["conversations"]) for row in rows]
-    assert dataset.lengths == [count + 128 * ("image" in row) for count, row in zip(words, rows, strict=True)]
-    assert dataset.modality_lengths == [
+    assert dataset.lengths.tolist() == [
+        count + 128 * ("image" in row) for count, row in zip(words, rows, strict=True)
+    ]
+    assert dataset.modality_lengths.tolist() == [
         count if "image" in row else -count for count, row in zip(words, rows, strict=True)
     ]
 

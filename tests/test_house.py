@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(COMMANDS, GROUND | TEXT | PIXELS_AND_IDS | TEXT_SIDE | {"model", "data", "infer"}),
     **dict.fromkeys(FACADES, GROUND | TEXT | PIXELS_AND_IDS | {"model", "infer"}),
 }
-HEAVY = {"torch", "transformers", "PIL", "peft", "accelerate", "pandas", "numpy"}
+HEAVY = {"torch", "transformers", "PIL", "peft", "accelerate", "pandas", "numpy", "pyarrow"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
 

@@ -10,12 +10,11 @@ import pytest
 
 from llava.errors import DataError
 from llava.samples import (
-    modality_length,
+    group_lengths,
     names_image_in_vain,
     parse_sample,
     read_samples,
     sample_to_row,
-    word_length,
 )
 from llava.schema import Sample, Turn
 
@@ -73,6 +72,7 @@ def test_text_alone_has_no_key_image() -> None:
         (record(conversations=[HUMAN, said("gpt", "a\ud83d")]), "half a surrogate pair at character 1"),
         (record(image=["a.jpg", "b.jpg"]), r'image is \["a.jpg", "b.jpg"\], wanted one path'),
         (record(image="  "), "image is"),
+        (record(image="a\ud83d.jpg"), "image is"),
         ({"id": 7, "image": None, "conversations": [HUMAN, GPT]}, "image is null"),
         (record(image=None), "turn 0 holds <image>, but the record has no image"),
         (
@@ -142,14 +142,14 @@ def test_ids_keep_their_type_and_a_missing_one_is_the_place(given: Any, kept: An
 def test_lengths_count_words_as_the_sampler_of_the_original_does() -> None:
     with_image = parse_sample(record(), "f")
     text = Sample("t", (Turn("human", "a  b\nc"), Turn("gpt", "d")))
-    assert (word_length(with_image), modality_length(with_image)) == (6 + 128, 6)
-    assert (word_length(text), modality_length(text)) == (4, -4)
+    assert group_lengths(with_image) == (6 + 128, 6)
+    assert group_lengths(text) == (4, -4)
 
 
 def test_a_sample_of_no_words_still_tells_its_kind() -> None:
     turns = (Turn("human", ""), Turn("gpt", " "))
-    assert modality_length(Sample("t", turns)) == -1
-    assert modality_length(Sample("t", turns, "a.jpg")) == 1
+    assert group_lengths(Sample("t", turns)) == (0, -1)
+    assert group_lengths(Sample("t", turns, "a.jpg")) == (128, 1)
 
 
 def test_files_are_read_in_order_and_errors_name_the_place(tmp_path: Path) -> None:

@@ -1,34 +1,44 @@
 """Conversations to tensors, one sample at a time and only when asked for; errors name file, record and image.
 
+A data set is a view of its file's index (llava/data/index.py): all ranks and workers share one copy.
+
 Source: LLaVA v1.2.2 llava/train/train.py, LazySupervisedDataset.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+import copy
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, default_conversation
+from llava.data.index import Samples, open_index
 from llava.errors import DataError
 from llava.images import process_images, read_image
 from llava.prompts.labels import require_fit, supervise
-from llava.samples import modality_length, read_samples, word_length
 from llava.schema import Sample
 
 
 class LazySupervisedDataset(Dataset[dict[str, Any]]):
-    """The samples of one JSON file: read and checked at once, made into tensors when asked for."""
+    """The samples of one JSON file, or some of them, made into tensors when asked for.
+
+    Attributes:
+        index: The file's records.
+        samples: What is learned from: in order, each decoded when asked for. `samples.rows` are their rows
+            in the index.
+    """
 
     def __init__(
         self, data_path: str | Path, tokenizer: Any, data_args: Any, *, template: Conversation | None = None
     ) -> None:
-        """Read and check the file.
+        """Open the file's index; the first time reads and checks the file.
 
         Args:
             data_path: JSON array or .jsonl of conversations.
@@ -44,27 +54,34 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self.tokenizer = tokenizer
         self.data_args = data_args
         self.template = template or default_conversation
-        self.samples = list(read_samples(self.data_path))
+        self.index = open_index(self.data_path)
+        self.samples = Samples(self.index, np.arange(len(self.index)))
         if not self.samples:
             raise DataError(f"{data_path}: holds no sample")
-        for index, sample in enumerate(self.samples):
-            try:
-                require_fit(sample, self.template)
-            except DataError as error:
-                raise DataError(f"{data_path}: record {index}: {error}") from error
+        self._require_good_records()
+
+    def subset(self, places: np.ndarray) -> LazySupervisedDataset:
+        """The same data set with only the samples at `places`, numbers from 0 to its length, in order."""
+        chosen = copy.copy(self)
+        chosen.samples = Samples(self.index, self.samples.rows[places])
+        return chosen
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Words of each sample, an image counted as 128."""
-        return [word_length(sample) for sample in self.samples]
+    @property
+    def lengths(self) -> np.ndarray:
+        """Words of each sample, an image counted as 128; int32."""
+        return self.index.lengths[self.samples.rows]
 
-    @cached_property
-    def modality_lengths(self) -> list[int]:
-        """Words of each sample, negative for text alone; what the sampler groups by."""
-        return [modality_length(sample) for sample in self.samples]
+    @property
+    def modality_lengths(self) -> np.ndarray:
+        """Words of each sample, negative for text alone; what the sampler groups by; int32."""
+        return self.index.modality_lengths[self.samples.rows]
+
+    def where(self, place: int) -> str:
+        """File, record and id of a sample, to open a message with."""
+        return self.index.where(self.samples.rows[place])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids` and `labels` (L,), `image` (3, S, S) in a multimodal run, `id`, and `problem` or None.
@@ -98,7 +115,27 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             image = read_image(Path(self.data_args.image_folder or ".") / str(sample.image))
             return process_images([image], self.data_args.image_processor, how)[0]
         except DataError as error:
-            raise DataError(f"{self.data_path}: record {index} (id {sample.id!r}): {error}") from error
+            raise DataError(f"{self.where(index)}: {error}") from error
+
+    def _require_good_records(self) -> None:
+        """Raise the first bad record's error, with how many more there are of which kind."""
+        bad, unfit = self.index.bad_rows, self.index.unfit_rows(self.template.sep_style)
+        kinds = Counter(self.index.kind(row) for row in bad)
+        if len(unfit):
+            kinds["does not fit the template"] = len(unfit)
+        if not kinds:
+            return
+        first = min([*bad[:1], *unfit[:1]])
+        problem = self.index.problem(first) if first in bad[:1] else self._misfit(first)
+        others = "".join(f"; {count:,} records: {kind}" for kind, count in kinds.items())
+        raise DataError(problem + (others if kinds.total() > 1 else ""))
+
+    def _misfit(self, row: int) -> str:
+        try:
+            require_fit(self.index[row], self.template)
+        except DataError as error:
+            return f"{self.index.where(row)}: {error}"
+        raise AssertionError(f"{self.index.where(row)}: fits, but the index says that it does not")
 
 
 def count_learnable(

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+# One number per sample.
+Lengths = Sequence[int] | np.ndarray
 
 
 def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
@@ -38,7 +42,7 @@ def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chu
 
 
 def get_length_grouped_indices(
-    lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
+    lengths: Lengths, batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
     """A random order of all samples in which each megabatch is sorted and dealt evenly.
 
@@ -48,17 +52,19 @@ def get_length_grouped_indices(
         world_size: Batches in a megabatch (processes times accumulation steps).
         generator: Where the randomness comes from; torch's global one if None.
     """
-    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    every = np.asarray(lengths)
+    shuffled = torch.randperm(len(every), generator=generator).numpy()
     order: list[int] = []
     for megabatch in _cut(shuffled, batch_size * world_size):
-        longest_first = sorted(megabatch, key=lambda index: lengths[index], reverse=True)
-        for chunk in split_to_even_chunks(longest_first, lengths, world_size):
-            order += chunk
+        sizes = every[megabatch]
+        longest_first = np.argsort(-sizes, kind="stable").tolist()
+        for chunk in split_to_even_chunks(longest_first, sizes.tolist(), world_size):
+            order += megabatch[chunk].tolist()
     return order
 
 
 def get_modality_length_grouped_indices(
-    lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
+    lengths: Lengths, batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
     """As `get_length_grouped_indices`, but no megabatch mixes images with text alone, save the last.
 
@@ -74,23 +80,25 @@ def get_modality_length_grouped_indices(
     Raises:
         ValueError: A length is zero, so the sample's modality is unknown.
     """
-    if 0 in lengths:
-        raise ValueError(f"sample {list(lengths).index(0)} has length 0: its sign cannot tell its modality")
-    with_image = [index for index, length in enumerate(lengths) if length > 0]
-    text_only = [index for index, length in enumerate(lengths) if length < 0]
-    if not with_image or not text_only:
+    signed = np.asarray(lengths)
+    if not signed.all():
+        raise ValueError(
+            f"sample {np.flatnonzero(signed == 0)[0]} has length 0: its sign cannot tell its modality"
+        )
+    with_image, text_only = np.flatnonzero(signed > 0), np.flatnonzero(signed < 0)
+    if not len(with_image) or not len(text_only):
         return get_length_grouped_indices(lengths, batch_size, world_size, generator)
 
-    megabatches: list[list[int]] = []
+    megabatches: list[np.ndarray] = []
     leftovers: list[int] = []
     for members in (with_image, text_only):
-        sizes = [abs(lengths[index]) for index in members]
-        grouped = [members[place] for place in get_length_grouped_indices(sizes, batch_size, world_size)]
+        sizes = np.abs(signed[members])
+        grouped = members[get_length_grouped_indices(sizes, batch_size, world_size)]
         *whole, last = _cut(grouped, batch_size * world_size)
         megabatches += whole
-        leftovers += last
+        leftovers += last.tolist()
     order = torch.randperm(len(megabatches), generator=generator).tolist()
-    return [index for place in order for index in megabatches[place]] + sorted(leftovers)
+    return [index for place in order for index in megabatches[place].tolist()] + sorted(leftovers)
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -100,7 +108,7 @@ class LengthGroupedSampler(Sampler[int]):
         self,
         batch_size: int,
         world_size: int,
-        lengths: Sequence[int],
+        lengths: Lengths,
         generator: torch.Generator | None = None,
         *,
         group_by_modality: bool = False,
@@ -152,5 +160,5 @@ class EpochSampler(Sampler[int]):
         return iter(order)
 
 
-def _cut(items: list[int], size: int) -> list[list[int]]:
+def _cut(items: np.ndarray, size: int) -> list[np.ndarray]:
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava.errors import DataError
-from llava.files import read_jsonl, stream_json_array
+from llava.samples import place_name, read_records
 
 State = Literal["complete", "short", "missing"]
 
@@ -102,16 +102,15 @@ def check_named(root: Path, training_file: Path) -> Named:
     listing = Listing(root)
     seen: dict[str, bool] = {}
     records = 0
-    is_jsonl = training_file.suffix == ".jsonl"
-    rows = read_jsonl(training_file) if is_jsonl else enumerate(stream_json_array(training_file))
-    for index, row in rows:
+    for place, row in read_records(training_file):
+        where = place_name(training_file, place)
         if not isinstance(row, dict):
-            raise DataError(f"{training_file}: record {index} is {type(row).__name__}, wanted an object")
+            raise DataError(f"{where} is {type(row).__name__}, wanted an object")
         image = row.get("image")
         if image is None:
             continue
         if not isinstance(image, str):
-            raise DataError(f"{training_file}: record {index}: image is {image!r}, wanted one path")
+            raise DataError(f"{where}: image is {image!r}, wanted one path")
         records += 1
         if image not in seen:
             seen[image] = listing.has(image)

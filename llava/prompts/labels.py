@@ -12,9 +12,11 @@ is supervised, what is truncated).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from llava import conversation
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -35,7 +37,7 @@ BOUNDARY_UNCLEAR = "answer boundary unclear"
 Encode = Callable[[str], list[int]]
 
 # Styles that cannot hold every sample that llava/samples.py reads.
-_CHOOSY = (SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2)
+CHOOSY = (SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2)
 
 # Ids at the end of a prefix that what follows may change; more than this is no matter of one token.
 _REACH = 8
@@ -104,8 +106,10 @@ def supervise(
 
 def require_fit(sample: Sample, template: Conversation) -> None:
     """Raise the `DataError` that `supervise` would, without a tokenizer: before training, not amid it."""
-    if template.sep_style in _CHOOSY:
-        _rendered(sample, template, mm_use_im_start_end=False)
+    if template.sep_style in CHOOSY:
+        with _naming(sample):
+            # Where the image token is moved to decides nothing here.
+            conversation.require_fit(template, _without_opening(sample.turns, template))
 
 
 def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = False) -> str:
@@ -127,8 +131,14 @@ def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = Fa
 
 def _rendered(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> tuple[str, list[Span]]:
     turns = _turns_in_order(sample, template, mm_use_im_start_end=mm_use_im_start_end)
-    try:
+    with _naming(sample):
         return render(template, turns)
+
+
+@contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    try:
+        yield
     except DataError as error:
         raise DataError(f"sample {sample.id!r}: {error}") from error
 
@@ -141,6 +151,10 @@ def _turns_in_order(sample: Sample, template: Conversation, *, mm_use_im_start_e
             for turn in turns
         ]
         turns = [Turn(turn.speaker, text) for turn, text in zip(turns, texts, strict=True)]
+    return list(_without_opening(turns, template))
+
+
+def _without_opening(turns: Sequence[Turn], template: Conversation) -> Sequence[Turn]:
     keeps_opening = template.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.PLAIN)
     if turns and turns[0].speaker != "human" and not keeps_opening:
         return turns[1:]

@@ -12,6 +12,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import transformers
 from peft import prepare_model_for_kbit_training
@@ -32,7 +34,6 @@ from llava.model.locate import locate
 from llava.model.placement import UNQUANTISED
 from llava.model.vocabulary import grow_tables
 from llava.model.weights import check_file, check_weights
-from llava.samples import names_image_in_vain
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -167,37 +168,39 @@ def _settle_vision(model_args: ModelArguments, config: LlavaConfig) -> None:
 
 
 def _require_sight(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
-    first = next((sample for sample in dataset.samples if sample.image is not None), None)
-    if first is None:
+    rows = dataset.samples.rows
+    shown = rows[dataset.index.with_image[rows]]
+    if not len(shown):
         return
+    first = dataset.index.identifier(shown[0])
     if not data_args.is_multimodal:
-        raise SettingsError(
-            f"{dataset.data_path}: sample {first.id!r} has an image: --vision_tower is missing"
-        )
+        raise SettingsError(f"{dataset.data_path}: sample {first!r} has an image: --vision_tower is missing")
     if data_args.image_folder is None:
-        raise SettingsError(
-            f"{dataset.data_path}: sample {first.id!r} has an image: --image_folder is missing"
-        )
+        raise SettingsError(f"{dataset.data_path}: sample {first!r} has an image: --image_folder is missing")
 
 
 def _require_images(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
     """Find out now, not after hours, that an image is missing; and say what is taken for text."""
     root = Path(data_args.image_folder or ".")
     listing = Listing(root)
-    named = [(index, sample) for index, sample in enumerate(dataset.samples) if sample.image is not None]
-    missing = [(index, sample) for index, sample in named if not listing.has(str(sample.image))]
-    if missing:
-        index, first = missing[0]
+    rows = dataset.samples.rows
+    images = dataset.index.images(rows)
+    is_there = [listing.has(name.as_py()) for name in images.dictionary]
+    missing = rows[
+        pc.invert(pa.array(is_there, pa.bool_()).take(images.indices)).fill_null(False).to_numpy(False)
+    ]
+    if len(missing):
+        image = dataset.index[missing[0]].image
         raise DataError(
-            f"{dataset.data_path}: record {index} (id {first.id!r}): {root / str(first.image)}: no such "
+            f"{dataset.index.where(missing[0])}: {root / image}: no such "
             f"image file, nor are those of {len(missing) - 1:,} other records there; `python -m llava.layout "
             f"check --root {root} --data {dataset.data_path}` lists them"
         )
-    in_vain = [sample for sample in dataset.samples if names_image_in_vain(sample)]
-    if in_vain:
+    in_vain = rows[dataset.index.image_in_vain[rows]]
+    if len(in_vain):
         logger.warning(
             f"{len(in_vain)} records without image hold {DEFAULT_IMAGE_TOKEN}, which is plain text there: "
-            f"{in_vain[0].id!r} is the first"
+            f"{dataset.index.identifier(in_vain[0])!r} is the first"
         )
 
 
