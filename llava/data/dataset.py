@@ -22,7 +22,7 @@ from llava.conversation import Conversation, default_conversation
 from llava.data.index import Samples, open_index
 from llava.errors import DataError
 from llava.images import process_images, read_image
-from llava.prompts.labels import require_fit, supervise
+from llava.prompts.labels import Supervised, require_fit, supervise
 from llava.schema import Sample
 
 
@@ -88,14 +88,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
 
         A text-only sample of a multimodal run has a black image that no text refers to.
         """
-        sample = self.samples[index]
-        made = supervise(
-            sample,
-            self.template,
-            self.tokenizer,
-            max_length=self.tokenizer.model_max_length,
-            mm_use_im_start_end=self.data_args.mm_use_im_start_end,
-        )
+        sample, made = self.samples[index], self.encoded(index)
         item: dict[str, Any] = {
             "id": sample.id,
             "problem": made.problem,
@@ -108,6 +101,16 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             side = self.data_args.image_processor.crop_size
             item["image"] = torch.zeros(3, side["height"], side["width"])
         return item
+
+    def encoded(self, index: int) -> Supervised:
+        """Ids and labels of a sample, without its image."""
+        return supervise(
+            self.samples[index],
+            self.template,
+            self.tokenizer,
+            max_length=self.tokenizer.model_max_length,
+            mm_use_im_start_end=self.data_args.mm_use_im_start_end,
+        )
 
     def _read(self, sample: Sample, index: int) -> torch.Tensor:
         how = SimpleNamespace(image_aspect_ratio=self.data_args.image_aspect_ratio)

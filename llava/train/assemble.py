@@ -131,19 +131,21 @@ def projector_file(name: str) -> Path:
 
 
 def log_what_is_trained(model: nn.Module) -> None:
-    """One line for each part of the model: parameters trained, of how many."""
-    table: dict[str, list[int]] = {}
+    """One line for each part of the model: tensors and parameters trained, of how many."""
+    parts = {"mm_projector": "projector", "vision_tower": "vision tower", "lora_": "LoRA adapter"}
+    sizes: dict[str, list[tuple[int, bool]]] = {}
     for name, parameter in model.named_parameters():
-        parts = {"mm_projector": "projector", "vision_tower": "vision tower", "lora_": "LoRA adapter"}
         part = next((said for mark, said in parts.items() if mark in name), "language model")
         # ZeRO-3 leaves an empty tensor and the true size beside it.
         size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-        counts = table.setdefault(part, [0, 0])
-        counts[0] += size if parameter.requires_grad else 0
-        counts[1] += size
-    for part, (trained, size) in table.items():
-        logger.info("trained: %15s of %15s parameters, %s", f"{trained:,}", f"{size:,}", part)
-    if not any(trained for trained, _ in table.values()):
+        sizes.setdefault(part, []).append((size, parameter.requires_grad))
+    for part, tensors in sizes.items():
+        trained = [size for size, is_trained in tensors if is_trained]
+        logger.info(
+            f"trained: {sum(trained):15,} of {sum(size for size, _ in tensors):15,} parameters, "
+            f"{len(trained):3} of {len(tensors):3} tensors, {part}"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SettingsError("nothing is left to train: all of the model is frozen")
 
 

@@ -32,6 +32,7 @@ from llava.train.save import (
     get_peft_state_non_lora_maybe_zero_3,
     require_space,
 )
+from llava.train.startup import announce
 
 __all__ = [
     "Assembled",
@@ -89,6 +90,7 @@ def fit(assembled: Assembled) -> LLaVATrainer:
     start = find_start(trainer.args)
     if start.checkpoint is not None:
         logger.info("going on from %s", start.checkpoint)
+    announce(trainer, assembled.dataset)
     state_file = Path(str(trainer.args.output_dir)) / STATE_FILE
     if trainer.args.should_save:
         require_space(assembled.model, state_file.parent, whole=trainer.kind == "full")
