@@ -36,6 +36,7 @@ from llava.model.vocabulary import grow_tables
 from llava.model.weights import check_file, check_weights
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.footprint import numel
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,7 @@ def log_what_is_trained(model: nn.Module) -> None:
     sizes: dict[str, list[tuple[int, bool]]] = {}
     for name, parameter in model.named_parameters():
         part = next((said for mark, said in parts.items() if mark in name), "language model")
-        # ZeRO-3 leaves an empty tensor and the true size beside it.
-        size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-        sizes.setdefault(part, []).append((size, parameter.requires_grad))
+        sizes.setdefault(part, []).append((numel(parameter), parameter.requires_grad))
     for part, tensors in sizes.items():
         trained = [size for size, is_trained in tensors if is_trained]
         logger.info(

@@ -86,7 +86,7 @@ def measure(model: Any, *, autocast: torch.dtype | None) -> Footprint:
     return Footprint(
         frozen=sum(map(stored_bytes, frozen)),
         trained=sum(map(stored_bytes, trained)),
-        trained_count=sum(map(numbers, trained)),
+        trained_count=sum(map(numel, trained)),
         weight_size=embedding.element_size(),
         layers=len(decoder.layers),
         layer_fixed=layer_fixed,
@@ -154,12 +154,13 @@ def _saved_once(
     return sum(sizes.values())
 
 
-def numbers(parameter: nn.Parameter) -> int:
-    # ZeRO-3 leaves an empty tensor and the true size beside it.
+def numel(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter is of; ZeRO-3 leaves an empty tensor and the true size beside it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def stored_bytes(parameter: nn.Parameter) -> int:
-    size = numbers(parameter) * parameter.element_size()
-    quantisation = getattr(parameter, "quant_state", None)  # of bitsandbytes' 4 bits
+    """Bytes a parameter takes, all processes' parts together; with bitsandbytes' constants in 4 bits."""
+    size = numel(parameter) * parameter.element_size()
+    quantisation = getattr(parameter, "quant_state", None)
     return size if quantisation is None else size + quantisation.absmax.nbytes
