@@ -84,10 +84,13 @@ def full_model(golden: Path, runs: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["exact", "fast"])
 @pytest.mark.parametrize("run", ["viii_lora", "viii_pretrain", "viii_full"])
-def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str) -> None:
+def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str, recipe: str) -> None:
     expected = recorded(golden, run)
-    assembled = assembled_from(flags(golden, run, runs / run), golden / run / "initial_trainable.safetensors")
+    output = runs / (run if recipe == "exact" else f"{run}-{recipe}")
+    argv = flags(golden, run, output, "--recipe", recipe)
+    assembled = assembled_from(argv, golden / run / "initial_trainable.safetensors")
     trainer = fit(assembled)
 
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -98,7 +101,7 @@ def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str) -> No
         means = micro[place * accumulated : (place + 1) * accumulated]
         assert step["loss"] == pytest.approx(sum(means) / accumulated, abs=LOSS_TOLERANCE)
         assert step["learning_rate"] == pytest.approx(wanted["logged"]["learning_rate"], rel=1e-9)
-    assert names_in(runs / run) == set(expected["output_files"])
+    assert names_in(output) == set(expected["output_files"])
 
     own = {id(each): name for name, each in assembled.model.named_parameters()}
     for group, wanted in zip(trainer.optimizer.param_groups, expected["groups"], strict=True):

@@ -7,7 +7,7 @@ Source: LLaVA v1.2.2 llava_arch.py. B rows, T token ids, L positions once images
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from llava.errors import CheckpointError, DataError
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import Side, SplicedBatch, splice
+from llava.model.splice import Side, SplicedBatch, check_counts, count_slots, splice
 from llava.model.vocabulary import add_image_tokens, take_pretrained_rows
 from llava.model.weights import in_one_piece, read_projector
 
@@ -104,14 +104,28 @@ class LlavaMetaForCausalLM:
         """The tower, None for a model of text alone."""
         return self.get_model().get_vision_tower()
 
+    @property
+    def image_positions(self) -> int:
+        """Positions that an image of one view takes among the words; 1 without a tower."""
+        tower = self.get_vision_tower()
+        if tower is None:
+            return 1
+        return tower.num_patches + (tower.select_feature == "cls_patch") + self.config.is_unpadded
+
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Projected features of (N, 3, S, S) images: (N, P, D)."""
-        tower, projector = self.get_vision_tower(), self.get_model().mm_projector
+        return self._project(self._loaded_tower()(images))
+
+    def _loaded_tower(self) -> CLIPVisionTower:
+        tower = self.get_vision_tower()
         if tower is None or not tower.is_loaded:
             raise CheckpointError(
                 "images were given to a model without a vision tower, or with one not loaded"
             )
-        features = tower(images)
+        return tower
+
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
+        projector = self.get_model().mm_projector
         weight = next(projector.parameters(), features)
         return projector(features.to(weight.device, weight.dtype))
 
@@ -177,6 +191,37 @@ class LlavaMetaForCausalLM:
             max_length=max_length,
             side=side or self.config.tokenizer_padding_side or "right",
         )
+
+    def encode_shown(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        images: Images,
+        image_sizes: Sizes = None,
+    ) -> list[torch.Tensor]:
+        """As `encode_views`, but the blank image of a row without slots does not go through the tower.
+
+        Its block is the projector's output on no positions at all: gradients of zero (not None) as before.
+
+        Raises:
+            DataError: Images and image slots do not match in number.
+        """
+        slots = count_slots(input_ids, attention_mask)
+        check_counts(slots, len(images))
+        is_shown = [shown for count in slots for shown in ([True] * count or [False])]
+        if (
+            all(is_shown) or self.config.is_unpadded
+        ):  # there `image_newline` has a gradient from blank ones, too
+            return self.encode_views(images, image_sizes)
+        places = [place for place, shown in enumerate(is_shown) if shown]
+        blocks: Iterator[torch.Tensor] = iter(())
+        if places:
+            chosen = (
+                images[places] if isinstance(images, torch.Tensor) else [images[place] for place in places]
+            )
+            blocks = iter(self.encode_views(chosen, image_sizes and [image_sizes[place] for place in places]))
+        nothing = self._project(self._loaded_tower().dummy_feature[:0])
+        return [next(blocks) if shown else nothing for shown in is_shown]
 
     def prepare_inputs_labels_for_multimodal(
         self,

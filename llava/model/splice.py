@@ -1,4 +1,4 @@
-"""Image features into token embeddings: one pure function.
+"""Image features into token embeddings: pure functions, to rows padded alike or to one row without padding.
 
 Knows no model: the embedding comes in as a function, the features as blocks.
 B rows, T token ids, P patches, D width, L positions once images are in.
@@ -27,6 +27,16 @@ class SplicedBatch:
     labels: torch.Tensor  # (B, L) int64; -100 on images and padding
     mask: torch.Tensor  # (B, L) bool; False on padding
     position_ids: torch.Tensor  # (B, L) int64; from 0 in each row, 0 on padding
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """The rows of a batch one after another in a single row, without padding; L is their lengths' sum."""
+
+    embeds: torch.Tensor  # (1, L, D)
+    labels: torch.Tensor  # (1, L) int64; -100 on images and where a row begins: nothing comes before it
+    position_ids: torch.Tensor  # (1, L) int64; from 0 in each row
+    lengths: list[int]  # positions of each row, in order; none is 0
 
 
 def splice(
@@ -59,10 +69,57 @@ def splice(
 
     Source: LLaVA v1.2.2 llava_arch.py, prepare_inputs_labels_for_multimodal.
     """
+    return _pad(_splice_rows(ids, labels, mask, embed, features, max_length), side)
+
+
+def splice_packed(
+    ids: torch.Tensor,
+    labels: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    features: Sequence[torch.Tensor],
+    *,
+    max_length: int | None = None,
+) -> PackedRow:
+    """As `splice`, with the rows behind one another instead of padded to one length."""
+    return _pack(_splice_rows(ids, labels, mask, embed, features, max_length))
+
+
+def count_slots(ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
+    """Image slots of each row of (B, T) ids, those that do not count left out."""
+    is_slot = ids == IMAGE_TOKEN_INDEX
+    counts: list[int] = (is_slot if mask is None else is_slot & mask.bool()).sum(dim=1).tolist()
+    return counts
+
+
+def check_counts(slots: Sequence[int], blocks: int) -> None:
+    """Refuse a number of blocks (or of images) that is not one for each slot and each row without a slot."""
+    wanted = sum(max(count, 1) for count in slots)
+    if wanted == blocks:
+        return
+    blanks = sum(count == 0 for count in slots)
+    # Rows without an image take a blank one each; say so only where there are such rows.
+    said = f"{sum(slots)} image slots" + (f" and {blanks} rows that need a blank image" if blanks else "")
+    raise DataError(
+        f"{said} but {blocks} images in a batch of {len(slots)} rows: each <image> in a text needs its "
+        "image, and each image its <image>"
+    )
+
+
+Row = tuple[torch.Tensor, torch.Tensor]  # (L, D) embeddings and (L,) labels
+
+
+def _splice_rows(
+    ids: torch.Tensor,
+    labels: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    features: Sequence[torch.Tensor],
+    max_length: int | None,
+) -> list[Row]:
+    check_counts(count_slots(ids, mask), len(features))
     is_image = ids == IMAGE_TOKEN_INDEX
     keep = torch.ones_like(is_image) if mask is None else mask.bool()
-    images = (is_image & keep).sum(dim=1).tolist()
-    _check_counts(images, len(features))
 
     # One look-up for the whole batch; 0 stands in where there is no word, and that place is not used.
     words = embed(ids.masked_fill(is_image, 0))
@@ -72,13 +129,13 @@ def splice(
         _splice_row(ids[row][keep[row]], labels[row][keep[row]], words[row][keep[row]], blocks)
         for row in range(len(ids))
     ]
-    return _pad([(embeds[:max_length], said[:max_length]) for embeds, said in rows], side)
+    return [(embeds[:max_length], said[:max_length]) for embeds, said in rows]
 
 
 def _splice_row(
     ids: torch.Tensor, labels: torch.Tensor, words: torch.Tensor, blocks: Iterator[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One row's (L, D) embeddings and (L,) labels, taking its blocks from `blocks`."""
+) -> Row:
+    """One row, taking its blocks from `blocks`."""
     slots = (ids == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist()
     if not slots:
         return torch.cat((words, next(blocks)[:0])), labels
@@ -91,7 +148,7 @@ def _splice_row(
     return torch.cat([*embeds, words[start:]]), torch.cat([*said, labels[start:]])
 
 
-def _pad(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], side: Side) -> SplicedBatch:
+def _pad(rows: Sequence[Row], side: Side) -> SplicedBatch:
     device = rows[0][0].device
     lengths = [len(embeds) for embeds, _ in rows]
     counts = [torch.arange(length, device=device) for length in lengths]
@@ -106,14 +163,13 @@ def _pad(rows: Sequence[tuple[torch.Tensor, torch.Tensor]], side: Side) -> Splic
     )
 
 
-def _check_counts(images: Sequence[int], blocks: int) -> None:
-    wanted = sum(max(count, 1) for count in images)
-    if wanted == blocks:
-        return
-    blanks = sum(count == 0 for count in images)
-    # Rows without an image take a blank one each; say so only where there are such rows.
-    slots = f"{sum(images)} image slots" + (f" and {blanks} rows that need a blank image" if blanks else "")
-    raise DataError(
-        f"{slots} but {blocks} images in a batch of {len(images)} rows: each <image> in a text needs its "
-        "image, and each image its <image>"
+def _pack(rows: Sequence[Row]) -> PackedRow:
+    lengths = [len(embeds) for embeds, _ in rows]
+    device = rows[0][0].device
+    first = rows[0][1].new_full((1,), IGNORE_INDEX)
+    return PackedRow(
+        embeds=torch.cat([embeds for embeds, _ in rows])[None],
+        labels=torch.cat([part for _, said in rows if len(said) for part in (first, said[1:])])[None],
+        position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        lengths=[length for length in lengths if length],
     )

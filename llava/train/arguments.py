@@ -26,6 +26,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from llava.errors import SettingsError
+from llava.train.recipe import recipe_problems
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,16 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_bias: str = _flag("none", "Biases to train along: none, all or lora_only.")
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it has its own.")
     group_by_modality_length: bool = _flag(False, "Batches of like length, with or without images.")
+
+    # How a step is computed, not what it is; see llava/train/recipe.py. None: as the recipe says.
+    recipe: str = _flag("fast", "exact: as the original computes; fast: the same losses in less time.")
+    pack: bool | None = _flag(None, "Samples of a batch behind one another in rows without padding.")
+    micro_batch_tokens: int | None = _flag(None, "Positions of such a row, at most; 0 for one row a batch.")
+    sparse_loss: bool | None = _flag(None, "Logits only where the next label counts.")
+    skip_blank_images: bool | None = _flag(None, "No vision tower for samples of text alone.")
+    checkpoint_layers: str | None = _flag(
+        None, "With gradient checkpointing: auto (as memory needs), all, or how many layers to recompute."
+    )
 
     # Declared anew: bare `--gradient_checkpointing` and several words after `--report_to` worked once.
     gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
@@ -282,6 +293,7 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield "--mm_projector_lr for a projector that --freeze_mm_mlp_adapter does not train"
     if training.group_by_length and training.group_by_modality_length:
         yield "--group_by_length and --group_by_modality_length: choose one"
+    yield from recipe_problems(training)
     if training.model_max_length < 2:
         yield f"--model_max_length {training.model_max_length}: wanted 2 or more"
     for flag in ("per_device_train_batch_size", "gradient_accumulation_steps"):

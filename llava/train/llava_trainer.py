@@ -23,10 +23,14 @@ from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
 from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.packed_attention import enable_packing
 from llava.model.weights import Tensors, read_tensors
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
+from llava.train.recipe import settle
+from llava.train.recompute import recompute_first
 from llava.train.resume import SETTINGS, STATE_FILE
+from llava.train.rows import deferred, rows_of
 from llava.train.save import WRITE_ERRORS, errors_name, save_lora, save_projector, write_config, written_whole
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,9 @@ class _Flow(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         state.stateful_callbacks[SETTINGS] = {"args": args.learned_from, "attributes": {}}
+        layers = self._trainer.recipe.checkpoint_layers
+        if args.activation_checkpointing and isinstance(layers, int):
+            recompute_first(self._trainer.accelerator.unwrap_model(self._trainer.model), layers)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         # accelerate tells it too, but not through all of the wrappers a resumed run puts around it.
@@ -81,20 +88,23 @@ class LLaVATrainer(Trainer):
             tokenizer: Saved beside a whole model; an adapter or projector keeps its base's.
             settings: train_dataset, data_collator, ... for transformers' Trainer.
         """
+        is_ours = isinstance(model.config, LlavaConfig)
         self.kind: Kind = "full"
         if args.lora_enable:
             self.kind = "lora"
-        elif isinstance(model.config, LlavaConfig) and model.config.tune_mm_mlp_adapter:
+        elif is_ours and model.config.tune_mm_mlp_adapter:
             self.kind = "projector"
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
-        tower = model.get_vision_tower() if isinstance(model.config, LlavaConfig) else None
-        self._image_positions = 1 if tower is None else tower.num_patches
+        self._image_positions = model.image_positions if is_ours else 1
         # Given a tokenizer, transformers writes its special tokens into the config, which must fit the base.
         settings.setdefault("processing_class", tokenizer if self.kind == "full" else None)
         super().__init__(model=model, args=args, **settings)
         # The original's loss is the mean of the micro-batches' means, on each process and over them.
         self.model_accepts_loss_kwargs = False
+        self.recipe = settle(args, reads_images=is_ours)
+        if self.recipe.pack:
+            enable_packing(model.config)
         self.add_callback(_Flow(self))
 
     # ---- order and learning rates
@@ -136,6 +146,26 @@ class LLaVATrainer(Trainer):
 
     # ---- loss
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        """Forward and backward of one batch, in as many rows as the recipe makes of it."""
+        notes, learnable = inputs.get(NOTES, []), self._learnable(inputs)
+        *others, last = rows_of(
+            inputs,
+            self.recipe,
+            supervised=learnable.sum(),
+            image_positions=self._image_positions,
+            max_length=self.args.model_max_length,
+        )
+        losses = []
+        for row in others:
+            with deferred(self.accelerator, model):
+                losses.append(super().training_step(model, row))
+        losses.append(super().training_step(model, last))
+        loss = torch.stack(losses).sum()
+        if float(loss) == 0.0 and int(learnable.sum()) == 0:
+            logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
+        return loss
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Any:
         """The model's loss. One that is no number stops the run and names the samples.
 
@@ -151,8 +181,6 @@ class LLaVATrainer(Trainer):
                 f"step {self.state.global_step + 1}: the loss is {loss.detach().mean().item()} on samples "
                 f"{_ids(notes)}; lower --learning_rate, or look at these samples"
             )
-        if float(loss.detach().sum()) == 0.0 and int(self._learnable(inputs).sum()) == 0:
-            logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
         return result
 
     def _count_problems(self, notes: list[tuple[Any, str | None]], inputs: dict[str, Any]) -> None:

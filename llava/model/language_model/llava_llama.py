@@ -23,7 +23,9 @@ from llava.model.llava_arch import (
     Sizes,
     require_images_for_slots,
 )
-from llava.model.splice import splice
+from llava.model.packed_attention import segment_settings
+from llava.model.shortcuts import Shortcuts
+from llava.model.splice import splice, splice_packed
 
 # LLaMA itself is what training starts from; `llava` is what checkpoints of before 2024 call themselves.
 READABLE_TYPES = ("llava_llama", "llava", "llama")
@@ -139,9 +141,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         images: Images | None = None,
         image_sizes: Sizes = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shortcuts: Shortcuts | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, V) and, given labels, the loss of `next_token_loss`.
+
+        With `shortcuts`, which need labels, the same loss without logits.
 
         `position_ids` must stay a named parameter: `generate` inspects the signature and makes them from the
         mask only if it finds them here. With labels, rows are cut at `tokenizer_model_max_length`; without
@@ -150,6 +155,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Raises:
             DataError: Images and image slots do not match in number.
         """
+        if shortcuts is not None:
+            return CausalLMOutputWithPast(
+                loss=self._shortened_loss(input_ids, attention_mask, labels, images, image_sizes, shortcuts)
+            )
         if inputs_embeds is None and input_ids is not None and input_ids.shape[1] > 1:
             require_images_for_slots(input_ids, images)
             if images is not None:
@@ -173,6 +182,40 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if labels is not None:
             output.loss = next_token_loss(output.logits, labels)
         return output
+
+    def _shortened_loss(
+        self,
+        input_ids: Any,
+        attention_mask: torch.Tensor | None,
+        labels: Any,
+        images: Images | None,
+        image_sizes: Sizes,
+        shortcuts: Shortcuts,
+    ) -> torch.Tensor:
+        require_images_for_slots(input_ids, images)
+        if images is None:
+            nothing = self.get_input_embeddings().weight.new_empty(0, self.config.hidden_size)
+            features = [nothing] * len(input_ids)
+        elif shortcuts.skip_blank_images:
+            features = self.encode_shown(input_ids, attention_mask, images, image_sizes)
+        else:
+            features = self.encode_views(images, image_sizes)
+        longest = None if images is None else self.config.tokenizer_model_max_length
+        rows = (input_ids, labels, attention_mask, self.get_input_embeddings(), features)
+        if shortcuts.pack:
+            packed = splice_packed(*rows, max_length=longest)
+            embeds, labels = packed.embeds, packed.labels
+            settings = {
+                "position_ids": packed.position_ids,
+                **segment_settings(packed.lengths, self.config._attn_implementation, embeds.device),
+            }
+        else:
+            padded = splice(*rows, max_length=longest)
+            embeds, labels, settings = padded.embeds, padded.labels, {"attention_mask": padded.mask}
+        hidden = self.model(inputs_embeds=embeds, use_cache=False, **settings).last_hidden_state
+        if shortcuts.sparse_loss:
+            return supervised_loss(hidden, labels, self.lm_head, shortcuts.supervised)
+        return next_token_loss(self.lm_head(hidden), labels, shortcuts.supervised)
 
     @torch.no_grad()
     def generate(
@@ -224,7 +267,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             )
 
 
-def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def next_token_loss(
+    logits: torch.Tensor, labels: torch.Tensor, supervised: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean cross-entropy of each position's logits against the next position's label.
 
     Labels of -100 do not count. Where none counts the loss is 0, with gradients of 0: a batch that trains
@@ -233,11 +278,33 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Args:
         logits: (B, L, V); computed with in float32.
         labels: (B, L).
+        supervised: How many labels count in the batch that these rows are of; None if they are all of it.
     """
-    said = logits[:, :-1].flatten(0, 1).float()
-    wanted = labels[:, 1:].flatten().to(said.device)
-    total = F.cross_entropy(said, wanted, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (wanted != IGNORE_INDEX).sum().clamp(min=1)
+    return _mean_cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), supervised)
+
+
+def supervised_loss(
+    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, supervised: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As `next_token_loss`, with logits computed only where the next label counts.
+
+    Args:
+        hidden: (B, L, D), of which `head` makes logits.
+        labels: (B, L).
+        head: (N, D) to (N, V).
+        supervised: As there.
+    """
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+    places = (wanted != IGNORE_INDEX).nonzero()[:, 0]
+    return _mean_cross_entropy(head(hidden.flatten(0, 1).index_select(0, places)), wanted[places], supervised)
+
+
+def _mean_cross_entropy(
+    logits: torch.Tensor, wanted: torch.Tensor, supervised: torch.Tensor | None
+) -> torch.Tensor:
+    wanted = wanted.to(logits.device)
+    total = F.cross_entropy(logits.float(), wanted, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / ((wanted != IGNORE_INDEX).sum() if supervised is None else supervised).clamp(min=1)
 
 
 # `llava` is not registered: transformers has a class of its own under that name.
