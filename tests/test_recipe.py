@@ -244,9 +244,9 @@ def test_a_recipe_sets_what_no_flag_says(golden: Path) -> None:
 def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
     args = given(golden)
     assert settle(args, reads_images=False) == Recipe(checkpoint_layers="auto")
-    sharded = SimpleNamespace(**vars(args), n_gpu=1, deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    sharded = SimpleNamespace(**{**vars(args), "n_gpu": 1, "deepspeed_plugin": SimpleNamespace(zero_stage=3)})
     assert not settle(sharded, reads_images=True).skip_blank_images
-    several = SimpleNamespace(**vars(args), n_gpu=4, deepspeed_plugin=None)
+    several = SimpleNamespace(**{**vars(args), "n_gpu": 4})
     assert settle(several, reads_images=True) == Recipe(checkpoint_layers="auto")
 
 

@@ -15,7 +15,7 @@ class Shortcuts:
         pack: The rows behind one another in one row without padding, each attending to itself alone.
         sparse_loss: Logits only where the next label counts.
         skip_blank_images: No pass through the vision tower for the blank image of a row of text alone.
-        supervised: () int64, how many labels count in the batch that these rows are of; None: they are all of it.
+        supervised: () int64, how many labels count in the batch that these rows are of; None: in these rows.
     """
 
     pack: bool = False

@@ -1,0 +1,277 @@
+"""Training speed: the original's recipe against ours, and what each shortcut gives.
+
+Both sides run in one call, on the same random weights and the same batches: samples of the length that LLaVA-1.5's
+instruction mix has, in the order of the original's sampler on 8 devices, 16 a device. Their losses must agree. The
+first line is the original's recipe: padded batches, logits everywhere, all layers recomputed, all layers of the
+vision tower. Each line below adds one shortcut to the line above; with `--each` each is also added alone.
+
+    OMP_NUM_THREADS=1 python scripts/bench/train_speed.py
+    python scripts/bench/train_speed.py --device cuda --shape 7b --batches 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from eval_speed import SIZES, build, print_row
+
+from llava.command import run
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import default_conversation
+from llava.data.collate import DataCollatorForSupervisedDataset
+from llava.data.dataset import count_learnable
+from llava.data.pack import count_positions
+from llava.data.sampler import get_modality_length_grouped_indices
+from llava.model.lora import wrap
+from llava.model.packed_attention import enable_packing
+from llava.prompts.labels import supervise
+from llava.samples import modality_length, read_samples
+from llava.tokenizer import load_tokenizer
+from llava.train.flops import measured_rate, training_flops
+from llava.train.recipe import Recipe
+from llava.train.recompute import recompute_first
+from llava.train.rows import rows_of
+
+COLUMNS = (
+    *("recipe", "loss", "s a batch", "samples/s", "tokens/s", "supervised tokens/s", "ratio"),
+    *("ratio of processor time", "peak GB", "utilisation"),
+)
+PER_DEVICE, DEVICES, LONGEST = 16, 8, 2048
+# The whole job: 665k samples of the mix and 220k of the data engine.
+JOB = 885_000
+# (ids, those of them that are supervised) of the mix's samples with an image, one for each twentieth by length.
+LENGTHS: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to compute a step. `whole_tower`: with the layers that nothing reads, as the original does."""
+
+    name: str
+    recipe: Recipe
+    whole_tower: bool = False
+
+
+def variants(budget: int, each: bool) -> list[Variant]:
+    """The original's way, then one shortcut more in each."""
+    original = Recipe(checkpoint_layers="all")
+    added: list[tuple[str, dict[str, Any]]] = [
+        ("packed in one row", {"pack": True}),
+        ("logits where supervised", {"sparse_loss": True}),
+        (f"rows of {budget}", {"micro_batch_tokens": budget}),
+        ("nothing recomputed: ours", {"checkpoint_layers": 0, "skip_blank_images": True}),
+    ]
+    found = [Variant("original", original, whole_tower=True), Variant("+ no unread tower layers", original)]
+    for name, change in added:
+        found.append(Variant(f"+ {name}", replace(found[-1].recipe, **change)))
+    alone = [(name, change) for name, change in added if "micro_batch_tokens" not in change]
+    return found + [Variant(f"{name}, alone", replace(original, **change)) for name, change in alone * each]
+
+
+def mix() -> tuple[list[dict[str, Any]], list[int], str]:
+    """Samples as the data set gives them but for the image, the lengths the sampler groups by, and their source."""
+    root = Path(os.environ.get("LLAVA_TEST_DATA", ""))
+    generator = torch.Generator().manual_seed(0)
+    if not (root / "realdata/mix665k").is_dir():
+        made = []
+        for length, learned in LENGTHS * 32:
+            ids = torch.randint(3, 32000, (length,), generator=generator)
+            ids[35] = IMAGE_TOKEN_INDEX
+            made.append({"input_ids": ids, "labels": ids.where(torch.arange(length) >= length - learned, IGNORE_INDEX)})
+        return made, [length for length, _ in LENGTHS * 32], "made up"
+    samples = list(read_samples(root / "realdata/mix665k/llava_v1_5_mix1k.jsonl"))
+    tokenizer = load_tokenizer(root / "golden/tokenizer_llama", legacy=True)
+    pairs = [supervise(sample, default_conversation, tokenizer, max_length=None) for sample in samples]
+    real = [{"input_ids": torch.tensor(p.input_ids), "labels": torch.tensor(p.labels)} for p in pairs]
+    return real, [modality_length(sample) for sample in samples], "real"
+
+
+class _Padding:
+    pad_token_id, model_max_length = 0, LONGEST
+
+
+def batches_of(count: int, device: str, dtype: torch.dtype) -> tuple[list[dict[str, Any]], str]:
+    """`count` of the batches that 8 devices see, in lengths as near to the mean of all as a few can be."""
+    samples, lengths, source = mix()
+    torch.manual_seed(0)
+    order = get_modality_length_grouped_indices(lengths, PER_DEVICE, DEVICES)
+    whole = [order[start : start + PER_DEVICE] for start in range(0, len(order) - PER_DEVICE + 1, PER_DEVICE)]
+    mean = sum(len(sample["input_ids"]) for sample in samples) / len(samples)
+
+    def distance(places: Sequence[int]) -> float:
+        return abs(sum(len(samples[place]["input_ids"]) for place in places) / len(places) - mean)
+
+    chosen = sorted(whole, key=distance)[:count]
+    generator = torch.Generator().manual_seed(1)
+    collate = DataCollatorForSupervisedDataset(_Padding())
+    made = []
+    for places in chosen:
+        images = torch.randn(PER_DEVICE, 3, 336, 336, generator=generator)
+        batch = collate([{**samples[place], "image": image} for place, image in zip(places, images, strict=True)])
+        made.append({name: each.to(device, dtype if each.is_floating_point() else None) for name, each in batch.items()})
+    return made, source
+
+
+@contextmanager
+def whole_tower(tower: Any) -> Iterator[None]:
+    """The tower as the original runs it: to the end, with all hidden states kept, of which one is read."""
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            said = tower.vision_tower["vision_model"](images.to(tower.dtype), output_hidden_states=True)
+        return said.hidden_states[tower.select_layer][:, 1:].to(images.dtype)
+
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        del tower.forward
+
+
+def step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any], recipe: Recipe) -> float:
+    """One optimizer step on one batch; its loss."""
+    known = {"image_positions": model.image_positions, "max_length": LONGEST}
+    count = count_learnable(batch["input_ids"], batch["labels"], **known).sum()
+    layers = len(model.get_decoder().layers)
+    recompute_first(model, layers if recipe.checkpoint_layers == "all" else int(recipe.checkpoint_layers))
+    total = 0.0
+    for row in rows_of(batch, recipe, supervised=count, **known):
+        loss = model(**row).loss
+        loss.backward()
+        total += float(loss.detach())
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+class Gauge:
+    """Seconds, the processor's seconds (all threads together) and the peak of memory of some work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds = self.busy = self.peak = 0.0
+
+    def of(self, work: Callable[[], list[float]]) -> list[float]:
+        """What `work` gives."""
+        is_gpu = self._device.type == "cuda"
+        if is_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+        began, began_busy = time.perf_counter(), time.process_time()
+        said = work()
+        if is_gpu:
+            torch.cuda.synchronize(self._device)
+        self.seconds, self.busy = time.perf_counter() - began, time.process_time() - began_busy
+        if is_gpu:
+            self.peak = torch.cuda.max_memory_allocated(self._device) / 1e9
+        else:
+            status = Path("/proc/self/status").read_text()
+            found = re.search(r"VmHWM:\s+(\d+) kB", status)
+            self.peak = int(found[1]) * 1024 / 1e9 if found else float("nan")
+        return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on cuda, else float32")
+    parser.add_argument("--shape", choices=list(SIZES), default="small")
+    parser.add_argument("--rank", type=int, default=128, help="of the adapter")
+    parser.add_argument("--batches", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=8192, help="positions of a packed row")
+    parser.add_argument("--each", action="store_true", help="also each shortcut alone")
+    parser.add_argument("--only", nargs="+", type=int, help="lines to measure, from 0; the first is always")
+    flags = parser.parse_args()
+    flags.dtype = flags.dtype or ("bfloat16" if flags.device.startswith("cuda") else "float32")
+    dtype, device = getattr(torch, flags.dtype), torch.device(flags.device)
+    with tempfile.TemporaryDirectory() as folder:
+        base = build(SIZES[flags.shape], flags.device, dtype, Path(folder)).model
+    base.config.tokenizer_model_max_length = LONGEST
+    base.config.use_cache = False
+    base.enable_input_require_grads()
+    torch.manual_seed(0)
+    model = wrap(base, r=flags.rank, alpha=2 * flags.rank)
+    base.get_model().mm_projector.requires_grad_(True)
+    model.to(dtype).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # At a rate of 0 the weights stay as they are for the next line, and the step costs what it costs.
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0)
+    batches, source = batches_of(flags.batches, flags.device, dtype)
+    compare(model, optimizer, batches, flags, f"{source} lengths")
+
+
+def compare(
+    model: Any, optimizer: Any, batches: list[dict[str, Any]], flags: argparse.Namespace, source: str
+) -> None:
+    """Measure the lines asked for and print them; leave with an error if losses differ."""
+    device = torch.device(flags.device)
+    known = {"image_positions": model.image_positions, "max_length": LONGEST}
+    lengths = [count_positions(b["input_ids"], b["attention_mask"], **known) for b in batches]
+    learned = sum(int(count_learnable(b["input_ids"], b["labels"], **known).sum()) for b in batches)
+    samples, tokens = PER_DEVICE * len(batches), sum(map(sum, lengths))
+    padded = sum(PER_DEVICE * max(each) for each in lengths)
+    needed = training_flops(model).of([n for each in lengths for n in each], logits=learned, images=samples)
+    rate = measured_rate(device, getattr(torch, flags.dtype))
+    print(
+        f"{flags.shape} model, {flags.device}, {flags.dtype}, {torch.get_num_threads()} threads; {source}: "
+        f"{samples} samples of {tokens / samples:.0f} tokens, {learned / tokens:.1%} supervised, padding to "
+        f"{padded / tokens:.2f} times as many; matrix products at {rate / 1e9:.0f} GFLOP/s\n"
+    )
+    print_row(*COLUMNS)
+    print_row(*["---"] * len(COLUMNS))
+    first: Gauge | None = None
+    expected: list[float] = []
+    agree = True
+    for place, variant in enumerate(variants(flags.rows, flags.each)):
+        if place and flags.only and place not in flags.only:
+            continue
+        gauge, losses = measured(model, optimizer, batches, variant, device)
+        first, expected = first or gauge, expected or losses
+        close = 1e-4 if flags.dtype == "float32" else 2e-2
+        agree &= all(abs(a - b) <= close * abs(b) for a, b in zip(losses, expected, strict=True))
+        cells = [f"{losses[0]:.5f}", f"{gauge.seconds / len(batches):.1f}", f"{samples / gauge.seconds:.3f}"]
+        cells += [f"{tokens / gauge.seconds:.0f}", f"{learned / gauge.seconds:.0f}"]
+        cells.append(f"{first.seconds / gauge.seconds:.2f}")
+        cells.append(f"{first.busy / gauge.busy:.2f}" if device.type == "cpu" else "-")
+        spent = gauge.busy if device.type == "cpu" else gauge.seconds
+        print_row(variant.name, *cells, f"{gauge.peak:.1f}", f"{needed / spent / rate:.0%}")
+        if device.type == "cuda":
+            print(f"    {JOB} samples on 8 such cards: {JOB / (8 * samples / gauge.seconds) / 3600:.1f} hours")
+    if not agree:
+        sys.exit("the losses differ")
+
+
+def measured(
+    model: Any, optimizer: Any, batches: list[dict[str, Any]], variant: Variant, device: torch.device
+) -> tuple[Gauge, list[float]]:
+    """What a line took, and its losses. On a GPU the first batch is computed once before, uncounted."""
+    model.config._attn_implementation = "sdpa"
+    if variant.recipe.pack:
+        enable_packing(model.config)
+
+    def work() -> list[float]:
+        return [step(model, optimizer, batch, variant.recipe) for batch in batches]
+
+    gauge = Gauge(device)
+    tower = model.get_vision_tower()
+    with whole_tower(tower) if variant.whole_tower else nullcontext():
+        if device.type == "cuda":
+            step(model, optimizer, batches[0], variant.recipe)
+        losses = gauge.of(work)
+    return gauge, losses
+
+
+if __name__ == "__main__":
+    run(main)
