@@ -1,9 +1,9 @@
 """Training speed: the original's recipe against ours, and what each shortcut gives.
 
-Both sides run in one call, on the same random weights and the same batches: samples of the length that LLaVA-1.5's
-instruction mix has, in the order of the original's sampler on 8 devices, 16 a device. Their losses must agree. The
-first line is the original's recipe: padded batches, logits everywhere, all layers recomputed, all layers of the
-vision tower. Each line below adds one shortcut to the line above; with `--each` each is also added alone.
+Both sides run in one call, on the same random weights and batches: samples as long as those of LLaVA-1.5's
+instruction mix, batched by the original's sampler for 8 devices, 16 a device. Their losses must agree. The
+first line is the original's recipe: padded batches, logits everywhere, all layers recomputed, all layers of
+the vision tower. Each line below adds one shortcut to the line above; with `--each` each is also added alone.
 
     OMP_NUM_THREADS=1 python scripts/bench/train_speed.py
     python scripts/bench/train_speed.py --device cuda --shape 7b --batches 8
@@ -47,11 +47,15 @@ COLUMNS = (
     *("recipe", "loss", "s a batch", "samples/s", "tokens/s", "supervised tokens/s", "ratio"),
     *("ratio of processor time", "peak GB", "utilisation"),
 )
-PER_DEVICE, DEVICES, LONGEST = 16, 8, 2048
+DEVICES, LONGEST = 8, 2048
 # The whole job: 665k samples of the mix and 220k of the data engine.
 JOB = 885_000
-# (ids, those of them that are supervised) of the mix's samples with an image, one for each twentieth by length.
-LENGTHS: tuple[tuple[int, int], ...] = ()
+# Ids, and those that are supervised, of the mix's samples with an image: of each twentieth by length.
+LENGTHS = (
+    *((75, 5), (88, 4), (93, 5), (100, 7), (112, 12), (132, 19), (147, 29), (157, 30), (166, 59), (179, 84)),
+    *((195, 106), (212, 121), (245, 128), (305, 111), (378, 103), (447, 161), (511, 171), (542, 179)),
+    *((563, 208), (720, 340)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def variants(budget: int, each: bool) -> list[Variant]:
 
 
 def mix() -> tuple[list[dict[str, Any]], list[int], str]:
-    """Samples as the data set gives them but for the image, the lengths the sampler groups by, and their source."""
+    """Samples without their images, the lengths that the sampler groups by, and where both are from."""
     root = Path(os.environ.get("LLAVA_TEST_DATA", ""))
     generator = torch.Generator().manual_seed(0)
     if not (root / "realdata/mix665k").is_dir():
@@ -88,7 +92,12 @@ def mix() -> tuple[list[dict[str, Any]], list[int], str]:
         for length, learned in LENGTHS * 32:
             ids = torch.randint(3, 32000, (length,), generator=generator)
             ids[35] = IMAGE_TOKEN_INDEX
-            made.append({"input_ids": ids, "labels": ids.where(torch.arange(length) >= length - learned, IGNORE_INDEX)})
+            made.append(
+                {
+                    "input_ids": ids,
+                    "labels": ids.where(torch.arange(length) >= length - learned, IGNORE_INDEX),
+                }
+            )
         return made, [length for length, _ in LENGTHS * 32], "made up"
     samples = list(read_samples(root / "realdata/mix665k/llava_v1_5_mix1k.jsonl"))
     tokenizer = load_tokenizer(root / "golden/tokenizer_llama", legacy=True)
@@ -101,12 +110,12 @@ class _Padding:
     pad_token_id, model_max_length = 0, LONGEST
 
 
-def batches_of(count: int, device: str, dtype: torch.dtype) -> tuple[list[dict[str, Any]], str]:
-    """`count` of the batches that 8 devices see, in lengths as near to the mean of all as a few can be."""
+def batches_of(count: int, size: int, device: str, dtype: torch.dtype) -> tuple[list[dict[str, Any]], str]:
+    """`count` of the batches of `size` that 8 devices see: those of nearly the mean length."""
     samples, lengths, source = mix()
     torch.manual_seed(0)
-    order = get_modality_length_grouped_indices(lengths, PER_DEVICE, DEVICES)
-    whole = [order[start : start + PER_DEVICE] for start in range(0, len(order) - PER_DEVICE + 1, PER_DEVICE)]
+    order = get_modality_length_grouped_indices(lengths, size, DEVICES)
+    whole = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
     mean = sum(len(sample["input_ids"]) for sample in samples) / len(samples)
 
     def distance(places: Sequence[int]) -> float:
@@ -117,9 +126,16 @@ def batches_of(count: int, device: str, dtype: torch.dtype) -> tuple[list[dict[s
     collate = DataCollatorForSupervisedDataset(_Padding())
     made = []
     for places in chosen:
-        images = torch.randn(PER_DEVICE, 3, 336, 336, generator=generator)
-        batch = collate([{**samples[place], "image": image} for place, image in zip(places, images, strict=True)])
-        made.append({name: each.to(device, dtype if each.is_floating_point() else None) for name, each in batch.items()})
+        images = torch.randn(size, 3, 336, 336, generator=generator)
+        batch = collate(
+            [{**samples[place], "image": image} for place, image in zip(places, images, strict=True)]
+        )
+        made.append(
+            {
+                name: each.to(device, dtype if each.is_floating_point() else None)
+                for name, each in batch.items()
+            }
+        )
     return made, source
 
 
@@ -186,16 +202,19 @@ class Gauge:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on cuda, else float32")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on cuda, else float32"
+    )
     parser.add_argument("--shape", choices=list(SIZES), default="small")
     parser.add_argument("--rank", type=int, default=128, help="of the adapter")
+    parser.add_argument("--per-device", type=int, default=16, help="samples of a batch")
     parser.add_argument("--batches", type=int, default=1)
     parser.add_argument("--rows", type=int, default=8192, help="positions of a packed row")
     parser.add_argument("--each", action="store_true", help="also each shortcut alone")
     parser.add_argument("--only", nargs="+", type=int, help="lines to measure, from 0; the first is always")
     flags = parser.parse_args()
     flags.dtype = flags.dtype or ("bfloat16" if flags.device.startswith("cuda") else "float32")
-    dtype, device = getattr(torch, flags.dtype), torch.device(flags.device)
+    dtype = getattr(torch, flags.dtype)
     with tempfile.TemporaryDirectory() as folder:
         base = build(SIZES[flags.shape], flags.device, dtype, Path(folder)).model
     base.config.tokenizer_model_max_length = LONGEST
@@ -208,7 +227,7 @@ def main() -> None:
     model.activation_checkpointing_enable({"use_reentrant": False})
     # At a rate of 0 the weights stay as they are for the next line, and the step costs what it costs.
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0)
-    batches, source = batches_of(flags.batches, flags.device, dtype)
+    batches, source = batches_of(flags.batches, flags.per_device, flags.device, dtype)
     compare(model, optimizer, batches, flags, f"{source} lengths")
 
 
@@ -220,8 +239,8 @@ def compare(
     known = {"image_positions": model.image_positions, "max_length": LONGEST}
     lengths = [count_positions(b["input_ids"], b["attention_mask"], **known) for b in batches]
     learned = sum(int(count_learnable(b["input_ids"], b["labels"], **known).sum()) for b in batches)
-    samples, tokens = PER_DEVICE * len(batches), sum(map(sum, lengths))
-    padded = sum(PER_DEVICE * max(each) for each in lengths)
+    samples, tokens = flags.per_device * len(batches), sum(map(sum, lengths))
+    padded = sum(flags.per_device * max(each) for each in lengths)
     needed = training_flops(model).of([n for each in lengths for n in each], logits=learned, images=samples)
     rate = measured_rate(device, getattr(torch, flags.dtype))
     print(
@@ -248,7 +267,9 @@ def compare(
         spent = gauge.busy if device.type == "cpu" else gauge.seconds
         print_row(variant.name, *cells, f"{gauge.peak:.1f}", f"{needed / spent / rate:.0%}")
         if device.type == "cuda":
-            print(f"    {JOB} samples on 8 such cards: {JOB / (8 * samples / gauge.seconds) / 3600:.1f} hours")
+            print(
+                f"    {JOB} samples on 8 such cards: {JOB / (8 * samples / gauge.seconds) / 3600:.1f} hours"
+            )
     if not agree:
         sys.exit("the losses differ")
 
