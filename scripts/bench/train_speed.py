@@ -111,17 +111,23 @@ class _Padding:
 
 
 def batches_of(count: int, size: int, device: str, dtype: torch.dtype) -> tuple[list[dict[str, Any]], str]:
-    """`count` of the batches of `size` that 8 devices see: those of nearly the mean length."""
+    """`count` of the batches of `size` that 8 devices see: those that are most like all samples."""
     samples, lengths, source = mix()
     torch.manual_seed(0)
     order = get_modality_length_grouped_indices(lengths, size, DEVICES)
     whole = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    mean = sum(len(sample["input_ids"]) for sample in samples) / len(samples)
+    sizes = [(len(each["input_ids"]), int((each["labels"] != IGNORE_INDEX).sum())) for each in samples]
 
-    def distance(places: Sequence[int]) -> float:
-        return abs(sum(len(samples[place]["input_ids"]) for place in places) / len(places) - mean)
+    def mean(places: Sequence[int]) -> tuple[float, float]:
+        ids, learned = zip(*(sizes[place] for place in places), strict=True)
+        return sum(ids) / len(places), sum(learned) / len(places)
 
-    chosen = sorted(whole, key=distance)[:count]
+    wanted = mean(range(len(sizes)))
+    off = {
+        first: sum(abs(a / b - 1) for a, b in zip(mean(whole[first]), wanted, strict=True))
+        for first in range(len(whole))
+    }
+    chosen = [whole[first] for first in sorted(off, key=off.__getitem__)[:count]]
     generator = torch.Generator().manual_seed(1)
     collate = DataCollatorForSupervisedDataset(_Padding())
     made = []
