@@ -36,7 +36,7 @@ from llava.data.sampler import get_modality_length_grouped_indices
 from llava.model.lora import wrap
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import supervise
-from llava.samples import modality_length, read_samples
+from llava.samples import group_lengths, read_samples
 from llava.tokenizer import load_tokenizer
 from llava.train.flops import measured_rate, training_flops
 from llava.train.recipe import Recipe
@@ -103,7 +103,7 @@ def mix() -> tuple[list[dict[str, Any]], list[int], str]:
     tokenizer = load_tokenizer(root / "golden/tokenizer_llama", legacy=True)
     pairs = [supervise(sample, default_conversation, tokenizer, max_length=None) for sample in samples]
     real = [{"input_ids": torch.tensor(p.input_ids), "labels": torch.tensor(p.labels)} for p in pairs]
-    return real, [modality_length(sample) for sample in samples], "real"
+    return real, [group_lengths(sample)[1] for sample in samples], "real"
 
 
 class _Padding:
