@@ -188,6 +188,21 @@ def atomic_write(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         raise
 
 
+def flush_tree(folder: Path, *, deep: bool = True) -> None:
+    """Bring a folder to the disk, its files before itself; not `deep`, only which names it holds."""
+    for path in sorted(folder.rglob("*"), reverse=True) if deep else []:
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 2, ascii_only: bool = False) -> None:
     """Write one JSON value, atomically, with a newline at the end."""
     with atomic_write(path) as stream:

@@ -137,11 +137,11 @@ def test_a_script_asks_for_the_published_settings(
             "1",
             [*("-m", "deepspeed.launcher.runner", "--master_port", "29999"), "--num_gpus", "1"],
         ),
-        ("2 0 29999", "", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29999"]),
+        ("2 0 29999", "", ["-m", "llava.train.launch", "--nproc_per_node", "2", "--master_port", "29999"]),
         (
             "0 1 29999",
             "3",
-            ["-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port", "29999"],
+            ["-m", "llava.train.launch", "--nproc_per_node", "3", "--master_port", "29999"],
         ),
         ("0 1 29999", "", ["TRAIN", "--vision_tower"]),
     ],

@@ -101,6 +101,10 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "With gradient checkpointing: auto (as memory needs), all, or how many layers to recompute."
     )
 
+    save_minutes: float | None = _flag(
+        None, "Minutes from one checkpoint to the next, besides --save_steps: 30 if not given, 0 for none."
+    )
+
     # Declared anew: bare `--gradient_checkpointing` and several words after `--report_to` worked once.
     gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
     report_to: list[str] | None = field(
@@ -155,6 +159,13 @@ class TrainingArguments(transformers.TrainingArguments):
             raise SettingsError("--bf16 True: this GPU has no bf16; use --bf16 False --fp16 True")
 
     @property
+    def checkpoint_minutes(self) -> float:
+        """Minutes from one checkpoint to the next; 0 for none."""
+        if self.save_strategy.value == "no":
+            return 0.0
+        return MINUTES if self.save_minutes is None else self.save_minutes
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """In what the model computes: fp16 or bf16 if asked for, else fp32."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
@@ -175,6 +186,7 @@ HARMLESS_FLAGS = (
     *("mp_parameters", "use_legacy_prediction_loop", "include_inputs_for_metrics"),
     "include_tokens_per_second",
 )
+MINUTES = 30.0  # what a killed run loses at most; the published --save_steps never come in an epoch
 BIASES = ("none", "all", "lora_only")
 
 
@@ -301,6 +313,10 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
             yield f"--{flag} {getattr(training, flag)}: wanted 1 or more"
     if training.eval_strategy.value != "no":
         yield f"--evaluation_strategy {training.eval_strategy.value}: there is no data to evaluate on; use no"
+    if training.save_minutes is not None and training.save_minutes < 0:
+        yield f"--save_minutes {training.save_minutes:g}: wanted 0 (none) or more"
+    if training.save_minutes and training.save_strategy.value == "no":
+        yield f"--save_minutes {training.save_minutes:g} and --save_strategy no: choose one"
     if training.fsdp and "RANK" not in os.environ:
         yield "--fsdp needs a launcher: start by `torchrun`, or leave it out"
     if training.remove_unused_columns:

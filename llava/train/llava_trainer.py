@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback
 
 from llava.data.collate import NOTES
@@ -27,11 +25,13 @@ from llava.model.packed_attention import enable_packing
 from llava.model.weights import Tensors, read_tensors
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
+from llava.train.checkpoints import Checkpoints
+from llava.train.leaving import leave_signals_to_parent
 from llava.train.recipe import settle
 from llava.train.recompute import recompute_first
-from llava.train.resume import SETTINGS, STATE_FILE
+from llava.train.resume import SETTINGS, unfit_named
 from llava.train.rows import deferred, rows_of
-from llava.train.save import WRITE_ERRORS, errors_name, save_lora, save_projector, write_config, written_whole
+from llava.train.save import save_lora, save_projector, write_config, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class _Flow(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         state.stateful_callbacks[SETTINGS] = {"args": args.learned_from, "attributes": {}}
+        # A resumed state has the intervals of the flags it was written under.
+        state.compute_steps(args, state.max_steps)
         layers = self._trainer.recipe.checkpoint_layers
         if args.activation_checkpointing and isinstance(layers, int):
             recompute_first(self._trainer.accelerator.unwrap_model(self._trainer.model), layers)
@@ -96,6 +98,7 @@ class LLaVATrainer(Trainer):
             self.kind = "projector"
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
+        self.checkpoints = Checkpoints(args)
         self._image_positions = model.image_positions if is_ours else 1
         # Given a tokenizer, transformers writes its special tokens into the config, which must fit the base.
         settings.setdefault("processing_class", tokenizer if self.kind == "full" else None)
@@ -126,6 +129,13 @@ class LLaVATrainer(Trainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         self.order = EpochSampler(inner, seed=seed)
         return self.order
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As transformers', but its processes outlast the signals that end a run after a step."""
+        loader = super().get_train_dataloader()
+        starter: Any = getattr(loader, "base_dataloader", loader)  # the one that accelerate wraps
+        starter.worker_init_fn = partial(leave_signals_to_parent, starter.worker_init_fn)
+        return loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As transformers', with groups of its own for a projector that has its own learning rate."""
@@ -217,10 +227,16 @@ class LLaVATrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what this kind of run leaves behind; a checkpoint's weights keep their training precision."""
         folder = Path(output_dir or str(self.args.output_dir))
+        if _internal_call:
+            with self.checkpoints.noting_failure():
+                self._write_weights(folder, None)
+        else:
+            self._write_weights(folder, self.args.compute_dtype)
+
+    def _write_weights(self, folder: Path, dtype: torch.dtype | None) -> None:
         is_writer = self.args.should_save
         model = self.accelerator.unwrap_model(self.model)
         if self.kind == "lora":
-            dtype = None if _internal_call else self.args.compute_dtype
             save_lora(model, folder, bias=self.args.lora_bias, dtype=dtype, is_writer=is_writer)
         elif self.kind == "projector":
             save_projector(model, folder, is_writer=is_writer)
@@ -231,19 +247,26 @@ class LLaVATrainer(Trainer):
                     write_config(staging, model.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with errors_name(folder):
-            if self.args.should_save:
-                # An earlier run's, which would make a half-written checkpoint look whole.
-                (folder / STATE_FILE).unlink(missing_ok=True)
-            super()._save_checkpoint(model, trial)
+        write = partial(super()._save_checkpoint, model, trial)
+        self.checkpoints.write(self.state.global_step, write)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoints.staging or super()._get_output_dir(trial))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self.checkpoints.noting_failure():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with self.checkpoints.noting_failure():
+            super()._save_rng_state(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _unfit_named(checkpoint):
+        with unfit_named(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _unfit_named(resume_from_checkpoint):
+        with unfit_named(resume_from_checkpoint):
             self._load_weights(resume_from_checkpoint, model)
 
     def _load_weights(self, resume_from_checkpoint: str, model: Any) -> None:
@@ -257,21 +280,6 @@ class LLaVATrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.kind == "lora":
             _set_trained(model, read_non_lora(folder), folder)
-
-
-@contextmanager
-def _unfit_named(checkpoint: str | None) -> Iterator[None]:
-    """Libraries' errors about a checkpoint on one line, with its name and what to do."""
-    try:
-        yield
-    except (*WRITE_ERRORS, UnpicklingError, EOFError, ValueError, KeyError) as error:
-        gist = (
-            "holds more than tensors" if isinstance(error, UnpicklingError) else " ".join(str(error).split())
-        )
-        raise CheckpointError(
-            f"{checkpoint}: cannot be gone on from: it is damaged, or of a run with other flags "
-            f"({gist[:200]}); name an earlier checkpoint-N by --resume_from_checkpoint, or never"
-        ) from error
 
 
 def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from llava.errors import CheckpointError, SettingsError
 from llava.train.arguments import TrainingArguments
+from llava.train.processes import of_each
+from llava.train.save import WRITE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +44,24 @@ def find_start(training_args: TrainingArguments) -> Start:
     auto: a run finished with the same length is left alone; else from the newest complete checkpoint; else
     from the start. never: from the start. A folder: from there.
 
+    Every process must call this.
+
     Raises:
-        SettingsError: The folder holds a run of another length or with other flags.
+        SettingsError: The folder holds a run of another length or with other flags, or processes see others.
         CheckpointError: The checkpoint asked for is not complete.
     """
+    start = _found(training_args)
+    for rank, other in enumerate(of_each(start)):
+        if other != start:
+            raise SettingsError(
+                f"{training_args.output_dir}: process {training_args.process_index} sees "
+                f"{start.checkpoint or 'no checkpoint'} there, process {rank} {other.checkpoint or 'none'}: "
+                "--output_dir must be on a disk that all machines share"
+            )
+    return start
+
+
+def _found(training_args: TrainingArguments) -> Start:
     asked = training_args.resume_from_checkpoint or "auto"
     output = Path(str(training_args.output_dir))
     if asked == "never":
@@ -51,6 +70,7 @@ def find_start(training_args: TrainingArguments) -> Start:
         checkpoint = Path(asked)
         if not is_complete(checkpoint):
             raise CheckpointError(f"{checkpoint}: not a complete checkpoint (no {STATE_FILE} or optimizer)")
+        _require_same_layout(checkpoint, training_args)
         return Start(checkpoint=checkpoint)
     finished = _read_state(output / STATE_FILE)
     if finished is not None and finished["global_step"] >= finished["max_steps"]:
@@ -62,6 +82,7 @@ def find_start(training_args: TrainingArguments) -> Start:
         return Start()
     newest = max(found, key=lambda path: (path / STATE_FILE).stat().st_mtime)
     _require_same_settings(newest, "a part of a run", _read_state(newest / STATE_FILE), training_args)
+    _require_same_layout(newest, training_args)
     return Start(checkpoint=newest)
 
 
@@ -100,6 +121,24 @@ def _require_same_settings(
         )
 
 
+def _require_same_layout(checkpoint: Path, training_args: TrainingArguments) -> None:
+    """Refuse what was started otherwise: DeepSpeed's kinds have files of their own, one for each process."""
+    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    is_sharded = any(checkpoint.glob("global_step*/*zero_pp_rank_*_model_states.pt"))
+    then = "ZeRO-3" if is_sharded else "DeepSpeed below ZeRO-3" if parts else "no DeepSpeed"
+    plugin = training_args.deepspeed_plugin
+    now = (
+        "no DeepSpeed" if plugin is None else "ZeRO-3" if plugin.zero_stage == 3 else "DeepSpeed below ZeRO-3"
+    )
+    if then != now:
+        raise CheckpointError(f"{checkpoint}: was written with {then}, and cannot be read with {now}")
+    if parts and parts != training_args.world_size:
+        raise CheckpointError(
+            f"{checkpoint}: was written by {parts} DeepSpeed processes, and cannot be read by "
+            f"{training_args.world_size}; start as many again"
+        )
+
+
 def _read_state(path: Path) -> dict[str, Any] | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -107,3 +146,18 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         return None
     known = isinstance(state, dict) and {"global_step", "max_steps"} <= set(state)
     return state if known else None
+
+
+@contextmanager
+def unfit_named(checkpoint: str | None) -> Iterator[None]:
+    """Libraries' errors about a checkpoint on one line, with its name and what to do."""
+    try:
+        yield
+    except (*WRITE_ERRORS, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        gist = (
+            "holds more than tensors" if isinstance(error, UnpicklingError) else " ".join(str(error).split())
+        )
+        raise CheckpointError(
+            f"{checkpoint}: cannot be gone on from: it is damaged, or of a run with other flags "
+            f"({gist[:200]}); name an earlier checkpoint-N by --resume_from_checkpoint, or never"
+        ) from error

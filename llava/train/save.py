@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from llava.errors import CheckpointError, SettingsError
-from llava.files import write_json
+from llava.files import flush_tree, write_json
 from llava.model.checkpoint import write_non_lora, write_projector
 from llava.model.lora import Bias, split_trained_state, whole, write_adapter
 from llava.model.weights import Tensors
@@ -32,7 +32,20 @@ logger = logging.getLogger(__name__)
 # torch and safetensors say a full disk with errors of their own.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
-_STAGING = ".saving-"
+STAGING = ".saving-"  # how folders of what is not whole yet begin
+
+
+# The folders' descriptors that `alone` holds its locks by.
+_locked: set[int] = set()
+
+
+def _leave_locks_to_parent() -> None:
+    """A data loader's process may outlast a run that is killed, and must not keep its successor out."""
+    while _locked:
+        os.close(_locked.pop())
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 @contextmanager
@@ -46,6 +59,7 @@ def alone(folder: Path, *, is_writer: bool) -> Iterator[None]:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _locked.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,13 +69,9 @@ def alone(folder: Path, *, is_writer: bool) -> Iterator[None]:
             ) from error
         except OSError as error:
             logger.info("%s: cannot be locked against other runs (%s)", folder, error.strerror)
-        try:
-            yield
-        finally:
-            # By name: a data loader's process may outlive us with a copy of the descriptor.
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        yield
     finally:
+        _locked.discard(descriptor)
         os.close(descriptor)
 
 
@@ -83,17 +93,22 @@ def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
         return
     with errors_name(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(
-            f"{_STAGING}*"
-        ):  # by a run that was killed; nobody else writes here, see `alone`
-            shutil.rmtree(left, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
+        remove_unfinished(folder)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
         try:
             yield staging
+            flush_tree(staging)
             for path in sorted(staging.iterdir()):
                 path.replace(folder / path.name)
+            flush_tree(folder, deep=False)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a run that was killed had not written whole; nobody else writes here, see `alone`."""
+    for left in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

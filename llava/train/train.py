@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -22,6 +24,9 @@ from llava.model.lora import lora_targets as find_all_linear_names
 from llava.model.lora import whole as maybe_zero_3
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.assemble import Assembled, assemble
+from llava.train.checkpoints import InTime
+from llava.train.deepspeed_files import guarded
+from llava.train.leaving import Signals
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume import STATE_FILE, find_start
 from llava.train.save import (
@@ -95,19 +100,51 @@ def fit(assembled: Assembled) -> LLaVATrainer:
     if trainer.args.should_save:
         require_space(assembled.model, state_file.parent, whole=trainer.kind == "full")
         state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
-    try:
-        trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-    except LlavaError as error:
-        raise _without_traceback(error) from error
-    for problem, count in trainer.problems.items():
-        logger.warning("%d times a sample taught nothing: %s", count, problem)
-    safe_save_model_for_hf_trainer(trainer, str(trainer.args.output_dir))
-    if trainer.args.should_save:
-        with errors_name(state_file.parent):
-            part = state_file.with_suffix(".part")
-            trainer.state.save_to_json(str(part))
-            part.replace(state_file)
+    signals = Signals()
+    in_time = InTime(trainer.checkpoints, signals, trainer.args.checkpoint_minutes)
+    trainer.add_callback(in_time)
+    files = guarded(trainer.checkpoints) if trainer.is_deepspeed_enabled else nullcontext()
+    with signals.watched(), files:
+        try:
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+        except LlavaError as error:
+            raise _without_traceback(error) from error
+        for problem, count in trainer.problems.items():
+            logger.warning("%d times a sample taught nothing: %s", count, problem)
+        if in_time.leaves_for:
+            _leave(trainer, in_time.leaves_for)
+        _save_result(trainer, state_file)
     return trainer
+
+
+def _leave(trainer: LLaVATrainer, signum: int) -> NoReturn:
+    """End a run that was asked to, with the exit code that shells know for it; say how it goes on."""
+    newest = trainer.checkpoints.newest()
+    logger.info(
+        "stopped by %s after step %d of %d; %s",
+        *(signal.Signals(signum).name, trainer.state.global_step, trainer.state.max_steps),
+        f"the same command goes on from {newest}" if newest else "there is no checkpoint to go on from",
+    )
+    raise SystemExit(128 + signum)
+
+
+def _save_result(trainer: LLaVATrainer, state_file: Path) -> None:
+    """Write the result and, last, the state that says it is whole.
+
+    Raises:
+        CheckpointError: It cannot be written; the last checkpoint is named.
+    """
+    try:
+        safe_save_model_for_hf_trainer(trainer, str(state_file.parent))
+        if trainer.args.should_save:
+            with errors_name(state_file.parent):
+                part = state_file.with_suffix(".part")
+                trainer.state.save_to_json(str(part))
+                part.replace(state_file)
+    except CheckpointError as error:
+        newest = trainer.checkpoints.newest()
+        kept = f"the same command then goes on from {newest}" if newest else "there is no checkpoint"
+        raise CheckpointError(f"{error}; {kept}") from error
 
 
 def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> None:

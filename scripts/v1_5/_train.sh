@@ -7,7 +7,7 @@
 #   DATA_PATH              JSON file of conversations
 #   IMAGE_FOLDER           folder that the records' image paths start from
 #   PROJECTOR              stage-1 projector: file or hub id; empty if MODEL has one inside
-#   OUTPUT_DIR             where checkpoints and the result go
+#   OUTPUT_DIR             where checkpoints and the result go; a run that was cut off goes on from the last one there
 #   PER_DEVICE_BATCH       samples per device and forward pass
 #   GRADIENT_ACCUMULATION  forward passes per optimizer step    [1]
 #   NPROC                  processes, one per GPU               [all visible GPUs, or 1]
@@ -64,9 +64,14 @@ PY
         fi
         zero=(--deepspeed "$REPO/scripts/zero$stage.json")
     elif ((processes > 1)); then
-        start=("$PYTHON" -m torch.distributed.run --nproc_per_node "$processes" --master_port "$port")
+        start=("$PYTHON" -m llava.train.launch --nproc_per_node "$processes" --master_port "$port")
     fi
-    "${start[@]}" "$REPO/llava/train/train_mem.py" "${zero[@]}" \
+    # Slurm's --signal=USR1@300 comes before its time limit: torchrun passes on what is listed, and what does not know
+    # it (deepspeed's launcher) must not die of it. Training itself saves a checkpoint and leaves.
+    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+    trap '' USR1
+    # Not as a child: what is sent to the script is sent to the run.
+    exec "${start[@]}" "$REPO/llava/train/train_mem.py" "${zero[@]}" \
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
         --mm_vision_select_layer -2 \
         --mm_use_im_start_end False \

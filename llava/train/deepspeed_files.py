@@ -1,0 +1,49 @@
+"""DeepSpeed's own files in a checkpoint: a full disk holds up no process, and nothing in them is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.train.checkpoints import Checkpoints
+from llava.train.resume import unfit_named
+
+
+@contextmanager
+def guarded(checkpoints: Checkpoints) -> Iterator[None]:
+    """A block in which DeepSpeed's processes note errors of writing and read tensors only."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    plain_save, plain_load = TorchCheckpointEngine.save, TorchCheckpointEngine.load
+
+    def save(self: Any, state_dict: Any, path: str) -> None:
+        # Its processes wait for each other after writing, so all must get there.
+        with checkpoints.noting_failure():
+            try:
+                plain_save(self, state_dict, path)
+            except BaseException:
+                Path(path).unlink(missing_ok=True)  # what else it writes is small, and now has room
+                raise
+
+    def load(self: Any, path: str, map_location: Any = None) -> Any:
+        with unfit_named(str(Path(path).parents[1])), torch.serialization.safe_globals(_classes()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    TorchCheckpointEngine.save, TorchCheckpointEngine.load = save, load
+    try:
+        yield
+    finally:
+        TorchCheckpointEngine.save, TorchCheckpointEngine.load = plain_save, plain_load
+
+
+def _classes() -> list[Any]:
+    """What DeepSpeed stores besides tensors."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]

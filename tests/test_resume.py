@@ -1,0 +1,242 @@
+"""Nothing of a run is lost: killed, asked to leave or short of disk, it ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from llava.errors import CheckpointError
+from llava.model.builder import load_pretrained_model
+from llava.train.leaving import Signals
+from llava.train.resume import is_complete
+from llava.train.train import train
+from training_processes import Started, equal_bits, recorded_flags
+
+BASE = "weights/tiny-vicuna-v1.5"
+
+
+@pytest.fixture(autouse=True)
+def in_golden_folder(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded flags name files from there."""
+    monkeypatch.chdir(golden)
+
+
+def eight_steps(golden: Path, kind: str, output: Path, *more: str, processes: int = 1) -> list[str]:
+    """Two epochs with all that draws random numbers or has a position: accumulation, dropout, workers."""
+    argv = [*recorded_flags(golden, kind), "--output_dir", str(output)]
+    data = output.parent / "data.json"
+    rows = json.loads(Path(argv[argv.index("--data_path") + 1]).read_text())
+    if not data.exists():
+        data.write_text(json.dumps(rows[:16]))
+    argv += ["--max_steps", "-1", "--num_train_epochs", "2", "--gradient_accumulation_steps", "2"]
+    argv += ["--per_device_train_batch_size", str(2 // processes), "--dataloader_num_workers", "1"]
+    argv += ["--data_path", str(data)]
+    argv += ["--save_strategy", "steps", "--save_steps", "1"]
+    return [*argv, *(["--lora_dropout", "0.1"] if kind == "lora" else []), *more]
+
+
+def start(golden: Path, argv: list[str], processes: int = 1) -> Started:
+    output = Path(argv[argv.index("--output_dir", argv.index("--output_dir") + 1) + 1])
+    return Started(argv, cwd=golden, log=output.with_suffix(".log"), processes=processes)
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file and folder with its time and bytes."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def checkpoints(output: Path) -> list[str]:
+    return sorted(path.name for path in output.glob("checkpoint-*"))
+
+
+# ---- killed, and asked to leave
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "processes", "zero"),
+    [
+        ("lora", 1, False),
+        ("pretrain", 1, False),
+        ("full", 1, False),
+        ("lora", 2, False),
+        ("lora", 2, True),
+        ("full", 2, True),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_weights(
+    golden: Path, repo: Path, tmp_path: Path, kind: str, processes: int, zero: bool
+) -> None:
+    """Killed in the first epoch, amid a checkpoint if that can be hit, and left by SIGTERM in the second."""
+    more: list[str] = []
+    if zero:
+        pytest.importorskip("deepspeed")
+        more = ["--deepspeed", str(repo / "scripts/zero2.json")]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    peaceful = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
+    argv = eight_steps(golden, kind, output, *more, "--save_total_limit", "2", processes=processes)
+    run = start(golden, argv, processes)
+    run.wait_for(lambda: any(is_complete(path) for path in output.glob("checkpoint-[1-3]")))
+    run.wait_for(lambda: any(output.glob(".saving-*")))
+    run.kill()
+    assert all(is_complete(path) for path in output.glob("checkpoint-*"))
+
+    run = start(golden, argv, processes)
+    run.wait_for(lambda: (output / "checkpoint-5").is_dir())
+    run.processes[-1].terminate()
+    assert run.wait() == [128 + signal.SIGTERM] * processes
+    newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert f"the same command goes on from {newest}" in run.said()
+    assert not (output / "trainer_state.json").exists()
+
+    assert start(golden, argv, processes).wait() == [0] * processes
+    assert peaceful.wait() == [0] * processes
+    assert equal_bits(whole, output)
+    assert checkpoints(output) == ["checkpoint-7", "checkpoint-8"]
+    assert not list(output.glob(".saving-*"))
+    base = None if kind == "full" else BASE
+    _, model, _, _ = load_pretrained_model(output / "checkpoint-7", base, device="cpu")
+    assert model.get_vision_tower().is_loaded
+
+    before = contents(output)
+    again = start(golden, argv, processes)
+    assert again.wait() == [0] * processes
+    assert "already finished; nothing is done" in again.said()
+    assert contents(output) == before
+
+
+def test_a_second_ctrl_c_is_not_noted_but_obeyed() -> None:
+    signals = Signals()
+    before = signal.getsignal(signal.SIGINT)
+    with signals.watched():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the same, passed on by a launcher
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught == signal.SIGINT
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the data loader's processes too; they must live on for the step."""
+    output = tmp_path / "out"
+    run = start(golden, eight_steps(golden, "lora", output, "--save_steps", "100"))
+    run.wait_for(lambda: " 2/8 " in run.said())
+    trainer = run.processes[0].pid
+    loaders = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
+    assert loaders
+    for process in (trainer, *loaders):
+        os.kill(int(process), signal.SIGINT)
+    assert run.wait() == [130]
+    assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.said()
+    (newest,) = output.glob("checkpoint-*")
+    assert is_complete(newest)
+    assert run.said().strip().endswith(f"of 8; the same command goes on from {newest}")
+    assert "Traceback" not in run.said()
+
+
+# ---- when a checkpoint is made, and when it cannot be
+
+
+def two_steps(golden: Path, output: Path, *more: str, kind: str = "lora") -> list[str]:
+    quick = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    saving = ["--save_strategy", "steps", "--save_steps", "1"]
+    return [*recorded_flags(golden, kind), *quick, *saving, "--output_dir", str(output), *more]
+
+
+def test_the_clock_asks_for_checkpoints_too(golden: Path, tmp_path: Path) -> None:
+    argv = two_steps(golden, tmp_path, "--save_steps", "50000", "--max_steps", "4")
+    train(argv=argv)
+    assert checkpoints(tmp_path) == []  # half an hour is not over
+    argv += ["--resume_from_checkpoint", "never", "--save_minutes", "1e-5", "--save_total_limit", "2"]
+    train(argv=argv)
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-3"]  # after step 4 comes the result itself
+
+
+def test_a_resumed_run_saves_as_its_flags_say(golden: Path, tmp_path: Path) -> None:
+    argv = two_steps(golden, tmp_path, "--max_steps", "5")
+    train(argv=argv)
+    (tmp_path / "trainer_state.json").unlink()
+    for number in (2, 3, 4, 5):
+        shutil.rmtree(tmp_path / f"checkpoint-{number}")
+    train(argv=[*argv, "--save_steps", "3"])
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+
+
+class AtStep(transformers.TrainerCallback):
+    """Does something to the disk before a step, while the run is going on."""
+
+    def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
+        self._events = events
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._events.get(state.global_step + 1, lambda: None)()
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Callable[[], Any]]], None]:
+    """A function that says what happens before which step."""
+    usual = transformers.trainer.DEFAULT_CALLBACKS
+
+    def plan(events: dict[int, Callable[[], Any]]) -> None:
+        monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*usual, AtStep(events)])
+
+    return plan
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    golden: Path,
+    small_disk: Callable[[int], Path],
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = small_disk(8 << 10)
+    filler = disk / "filler"
+
+    def fill() -> None:
+        filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - (100 << 10)))
+
+    at_step({2: fill, 3: filler.unlink, 4: fill})
+    argv = two_steps(golden, disk / "out", "--max_steps", "4", "--save_total_limit", "1")
+    with pytest.raises(CheckpointError, match=r"out: could not be written .* goes on from \S+/checkpoint-3$"):
+        train(argv=argv)
+    lost = [record.getMessage() for record in caplog.records if "could not be written" in record.getMessage()]
+    assert len(lost) == 2
+    assert "checkpoint-2: could not be written (" in lost[0]
+    assert "checkpoint-1, is kept. Make room: training goes on" in lost[0]
+    assert checkpoints(disk / "out") == ["checkpoint-3"]
+    filler.unlink()
+
+    at_step({})
+    train(argv=argv)  # step 4 again
+    assert checkpoints(disk / "out") == ["checkpoint-4"]
+    assert json.loads((disk / "out/trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_a_folder_that_vanishes_is_made_anew(
+    golden: Path,
+    tmp_path: Path,
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output = tmp_path / "out"
+    at_step({2: lambda: shutil.rmtree(output)})
+    train(argv=two_steps(golden, output))
+    assert "out: has vanished, and is made anew" in caplog.text
+    assert is_complete(output / "checkpoint-2")
+    assert (output / "trainer_state.json").is_file()

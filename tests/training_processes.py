@@ -1,0 +1,107 @@
+"""Training runs in processes of their own, killed and asked to leave as real ones are.
+
+They are forked from a process that has imported the libraries once: a start takes a second instead of ten.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from llava.command import run
+from llava.train.train import quiet_libraries, train
+
+LIMIT_S = 600.0
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["llava.train.train", "deepspeed"])
+
+
+class Started:
+    """One run: its processes, and what they say on stderr."""
+
+    def __init__(self, argv: list[str], *, cwd: Path, log: Path, processes: int = 1) -> None:
+        """Start it; with more than one process as a launcher would, over gloo."""
+        self.log = log
+        settings: dict[str, str] = {}
+        if processes > 1 or "--deepspeed" in argv:
+            with socket.socket() as free:
+                free.bind(("", 0))
+                settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+            settings["WORLD_SIZE"] = str(processes)
+        self.processes: list[ForkServerProcess] = []
+        for rank in range(processes):
+            own = settings | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if settings else {})
+            process = _context.Process(target=_train, args=(argv, cwd, log, own))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self) -> list[int | None]:
+        """Wait for the end; the exit codes."""
+        for process in self.processes:
+            process.join(LIMIT_S)
+            assert process.exitcode is not None, f"does not end: {self.said()[-3000:]}"
+        return [process.exitcode for process in self.processes]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so, while the run is going on."""
+        deadline = time.monotonic() + LIMIT_S
+        while not condition():
+            assert any(process.is_alive() for process in self.processes), self.said()[-3000:]
+            assert time.monotonic() < deadline, self.said()[-3000:]
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End all of it as a power cut would."""
+        for process in self.processes:
+            process.kill()
+        self.wait()
+
+    def said(self) -> str:
+        """What was written to stderr and stdout."""
+        return self.log.read_text(errors="replace") if self.log.is_file() else ""
+
+
+def recorded_flags(golden: Path, kind: str) -> list[str]:
+    """The flags of a recorded run on tiny weights: lora, pretrain or full."""
+    flags: list[str] = json.loads((golden / f"viii_{kind}.json").read_text())["argv"]
+    return flags
+
+
+def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What a run of any kind left in its folder."""
+    found: dict[str, torch.Tensor] = {}
+    for name in ("adapter_model.safetensors", "model.safetensors"):
+        if (folder / name).is_file():
+            found |= load_file(folder / name)
+    for name in ("non_lora_trainables.bin", "mm_projector.bin"):
+        if (folder / name).is_file():
+            found |= torch.load(folder / name, weights_only=True)
+    assert found, f"{folder}: no weights"
+    return found
+
+
+def equal_bits(first: Path, second: Path) -> bool:
+    """Whether two runs left the same tensors."""
+    ours, theirs = trained_weights(first), trained_weights(second)
+    return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _train(argv: list[str], cwd: Path, log: Path, settings: dict[str, str]) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # data loaders as in a run that nobody forked
+    os.chdir(cwd)
+    os.environ.update(settings)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    quiet_libraries()
+    run(lambda: train(argv=argv))
