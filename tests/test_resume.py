@@ -6,20 +6,24 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, SettingsError
 from llava.model.builder import load_pretrained_model
+from llava.train.arguments import parse_arguments
+from llava.train.assemble import assemble
 from llava.train.leaving import Signals
 from llava.train.resume import is_complete
 from llava.train.train import train
-from training_processes import Started, equal_bits, recorded_flags
+from training_processes import Started, equal_bits, recorded_flags, trained_weights
 
 BASE = "weights/tiny-vicuna-v1.5"
 
@@ -240,3 +244,112 @@ def test_a_folder_that_vanishes_is_made_anew(
     assert "out: has vanished, and is made anew" in caplog.text
     assert is_complete(output / "checkpoint-2")
     assert (output / "trainer_state.json").is_file()
+
+
+# ---- an adapter trained further
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished LoRA run with a checkpoint."""
+    golden = Path(os.environ["LLAVA_TEST_DATA"]) / "golden"
+    output = tmp_path_factory.mktemp("runs") / "adapter"
+    before = Path.cwd()
+    os.chdir(golden)
+    try:
+        train(argv=two_steps(golden, output, "--max_steps", "4", "--save_steps", "3"))
+    finally:
+        os.chdir(before)
+    return output
+
+
+def further(golden: Path, adapter: Path, output: Path, *more: str) -> list[str]:
+    """A run that goes on with an adapter, on other data."""
+    argv = two_steps(golden, output, "--init_adapter", str(adapter), *more)
+    place = argv.index("--pretrain_mm_mlp_adapter")
+    return argv[:place] + argv[place + 2 :]
+
+
+@pytest.mark.parametrize("which", [".", "checkpoint-3"])
+def test_an_adapter_is_trained_further_with_its_projector(
+    golden: Path, tmp_path: Path, adapter: Path, which: str
+) -> None:
+    stored = trained_weights(adapter / which)
+    argv = further(golden, adapter / which, tmp_path / "out", "--lora_dropout", "0.5")
+    model = assemble(*parse_arguments(argv)).model
+    own = {name.replace(".default.", "."): each for name, each in model.named_parameters()}
+    assert set(stored) == {name for name, each in own.items() if each.requires_grad}
+    assert all(torch.equal(own[name], tensor) for name, tensor in stored.items())
+    assert model.peft_config["default"].lora_dropout == 0.5
+
+    train(argv=argv)
+    after = trained_weights(tmp_path / "out")
+    assert set(after) == set(stored)
+    assert not any(torch.equal(after[name], stored[name]) for name in stored if "lora_B" in name)
+    _, model, _, _ = load_pretrained_model(tmp_path / "out", BASE, device="cpu")
+    assert model.get_vision_tower().is_loaded
+
+
+def test_what_contradicts_an_adapter_is_said_at_once(golden: Path, tmp_path: Path, adapter: Path) -> None:
+    flags = ["--lora_r", "4", "--pretrain_mm_mlp_adapter", "weights/tiny-pretrain", "--save_minutes", "-1"]
+    with pytest.raises(SettingsError) as caught:
+        parse_arguments(further(golden, adapter, tmp_path, *flags))
+    for part in (
+        "--init_adapter and --pretrain_mm_mlp_adapter: choose one",
+        f"--lora_r 4: the adapter in {adapter} has 8; give that",
+        "--save_minutes -1: wanted 0 (none) or more",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(SettingsError, match="--init_adapter without --lora_enable True"):
+        parse_arguments(further(golden, adapter, tmp_path, "--lora_enable", "False"))
+    with pytest.raises(SettingsError, match=r"--init_adapter images: no adapter_config\.json there; wanted"):
+        parse_arguments(further(golden, Path("images"), tmp_path))
+    with pytest.raises(SettingsError, match="--save_minutes 5 and --save_strategy no: choose one"):
+        parse_arguments(two_steps(golden, tmp_path, "--save_strategy", "no", "--save_minutes", "5"))
+
+
+def test_an_adapter_of_another_base_or_without_projector_is_refused(
+    golden: Path, tmp_path: Path, adapter: Path
+) -> None:
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    for folder in (bare, other):
+        folder.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(adapter / name, folder / name)
+    with pytest.raises(
+        CheckpointError, match=r"bare: lacks \S*mm_projector\S*: an adapter is trained further"
+    ):
+        train(argv=further(golden, bare, tmp_path / "out"))
+
+    beside = torch.load(adapter / "non_lora_trainables.bin", weights_only=True)
+    torch.save({name: tensor[:1] for name, tensor in beside.items()}, other / "non_lora_trainables.bin")
+    with pytest.raises(CheckpointError, match=r"other: model.mm_projector\S+ has shape \(1, "):
+        train(argv=further(golden, other, tmp_path / "out"))
+
+    settings = json.loads((other / "adapter_config.json").read_text())
+    settings["target_modules"].remove("q_proj")
+    (other / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        CheckpointError, match="other: the adapter does not fit its base: only the adapter has"
+    ):
+        train(argv=further(golden, other, tmp_path / "out"))
+
+
+def test_a_script_goes_on_with_an_adapter_instead_of_a_projector(repo: Path, tmp_path: Path) -> None:
+    # Stands in for Python: no GPU, no DeepSpeed, a free port; then writes the run's flags down.
+    recorder = tmp_path / "python"
+    recorder.write_text(
+        '#!/usr/bin/env bash\n[[ $1 == - ]] && { echo "0 0 29999"; exit; }\nprintf "%s\\0" "$@" > "$FLAGS"\n'
+    )
+    recorder.chmod(0o755)
+    flags = tmp_path / "flags"
+    for name, settings in (("finetune_lora_dataengine", {}), ("finetune_task_lora", {"NPROC": "1"})):
+        environment = {**os.environ, **settings, "PYTHON": str(recorder), "FLAGS": str(flags)}
+        environment |= {"INIT_ADAPTER": "checkpoints/before", "OUTPUT_DIR": "out"}
+        subprocess.run(["bash", str(repo / f"scripts/v1_5/{name}.sh")], env=environment, check=True)
+        words = flags.read_text().split("\0")
+        assert words[words.index("--init_adapter") + 1] == "checkpoints/before"
+        assert (
+            "--pretrain_mm_mlp_adapter" not in words
+            or not words[words.index("--pretrain_mm_mlp_adapter") + 1]
+        )

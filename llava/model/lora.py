@@ -135,8 +135,13 @@ def write_adapter(folder: Path, model: PeftModel, adapter: Tensors, dtype: torch
     write_json(folder / ADAPTER_CONFIG, {**settings, "inference_mode": True})
 
 
-def attach(model: Any, folder: Path) -> PeftModel:
+def attach(model: Any, folder: Path, *, dropout: float | None = None) -> PeftModel:
     """`model` with the adapter in `folder`, not merged.
+
+    Args:
+        model: Its base.
+        folder: As `write_adapter` leaves it.
+        dropout: Train the adapter further, in float32 and with this dropout; None to use it as it is.
 
     Raises:
         CheckpointError: The adapter is damaged, is no LoRA, or was trained on another base.
@@ -152,8 +157,15 @@ def attach(model: Any, folder: Path) -> PeftModel:
         if not isinstance(config, LoraConfig):
             raise CheckpointError(f"{folder}: a {config.peft_type.value} adapter, wanted LoRA")
         config.exclude_modules = _exclusion(model)
+        is_trained = dropout is not None
+        config.lora_dropout = config.lora_dropout if dropout is None else dropout
         wrapped = PeftModel.from_pretrained(
-            model, str(folder), config=config, torch_device=_device(model), autocast_adapter_dtype=False
+            model,
+            str(folder),
+            config=config,
+            torch_device=_device(model),
+            is_trainable=is_trained,
+            autocast_adapter_dtype=is_trained,
         )
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(f"{folder}: the adapter does not fit its base: {_gist(error)}") from error

@@ -26,6 +26,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from llava.errors import SettingsError
+from llava.train.init_adapter import unlike_flags
 from llava.train.recipe import recipe_problems
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ class ModelArguments:
     mm_vision_select_layer: int = _flag(-1, "Which hidden state of the tower is the image; -2 in LLaVA-1.5.")
     pretrain_mm_mlp_adapter: str | None = _flag(
         None, "Projector to start from: a file, a folder or a hub id."
+    )
+    init_adapter: str | None = _flag(
+        None,
+        "LoRA run to go on with on new data: its folder, a checkpoint-N or a hub id; projector included.",
     )
     mm_projector_type: str = _flag("linear", "linear, mlp2x_gelu (LLaVA-1.5), mlpNx_gelu or identity.")
     mm_use_im_start_end: bool = _flag(False, "Put <im_start> and <im_end> around the image.")
@@ -299,6 +304,8 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield f"--lora_r {training.lora_r}: wanted 1 or more"
     if training.lora_bias not in BIASES:
         yield f"--lora_bias {training.lora_bias}: wanted {', '.join(BIASES)}"
+    if model.init_adapter:
+        yield from _adapter_problems(model, training)
     if training.freeze_mm_mlp_adapter and model.tune_mm_mlp_adapter:
         yield "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter leave nothing to train"
     if training.freeze_mm_mlp_adapter and training.mm_projector_lr is not None:
@@ -321,6 +328,15 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield "--fsdp needs a launcher: start by `torchrun`, or leave it out"
     if training.remove_unused_columns:
         yield "--remove_unused_columns True would drop every image"
+
+
+def _adapter_problems(model: ModelArguments, training: TrainingArguments) -> Iterator[str]:
+    if not training.lora_enable:
+        yield "--init_adapter without --lora_enable True: it is an adapter that is trained further"
+    if model.pretrain_mm_mlp_adapter:
+        yield "--init_adapter and --pretrain_mm_mlp_adapter: choose one; an adapter comes with its projector"
+    if Path(str(model.init_adapter)).is_dir():  # else on the hub, and looked at when it is fetched
+        yield from unlike_flags(Path(str(model.init_adapter)), training)
 
 
 def _missing_paths(data: DataArguments, training: TrainingArguments) -> Iterator[str]:

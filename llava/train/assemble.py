@@ -37,6 +37,7 @@ from llava.model.weights import check_file, check_weights
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.footprint import numel
+from llava.train.init_adapter import locate_adapter, set_trained_beside
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,9 @@ def assemble(
     template = template_of(model_args.version)
     folder = locate(model_args.model_name_or_path, what="--model_name_or_path")
     config = LlavaConfig.from_pretrained(folder)
+    if model_args.init_adapter:
+        adapter = locate_adapter(model_args.init_adapter, model_args.model_name_or_path, training_args)
+        model_args.init_adapter = str(adapter)
     _settle_vision(model_args, config)
     if model_args.vision_tower:
         check_weights(locate(model_args.vision_tower, near=[folder], what="--vision_tower"))
@@ -96,6 +100,8 @@ def assemble(
     model = _prepare_language_model(model, model_args, training_args)
     if data_args.is_multimodal:
         _add_vision(model, tokenizer, model_args, data_args, training_args)
+    if model_args.init_adapter:
+        set_trained_beside(model, Path(model_args.init_adapter))
     if training_args.bits in (4, 8):
         _settle_dtypes(model, training_args)
     else:
@@ -284,6 +290,8 @@ def _prepare_language_model(model: Any, model_args: ModelArguments, training_arg
         model.enable_input_require_grads()
     if not training_args.lora_enable:
         return model
+    if model_args.init_adapter:
+        return lora.attach(model, Path(model_args.init_adapter), dropout=training_args.lora_dropout)
     bias: Any = training_args.lora_bias
     return lora.wrap(
         model,
@@ -312,6 +320,7 @@ def _add_vision(
         model.get_model().mm_projector is None
         and not model_args.pretrain_mm_mlp_adapter
         and not model_args.tune_mm_mlp_adapter
+        and not model_args.init_adapter
     ):
         logger.warning(
             "the projector starts from random weights: no --pretrain_mm_mlp_adapter is given, and "

@@ -7,6 +7,7 @@
 #   DATA_PATH              JSON file of conversations
 #   IMAGE_FOLDER           folder that the records' image paths start from
 #   PROJECTOR              stage-1 projector: file or hub id; empty if MODEL has one inside
+#   INIT_ADAPTER           LoRA run to go on with on new data, its projector included; PROJECTOR is not used then
 #   OUTPUT_DIR             where checkpoints and the result go; a run that was cut off goes on from the last one there
 #   PER_DEVICE_BATCH       samples per device and forward pass
 #   GRADIENT_ACCUMULATION  forward passes per optimizer step    [1]
@@ -22,6 +23,7 @@ export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"
 
 # projector SIZE: our own stage-1 projector if there is one, else the published one of the hub (7b or 13b).
 projector() {
+    [[ -z ${INIT_ADAPTER:-} ]] || return 0  # it has one
     local own=./checkpoints/llava-v1.5-$1-pretrain/mm_projector.bin
     if [[ -f $own ]]; then
         echo "$own"
@@ -72,6 +74,7 @@ PY
     trap '' USR1
     # Not as a child: what is sent to the script is sent to the run.
     exec "${start[@]}" "$REPO/llava/train/train_mem.py" "${zero[@]}" \
+        --init_adapter "${INIT_ADAPTER:-}" \
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
         --mm_vision_select_layer -2 \
         --mm_use_im_start_end False \

@@ -1,0 +1,77 @@
+"""`--init_adapter`: train an adapter further, with its projector, on new data and with a fresh optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.errors import CheckpointError, SettingsError
+from llava.model.checkpoint import ADAPTER_CONFIG, json_object, model_name, read_non_lora
+from llava.model.locate import locate
+from llava.model.weights import in_one_piece
+
+logger = logging.getLogger(__name__)
+
+# Flags that say what an adapter is: flag, its name in adapter_config.json.
+_SHAPE = (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_bias", "bias"))
+
+
+def unlike_flags(folder: Path, training_args: Any) -> Iterator[str]:
+    """What the adapter in `folder` is, where the flags say something else; or that there is none."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        yield f"--init_adapter {folder}: no {ADAPTER_CONFIG} there; wanted a LoRA run or its checkpoint-N"
+        return
+    try:
+        own = json_object(folder / ADAPTER_CONFIG)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    for flag, name in _SHAPE:
+        asked = getattr(training_args, flag)
+        if own.get(name) != asked:
+            yield f"--{flag} {asked}: the adapter in {folder} has {own.get(name)}; give that"
+
+
+def locate_adapter(name: str, model_name_or_path: str, training_args: Any) -> Path:
+    """The folder of the adapter that `--init_adapter` names: itself, or where the hub's is kept.
+
+    Raises:
+        SettingsError: It is not what the flags say.
+    """
+    folder = locate(name, what="--init_adapter")
+    problems = list(unlike_flags(folder, training_args))
+    if problems:
+        raise SettingsError("; ".join(problems))
+    base = json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if base and Path(base).name != Path(model_name_or_path).name:
+        logger.warning("%s: was trained on %s, and goes on with %s", folder, base, model_name_or_path)
+    return folder
+
+
+def set_trained_beside(model: Any, folder: Path) -> None:
+    """Set what was trained beside the adapter: the projector, and embeddings if image tokens were added.
+
+    Raises:
+        CheckpointError: The projector is not there, or does not fit.
+    """
+    stored = read_non_lora(folder)
+    own = {model_name(name): parameter for name, parameter in model.named_parameters()}
+    lacking = {name for name in own if "mm_projector" in name} - set(stored)
+    if lacking:
+        raise CheckpointError(
+            f"{folder}: lacks {min(lacking)}: an adapter is trained further with its projector; wanted "
+            "non_lora_trainables.bin beside it, with all of the projector's weights"
+        )
+    unknown = set(stored) - set(own)
+    if unknown:
+        raise CheckpointError(f"{folder}: holds {min(unknown)}, which this model has not")
+    with torch.no_grad(), in_one_piece([own[name] for name in stored], to_change=True):
+        for name, tensor in stored.items():
+            if tensor.shape != own[name].shape:
+                found, wanted = tuple(tensor.shape), tuple(own[name].shape)
+                raise CheckpointError(f"{folder}: {name} has shape {found}, this model's has {wanted}")
+            own[name].copy_(tensor)
