@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,43 @@ def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     assert is_complete(newest)
     assert run.said().strip().endswith(f"of 8; the same command goes on from {newest}")
     assert "Traceback" not in run.said()
+
+
+def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
+    run = tmp_path / "run.py"
+    run.write_text(
+        "import pathlib, signal, sys, time\n"
+        "if sys.argv[1] == 'fail': sys.exit(2)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "llava.train.launch", "--master_port", "0", str(run)]
+    failed = subprocess.run([*command, "fail"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+
+    ready = tmp_path / "ready"
+    launched = subprocess.Popen([*command, str(ready)], stderr=subprocess.PIPE, text=True)
+    while not ready.exists():
+        assert launched.poll() is None
+        time.sleep(0.05)
+    launched.terminate()
+    _, error = launched.communicate()
+    assert launched.returncode == 143
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_an_error_in_a_loaders_process_ends_the_run(golden: Path, tmp_path: Path) -> None:
+    """They do not obey a launcher's SIGTERM, but still their parent's."""
+    (tmp_path / "images").mkdir()
+    argv = eight_steps(golden, "pretrain", tmp_path / "out", "--image_folder", str(tmp_path / "images"))
+    for row in json.loads((tmp_path / "data.json").read_text()):
+        (tmp_path / "images" / row["image"]).write_bytes(b"no image")
+    run = start(golden, argv)
+    assert run.wait() == [2]
+    assert "cannot be read" in run.said().strip().splitlines()[-1]
 
 
 # ---- when a checkpoint is made, and when it cannot be

@@ -128,7 +128,8 @@ class Checkpoints:
     def _warn(self, name: str) -> None:
         if self._failure is None and not self._is_writer:
             return  # who failed says why
-        reason = " ".join(str(self._failure or "another process could not write").split())[:200]
+        cause = self._failure and (self._failure.__cause__ or self._failure)
+        reason = " ".join(str(cause or "another process could not write").split())[:200]
         newest = self.newest()
         kept = f"the last good one, {newest}, is kept" if newest else "there is none before it"
         logger.warning(

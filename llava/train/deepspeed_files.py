@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from llava.train.checkpoints import Checkpoints
 from llava.train.resume import unfit_named
@@ -17,27 +19,36 @@ from llava.train.resume import unfit_named
 def guarded(checkpoints: Checkpoints) -> Iterator[None]:
     """A block in which DeepSpeed's processes note errors of writing and read tensors only."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.engine import DeepSpeedEngine
 
     plain_save, plain_load = TorchCheckpointEngine.save, TorchCheckpointEngine.load
+    plain_checkpoint = DeepSpeedEngine.save_checkpoint
 
     def save(self: Any, state_dict: Any, path: str) -> None:
         # Its processes wait for each other after writing, so all must get there.
         with checkpoints.noting_failure():
-            try:
-                plain_save(self, state_dict, path)
-            except BaseException:
-                Path(path).unlink(missing_ok=True)  # what else it writes is small, and now has room
-                raise
+            plain_save(self, state_dict, path)
+
+    @wraps(plain_checkpoint)  # transformers looks at its parameters
+    def save_checkpoint(self: Any, *settings: Any, **more: Any) -> Any:
+        try:
+            return plain_checkpoint(self, *settings, **more)
+        except OSError:
+            # One of the small files that the first process writes last; the others wait for it behind them.
+            distributed.barrier()
+            raise
 
     def load(self: Any, path: str, map_location: Any = None) -> Any:
         with unfit_named(str(Path(path).parents[1])), torch.serialization.safe_globals(_classes()):
             return torch.load(path, map_location=map_location, weights_only=True)
 
     TorchCheckpointEngine.save, TorchCheckpointEngine.load = save, load
+    DeepSpeedEngine.save_checkpoint = save_checkpoint
     try:
         yield
     finally:
         TorchCheckpointEngine.save, TorchCheckpointEngine.load = plain_save, plain_load
+        DeepSpeedEngine.save_checkpoint = plain_checkpoint
 
 
 def _classes() -> list[Any]:

@@ -59,6 +59,15 @@ def leave_signals_to_parent(prepare: Callable[[int], None], worker: int) -> None
         prepare: What else is done at its start.
         worker: Its number.
     """
-    for number in NOTED:
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # A launcher sends SIGTERM to everyone, and Python ends its processes by it: only the sender tells.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for_parent, daemon=True).start()
     prepare(worker)
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
