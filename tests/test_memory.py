@@ -81,7 +81,7 @@ def test_activations_are_what_torch_saves(
     autocast = torch.bfloat16 if "--bf16" in more else None
     before = torch.get_rng_state()
     made.model.eval()
-    footprint = measure(made.model, autocast=autocast)
+    footprint = measure(made.model, device=torch.device("cpu"), autocast=autocast)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(each.training for each in made.model.modules())
 

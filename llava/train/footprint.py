@@ -6,8 +6,10 @@ adapter, precision, dropout or kernel it has; likewise the last norm and the pro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,37 +50,37 @@ class Footprint:
     logit: float
 
 
-def measure(model: Any, *, autocast: torch.dtype | None) -> Footprint:
+def measure(model: Any, *, device: torch.device, autocast: torch.dtype | None) -> Footprint:
     """A model's footprint, by running a decoder layer and the projector on a few positions.
 
     Draws no random number and leaves the model as it was. Under ZeRO-3 every process must call this, before
     DeepSpeed has the model.
 
     Args:
-        model: As it will be trained, in PEFT's wrapper or not, on whatever device.
+        model: As it will be trained, in PEFT's wrapper or not, wherever it is now.
+        device: Where it will be trained: a CPU saves other things than a GPU.
         autocast: In what products are computed, if not in what the weights are in.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, width = base.model, base.config.hidden_size
-    layer, embedding = decoder.layers[0], decoder.embed_tokens.weight
-    rows = torch.zeros(1, 2 * _PROBE, width, dtype=embedding.dtype, device=embedding.device)
-    places = torch.arange(2 * _PROBE, device=embedding.device)[None]
+    embedding = decoder.embed_tokens.weight
+    rows = torch.zeros(1, 2 * _PROBE, width, dtype=embedding.dtype, device=device)
+    places = torch.arange(2 * _PROBE, device=device)[None]
     angles = decoder.rotary_emb(rows, position_ids=places)
 
-    def through_layer(hidden: torch.Tensor) -> Any:
+    def through_layer(layer: Any, hidden: torch.Tensor) -> Any:
         here = tuple(each[:, : hidden.shape[1]] for each in angles)
         return layer.forward(hidden, position_embeddings=here, position_ids=places[:, : hidden.shape[1]])
 
-    layer_fixed, layer_position = _saved(layer, through_layer, rows.requires_grad_(), autocast, angles)
+    rows.requires_grad_()
+    layer_fixed, layer_position = _saved(decoder.layers[0], rows, autocast, through_layer, angles)
     layer_input = embedding.element_size() * width
-    outside = layer_input + _saved(decoder.norm, decoder.norm, rows, autocast)[1]
+    outside = layer_input + _saved(decoder.norm, rows, autocast)[1]
     projector = getattr(decoder, "mm_projector", None)
     if projector is not None and any(True for _ in projector.parameters()):
         weight = next(projector.parameters())
-        features = torch.zeros(
-            1, 2 * _PROBE, base.config.mm_hidden_size, dtype=weight.dtype, device=weight.device
-        )
-        outside += _saved(projector, projector, features, autocast)[1]
+        features = torch.zeros(1, 2 * _PROBE, base.config.mm_hidden_size, dtype=weight.dtype, device=device)
+        outside += _saved(projector, features, autocast)[1]
     compute = torch.empty((), dtype=autocast or embedding.dtype).element_size()
     frozen, trained = (
         [each for each in model.parameters() if each.requires_grad is kind] for kind in (False, True)
@@ -99,21 +101,24 @@ def measure(model: Any, *, autocast: torch.dtype | None) -> Footprint:
 
 def _saved(
     module: nn.Module,
-    run: Callable[[torch.Tensor], Any],
     rows: torch.Tensor,
     autocast: torch.dtype | None,
+    run: Callable[[Any, torch.Tensor], Any] = nn.Module.__call__,
     shared: Sequence[torch.Tensor] = (),
 ) -> tuple[float, float]:
     """Bytes that `module` saves for the backward pass: whatever the number of positions, and for each.
 
     Args:
         module: Whose weights do not count.
-        run: Its forward.
-        rows: (1, L, D), of which all positions and half of them go through it.
+        rows: (1, L, D), of which all positions and half of them go through it, where they are.
         autocast: As of `measure`.
+        run: How it is called.
         shared: Tensors that do not count, as they are others' too.
     """
     device, was_training = rows.device, module.training
+    weight = next(module.parameters())
+    if weight.device.type != device.type and not hasattr(weight, "ds_id"):  # ZeRO-3 makes it whole there
+        module = copy.deepcopy(module).to(device)
     module.train()
     try:
         with (
@@ -123,7 +128,9 @@ def _saved(
         ):
             known = [*module.parameters(), *module.buffers(), *shared]
             counts = rows.shape[1] // 2, rows.shape[1]
-            few, many = (_saved_once(run, rows[:, :count], known, autocast) for count in counts)
+            few, many = (
+                _saved_once(partial(run, module), rows[:, :count], known, autocast) for count in counts
+            )
     finally:
         module.train(was_training)
     each = (many - few) / (counts[1] - counts[0])

@@ -45,7 +45,7 @@ def announce(trainer: Any, dataset: LazySupervisedDataset) -> None:
     image_positions = trainer.model.get_vision_tower().num_patches if is_multimodal else 1
     logger.info("%s", describe_sample(dataset, 0, image_positions))
     args = trainer.args
-    footprint = measure(trainer.model, autocast=_autocast(args))
+    footprint = measure(trainer.model, device=args.device, autocast=_autocast(args))
     batch = largest_batch(dataset, args, image_positions)
     recomputed = footprint.layers if args.activation_checkpointing else 0
     sharing = Sharing.of(args)
