@@ -182,7 +182,7 @@ def remedies(
     """
     flags = []
     if recomputed < footprint.layers:
-        flags.append("--gradient_checkpointing True")
+        flags.append("--checkpoint_layers all" if recomputed else "--gradient_checkpointing True")
         recomputed = footprint.layers
         yield " ".join(flags), plan(footprint, batch.passed(recomputed), sharing)
     while (smaller := batch.halved()) is not None:
