@@ -101,7 +101,10 @@ def test_booleans_are_bare_or_words(data: str, words: list[str], value: bool) ->
         (["--image_folder", "none"], "--image_folder none: no such folder"),
         (["--deepspeed", "none.json"], "--deepspeed"),
         (["--resume_from_checkpoint", "none"], "wanted auto, never, or the folder"),
-        (["--report_to", "nowhere"], "--report_to nowhere: not installed; there are: "),
+        (
+            ["--report_to", "nowhere"],
+            "--report_to nowhere: not installed; pip install nowhere, or choose from: ",
+        ),
         (["--lr_scheduler_type", "wavy"], "lr_scheduler_type"),
         (["--logging_steps", "0"], "logging_steps"),
     ],

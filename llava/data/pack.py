@@ -16,8 +16,8 @@ from llava.data.collate import NOTES
 
 def count_positions(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, *, image_positions: int, max_length: int
-) -> list[int]:
-    """Positions of each row of a batch once images take their place and the end is cut off, padding aside.
+) -> torch.Tensor:
+    """(B,) positions of each row of a batch with images in their place and the end cut off, padding aside.
 
     Args:
         input_ids: (B, L), -200 for an image.
@@ -26,8 +26,7 @@ def count_positions(
         max_length: Positions after which a row is cut.
     """
     taken = torch.where(input_ids == IMAGE_TOKEN_INDEX, image_positions, 1) * attention_mask
-    counts: list[int] = taken.sum(dim=1).clamp(max=max_length).tolist()
-    return counts
+    return taken.sum(dim=1).clamp(max=max_length)
 
 
 def deal(lengths: Sequence[int], count: int) -> list[list[int]]:

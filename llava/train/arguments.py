@@ -69,6 +69,8 @@ class DataArguments:
     is_multimodal: bool = _flag(False, "Has no effect: set when there is a vision tower.")
     image_folder: str | None = _flag(None, "Folder that the records' image paths start from.")
     image_aspect_ratio: str = _flag("square", "pad, or anything else for resize and centre crop.")
+    held_out: float = _flag(0.0, "Part of the images (0.01: 1 %) to validate on instead of learning from.")
+    eval_data_path: str | None = _flag(None, "JSON file of conversations to validate on.")
     # Filled in when the model is assembled, for the data set to read; no flags.
     image_processor: Any = field(default=None, init=False, repr=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
@@ -110,6 +112,8 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "Minutes from one checkpoint to the next, besides --save_steps: 30 if not given, 0 for none."
     )
 
+    per_device_eval_batch_size: int = _flag(1, "Has no effect: one sample at a time is validated on.")
+
     # Declared anew: bare `--gradient_checkpointing` and several words after `--report_to` worked once.
     gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
     report_to: list[str] | None = field(
@@ -138,6 +142,7 @@ class TrainingArguments(transformers.TrainingArguments):
             if value and getattr(self, new_name) == defaults[new_name]:
                 setattr(self, new_name, convert(value))
         self.report_to = _reports(self.report_to)
+        self.per_device_eval_batch_size = 1
         self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
         self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
         self._fit_to_hardware()
@@ -169,6 +174,11 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.save_strategy.value == "no":
             return 0.0
         return MINUTES if self.save_minutes is None else self.save_minutes
+
+    @property
+    def order_seed(self) -> int:
+        """Of what is drawn among the samples: their order, and which are held out."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -207,7 +217,10 @@ def _reports(wanted: Sequence[str] | str | None) -> list[str]:
         return list(installed)
     for name in names:
         if name not in installed:
-            raise SettingsError(f"--report_to {name}: not installed; there are: {', '.join(installed)}, none")
+            raise SettingsError(
+                f"--report_to {name}: not installed; pip install {name}, or choose from: "
+                f"{', '.join(installed)}, none"
+            )
     return names
 
 
@@ -268,6 +281,7 @@ def _learned_from(model: ModelArguments, data: DataArguments, training: Training
     return {
         **{each.name: getattr(model, each.name) for each in fields(model)},
         "data_path": data.data_path,
+        "held_out": data.held_out,
         "size of data_path": Path(str(data.data_path)).stat().st_size,
         "image_aspect_ratio": data.image_aspect_ratio,
         **{name: value.value if isinstance(value, Enum) else value for name, value in chosen.items()},
@@ -318,8 +332,7 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
     for flag in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(training, flag) < 1:
             yield f"--{flag} {getattr(training, flag)}: wanted 1 or more"
-    if training.eval_strategy.value != "no":
-        yield f"--evaluation_strategy {training.eval_strategy.value}: there is no data to evaluate on; use no"
+    yield from _validation_problems(data, training)
     if training.save_minutes is not None and training.save_minutes < 0:
         yield f"--save_minutes {training.save_minutes:g}: wanted 0 (none) or more"
     if training.save_minutes and training.save_strategy.value == "no":
@@ -339,11 +352,36 @@ def _adapter_problems(model: ModelArguments, training: TrainingArguments) -> Ite
         yield from unlike_flags(Path(str(model.init_adapter)), training)
 
 
+def _validation_problems(data: DataArguments, training: TrainingArguments) -> Iterator[str]:
+    strategy = training.eval_strategy.value
+    if not 0.0 <= data.held_out < 1.0:
+        yield f"--held_out {data.held_out:g}: wanted a part of the images, from 0 to less than 1"
+    if data.held_out and data.eval_data_path:
+        yield "--held_out and --eval_data_path: choose one"
+    if not data.held_out and not data.eval_data_path and strategy != "no":
+        yield (
+            f"--evaluation_strategy {strategy}: there is no data to evaluate on; use no, or give --held_out "
+            "0.01 (of the images) or --eval_data_path FILE"
+        )
+    if (data.held_out or data.eval_data_path) and strategy == "no":
+        yield (
+            "--held_out or --eval_data_path with --evaluation_strategy no: never looked at; use steps (with "
+            "--eval_steps N) or epoch"
+        )
+    if training.load_best_model_at_end:
+        yield (
+            "--load_best_model_at_end True: not supported; every checkpoint-N can be used as it is, and "
+            "trainer_state.json has the eval_loss of each"
+        )
+
+
 def _missing_paths(data: DataArguments, training: TrainingArguments) -> Iterator[str]:
     if data.data_path is None:
         yield "--data_path is missing: give the JSON file of conversations"
     elif not Path(data.data_path).is_file():
         yield f"--data_path {data.data_path}: no such file"
+    if data.eval_data_path is not None and not Path(data.eval_data_path).is_file():
+        yield f"--eval_data_path {data.eval_data_path}: no such file"
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
         yield f"--image_folder {data.image_folder}: no such folder"
     if isinstance(training.deepspeed, str) and not Path(training.deepspeed).is_file():

@@ -25,6 +25,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates, default_conversation
 from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
+from llava.data.held_out import hold_out, warn_of_shared_images
 from llava.errors import CheckpointError, DataError, SettingsError
 from llava.layout.folders import Listing
 from llava.model import lora
@@ -56,6 +57,7 @@ class Assembled:
     model_args: ModelArguments
     data_args: DataArguments
     training_args: TrainingArguments
+    eval_dataset: LazySupervisedDataset | None = None
 
 
 def assemble(
@@ -90,8 +92,15 @@ def assemble(
 
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length, padding_side="right")
     dataset = LazySupervisedDataset(data_args.data_path or "", tokenizer, data_args, template=template)
-    _require_sight(dataset, data_args)
-    _require_images(dataset, data_args)
+    others = data_args.eval_data_path
+    eval_dataset = LazySupervisedDataset(others, tokenizer, data_args, template=template) if others else None
+    for each in (dataset, eval_dataset) if eval_dataset else (dataset,):
+        _require_sight(each, data_args)
+        _require_images(each, data_args)
+    if eval_dataset:
+        warn_of_shared_images(dataset, eval_dataset)
+    if data_args.held_out:
+        dataset, eval_dataset = hold_out(dataset, data_args.held_out, seed=training_args.order_seed)
 
     # Before the first random weight: the original seeds later, and gives other adapters at every run.
     transformers.set_seed(training_args.seed)
@@ -108,7 +117,7 @@ def assemble(
         _settle_trained_dtype(model, training_args)
     log_what_is_trained(model)
     collator = DataCollatorForSupervisedDataset(tokenizer, with_notes=True)
-    return Assembled(model, tokenizer, dataset, collator, model_args, data_args, training_args)
+    return Assembled(model, tokenizer, dataset, collator, model_args, data_args, training_args, eval_dataset)
 
 
 def template_of(version: str) -> Conversation:

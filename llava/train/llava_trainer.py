@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from llava.data.collate import NOTES
-from llava.data.dataset import count_learnable
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
@@ -27,11 +26,13 @@ from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpoints import Checkpoints
 from llava.train.leaving import leave_signals_to_parent
+from llava.train.meter import Meter
 from llava.train.recipe import settle
 from llava.train.recompute import recompute_first
 from llava.train.resume import SETTINGS, unfit_named
 from llava.train.rows import deferred, rows_of
 from llava.train.save import save_lora, save_projector, write_config, written_whole
+from llava.train.validation import ValidatingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class _Flow(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         state.stateful_callbacks[SETTINGS] = {"args": args.learned_from, "attributes": {}}
+        self._trainer.meter.begin(state.global_step)
         # A resumed state has the intervals of the flags it was written under.
         state.compute_steps(args, state.max_steps)
         layers = self._trainer.recipe.checkpoint_layers
@@ -72,7 +74,7 @@ class _Flow(TrainerCallback):
             control.should_save = False
 
 
-class LLaVATrainer(Trainer):
+class LLaVATrainer(ValidatingTrainer):
     """Trains a model that `assemble` has prepared, and saves by the kind of run.
 
     A sample that teaches nothing (no answer, say) stays in its batch, as in the original, and counts for
@@ -88,7 +90,7 @@ class LLaVATrainer(Trainer):
             model: As prepared: its config says whether the projector alone is trained.
             args: The flags.
             tokenizer: Saved beside a whole model; an adapter or projector keeps its base's.
-            settings: train_dataset, data_collator, ... for transformers' Trainer.
+            settings: train_dataset, eval_dataset, data_collator, ... for transformers' Trainer.
         """
         is_ours = isinstance(model.config, LlavaConfig)
         self.kind: Kind = "full"
@@ -99,10 +101,11 @@ class LLaVATrainer(Trainer):
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
         self.checkpoints = Checkpoints(args)
-        self._image_positions = model.image_positions if is_ours else 1
+        image_positions = model.image_positions if is_ours else 1
         # Given a tokenizer, transformers writes its special tokens into the config, which must fit the base.
         settings.setdefault("processing_class", tokenizer if self.kind == "full" else None)
-        super().__init__(model=model, args=args, **settings)
+        super().__init__(image_positions=image_positions, model=model, args=args, **settings)
+        self.meter = Meter(model, args, image_positions=image_positions)
         # The original's loss is the mean of the micro-batches' means, on each process and over them.
         self.model_accepts_loss_kwargs = False
         self.recipe = settle(args, reads_images=is_ours)
@@ -126,8 +129,7 @@ class LLaVATrainer(Trainer):
             )
         else:
             inner = RandomSampler(dataset)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        self.order = EpochSampler(inner, seed=seed)
+        self.order = EpochSampler(inner, seed=args.order_seed)
         return self.order
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -208,19 +210,27 @@ class LLaVATrainer(Trainer):
                 )
             self.problems[problem] += 1
 
-    def _learnable(self, inputs: dict[str, Any]) -> torch.Tensor:
-        return count_learnable(
-            inputs["input_ids"],
-            inputs["labels"],
-            image_positions=self._image_positions,
-            max_length=self.args.model_max_length,
-        )
+    # ---- what is logged
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Any]:
+        """The batches of one optimizer step, counted."""
+        batches, items = super().get_batch_samples(*args)
+        for batch in batches:
+            self.meter.count(batch)
+        return batches, items
 
     def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
-        """Log; the learning rate is the next step's, as in the original's trainer_state.json."""
+        """Log, rates beside the loss; the learning rate is the next step's, as the original's is."""
         if "learning_rate" in logs:
             logs["learning_rate"] = self._get_learning_rate()
+        if "loss" in logs:
+            logs |= self.meter.read(self.state.global_step, self.state.max_steps, self.accelerator.reduce)
         super().log(logs, *rest, **settings)
+
+    def evaluate(self, *args: Any, **settings: Any) -> dict[str, float]:
+        """Losses on the held-out data; see `ValidatingTrainer`."""
+        with self.meter.paused():
+            return super().evaluate(*args, **settings)
 
     # ---- saving and resuming
 
@@ -248,7 +258,8 @@ class LLaVATrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         write = partial(super()._save_checkpoint, model, trial)
-        self.checkpoints.write(self.state.global_step, write)
+        with self.meter.paused():
+            self.checkpoints.write(self.state.global_step, write)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.checkpoints.staging or super()._get_output_dir(trial))

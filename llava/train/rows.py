@@ -39,7 +39,7 @@ def rows_of(
         is_plain = not (recipe.sparse_loss or recipe.skip_blank_images)
         return [inputs if is_plain else {**inputs, "shortcuts": shortcuts}]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length)
+    lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
     count = _most(count_rows(lengths, recipe.micro_batch_tokens), ids.device)
     return [{**take(inputs, places), "shortcuts": shortcuts} for places in deal(lengths, count)]
 

@@ -90,6 +90,7 @@ def fit(assembled: Assembled) -> LLaVATrainer:
         assembled.training_args,
         tokenizer=assembled.tokenizer,
         train_dataset=assembled.dataset,
+        eval_dataset=assembled.eval_dataset,
         data_collator=assembled.collator,
     )
     start = find_start(trainer.args)

@@ -243,7 +243,7 @@ def compare(
     """Measure the lines asked for and print them; leave with an error if losses differ."""
     device = torch.device(flags.device)
     known = {"image_positions": model.image_positions, "max_length": LONGEST}
-    lengths = [count_positions(b["input_ids"], b["attention_mask"], **known) for b in batches]
+    lengths = [count_positions(b["input_ids"], b["attention_mask"], **known).tolist() for b in batches]
     learned = sum(int(count_learnable(b["input_ids"], b["labels"], **known).sum()) for b in batches)
     samples, tokens = flags.per_device * len(batches), sum(map(sum, lengths))
     padded = sum(flags.per_device * max(each) for each in lengths)
