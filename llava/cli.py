@@ -13,7 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("llava.eval.run_llava", "ask one question about one image"),
     "chat": ("llava.serve.cli", "talk about one image"),
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),
-    "report": ("llava.report", "one table of several runs, with intervals"),
+    "report": ("llava.report", "one table of several runs' scores, or `report training`: curves"),
 }
 
 

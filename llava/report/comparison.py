@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava import command, intervals
+from llava import intervals
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
 from llava.metrics import DETAILS, FILE_NAME, read_scores, show_interval, show_value
+from llava.report.names import shortest
 from llava.schema import Score, Scores, Verdict
 
 PERCENT = 100.0
@@ -93,8 +94,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         if not files:
             raise DataError(f"{path}: there is no {FILE_NAME} in this folder")
         runs += [(file, read_scores(file)) for file in files]
-    names = _short_names([file for file, _ in runs])
-    return [Run(name, scores, file) for name, (file, scores) in zip(names, runs, strict=True)]
+    short = _short_names([file for file, _ in runs])
+    return [Run(name, scores, file) for name, (file, scores) in zip(short, runs, strict=True)]
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:
@@ -103,11 +104,7 @@ def _short_names(files: Sequence[Path]) -> list[str]:
         path.parent.parts if path.name == FILE_NAME else (*path.parent.parts, path.stem)
         for path in (file.resolve() for file in files)
     ]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in files]
+    return shortest(parts)
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Row]:
@@ -317,7 +314,11 @@ def to_json(runs: Sequence[Run], rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava.report", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.report",
+        description=__doc__.split("\n")[0],
+        epilog="`python -m llava.report training RUN...` draws the curves of training runs instead.",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS", help="metrics.json or a folder")
     parser.add_argument(
         "--baseline", help="the run others are compared with: its path or name (default: first)"
@@ -334,7 +335,3 @@ def main() -> None:
             stream.write(text + "\n")
     else:
         sys.stdout.write(text + "\n")
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -1,0 +1,29 @@
+"""What runs came to, side by side: benchmark scores as one table, training logs as curves.
+
+python -m llava.report BASE/metrics.json TUNED/metrics.json     one table, see comparison.py
+python -m llava.report training RUN OTHER_RUN                   curves as a PNG, see training.py
+"""
+
+from llava.report.comparison import (
+    PUBLISHED,
+    Difference,
+    Row,
+    Run,
+    compare,
+    difference,
+    read_runs,
+    to_json,
+    to_markdown,
+)
+
+__all__ = [
+    "PUBLISHED",
+    "Difference",
+    "Row",
+    "Run",
+    "compare",
+    "difference",
+    "read_runs",
+    "to_json",
+    "to_markdown",
+]

@@ -1,0 +1,23 @@
+"""`python -m llava.report`: a table of sub-commands; without the name of one, scores are compared."""
+
+from __future__ import annotations
+
+import sys
+
+from llava import command
+from llava.report import comparison, training
+
+COMMANDS = {"training": training.main}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        comparison.main()
+        return
+    sys.argv[:2] = [f"{sys.argv[0]} {name}"]
+    COMMANDS[name]()
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,146 @@
+"""Curves of several runs over their steps: one panel a quantity, one colour a run. Draws, and knows no files.
+
+Where there are many points a smoothed line stands over the faint ones that were logged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llava.errors import SettingsError
+from llava.files import atomic_write
+
+COLUMNS = 3
+# Fewer points than this are drawn as they are.
+SMOOTHED_FROM = 30
+# The half-life of the smoothing: this part of all points.
+_HALF_LIFE = 0.02
+
+
+class Log(Protocol):
+    """What is drawn of a run."""
+
+    @property
+    def name(self) -> str:
+        """In the legend."""
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values."""
+
+    def keys(self) -> list[str]:
+        """Of what there are series."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One quantity: its key in the log, its title, its unit, and by what a value is multiplied."""
+
+    key: str
+    title: str
+    unit: str
+    factor: float = 1.0
+    is_smoothed: bool = True
+
+
+NATS = "nats a token"
+PANELS = (
+    Panel("loss", "Training loss", NATS),
+    Panel("eval_loss", "Validation loss", NATS, is_smoothed=False),
+    Panel("learning_rate", "Learning rate", "learning rate", is_smoothed=False),
+    Panel("grad_norm", "Gradient norm", "L2 norm before clipping"),
+    Panel("tokens_per_second", "Throughput, all devices", "thousand tokens a second", 1e-3),
+    Panel("images_per_second", "Images, all devices", "images a second"),
+    Panel("mfu", "Model FLOPs utilisation", "% of the peak", 100.0),
+)
+KIND_PREFIX = "eval_loss/"
+
+
+def panels(logs: Sequence[Log]) -> list[Panel]:
+    """Those of which a run logged something; validation losses by kind of question come last."""
+    keys = dict.fromkeys(key for log in logs for key in log.keys())  # noqa: SIM118
+    kinds = sorted(key for key in keys if key.startswith(KIND_PREFIX))
+    by_kind = [
+        Panel(key, f"Validation: {key.removeprefix(KIND_PREFIX)}", NATS, is_smoothed=False) for key in kinds
+    ]
+    return [panel for panel in PANELS if panel.key in keys] + by_kind
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Exponential means of the values so far, unbiased from the first on; NaN is passed over."""
+    keep = 0.5 ** (1 / max(1.0, _HALF_LIFE * len(values)))
+    total = weight = 0.0
+    means = []
+    for value in values:
+        if math.isfinite(value):
+            total, weight = keep * total + value, keep * weight + 1.0
+        means.append(total / weight if weight else math.nan)
+    return means
+
+
+def draw(logs: Sequence[Log], out: Path) -> None:
+    """Draw all panels into a PNG.
+
+    Raises:
+        SettingsError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SettingsError("drawing needs matplotlib: pip install matplotlib") from error
+    shown = panels(logs)
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    legend_rows = -(-(len(logs) + 1) // COLUMNS)
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.3 * legend_rows + 0.2), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    last = max(step for log in logs for panel in shown for step in log.series(panel.key)[0])
+    for axes, panel in zip(grid, shown, strict=False):
+        _draw_panel(axes, panel, logs)
+        axes.set_xlim(-0.03 * last, 1.03 * last)
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    _add_legend(figure, logs)
+    with atomic_write(out, binary=True) as stream:
+        figure.savefig(stream, format="png", dpi=120)
+
+
+def _draw_panel(axes: Any, panel: Panel, logs: Sequence[Log]) -> None:
+    for place, log in enumerate(logs):
+        steps, values = log.series(panel.key)
+        values = [panel.factor * value for value in values]
+        color = _color(place)
+        if panel.is_smoothed and len(values) >= SMOOTHED_FROM:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, smoothed(values), color=color, linewidth=1.6)
+        else:
+            marker = "o" if len(values) < SMOOTHED_FROM else None
+            axes.plot(steps, values, color=color, linewidth=1.4, marker=marker, markersize=3.5)
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_xlabel("optimizer steps", fontsize=9)
+    axes.set_ylabel(panel.unit, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    if panel.key == "learning_rate":
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _add_legend(figure: Any, logs: Sequence[Log]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_color(place), linewidth=2, label=log.name) for place, log in enumerate(logs)
+    ]
+    handles.append(Line2D([], [], color="gray", alpha=0.4, linewidth=0.8, label="faint: before smoothing"))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(COLUMNS, len(handles)), frameon=False
+    )
+
+
+def _color(place: int) -> str:
+    return f"C{place % 10}"
