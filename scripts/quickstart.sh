@@ -7,9 +7,11 @@
 # These are the scripts a run on 8xA100 uses; what is small here comes in as settings and trailing flags. Finished
 # steps are not done again: remove WORK to start over.
 #
-# Settings: WORK    where data, checkpoint and answers go   [playground/demo/work]
-#           SEED    of the generated data and the training  [0]
-#           SHARDS  processes that answer                   [2]
+# Settings: WORK          where data, checkpoint and answers go                   [playground/demo/work]
+#           SEED          of the generated data and the training                  [0]
+#           ENGINE_TYPES  question types of the engine records: the weak ones;    [7,9]
+#                         all: as many records that aim at nothing
+#           SHARDS        processes that answer                                   [2]
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,6 +20,7 @@ source scripts/_environment.sh
 
 WORK=${WORK:-playground/demo/work}
 SEED=${SEED:-0}
+ENGINE_TYPES=${ENGINE_TYPES:-7,9}
 export SHARDS=${SHARDS:-2}
 base=playground/demo/model
 name=llava-demo-lora-dataengine
@@ -37,7 +40,7 @@ step "1/5 images, scenes, questions and engine records of the demo's world"
 if [[ -e $data/seed-$SEED.done ]]; then
     echo "$data is there already, used as it is"
 else
-    "$PYTHON" playground/demo/generate.py --root "$data" --seed "$SEED"
+    "$PYTHON" playground/demo/generate.py --root "$data" --seed "$SEED" --engine-types "$ENGINE_TYPES"
     touch "$data/seed-$SEED.done"
 fi
 
@@ -45,16 +48,16 @@ step "2/5 notebook: engine records to training data, mixed with the base data"
 if [[ -e $data/llava_v1_5_mix665k_dataengine.json ]]; then
     echo "$data/llava_v1_5_mix665k_dataengine.json is there already, used as it is"
 else
-    LLAVA_DATA=$data "$PYTHON" -m nbconvert --log-level ERROR --to notebook --execute \
+    LLAVA_DATA=$data LLAVA_MODES=mc,mcp "$PYTHON" -m nbconvert --log-level ERROR --to notebook --execute \
         --output-dir "$WORK" playground/data/process_engine_data.ipynb
 fi
 
 step "3/5 LoRA fine-tuning on the mixed data"
 MODEL=$base VISION_TOWER=playground/demo/tower PROJECTOR='' DATA_PATH=$data/llava_v1_5_mix665k_dataengine.json \
-    IMAGE_FOLDER=$data OUTPUT_DIR=$tuned PER_DEVICE_BATCH=32 \
+    IMAGE_FOLDER=$data OUTPUT_DIR=$tuned PER_DEVICE_BATCH=64 \
     bash scripts/v1_5/finetune_lora_dataengine.sh \
     --bf16 False --gradient_checkpointing False --dataloader_num_workers 0 --report_to none --seed "$SEED" \
-    --logging_steps 20 --learning_rate 1e-3
+    --logging_steps 20 --lora_r 16 --lora_alpha 32 --lora_dropout 0 --learning_rate 2e-3 --mm_projector_lr 1e-3
 
 export EVAL_ROOT=$data/eval
 step "4/5 the base model's answers, in $SHARDS shards"

@@ -22,8 +22,13 @@ def main() -> None:
     add = parser.add_argument
     add("--root", type=Path, required=True, help="the folder that takes the place of playground/data")
     add("--seed", type=int, default=0, help="another seed, other images (default 0)")
-    add("--base", type=int, default=1500, help="samples of the base mix")
-    add("--base-types", type=_types, default=KNOWN, help=f"their types in turn (default {_joined(KNOWN)})")
+    add("--base", type=int, default=1000, help="samples of the base mix")
+    add(
+        "--base-types",
+        type=_types,
+        default=KNOWN + WEAK,
+        help=f"their types in turn (default {_joined(KNOWN + WEAK)})",
+    )
     add("--engine", type=int, default=1500, help="engine records")
     add(
         "--engine-types",

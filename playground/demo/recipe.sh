@@ -33,7 +33,7 @@ step "2/5 vocabulary and base language model"
 step "3/5 stage 1: projector"
 [[ -e $data/llava_v1_5_mix665k.json ]] ||
     "$PYTHON" "$demo/generate.py" --root "$data" --seed "$SEED" --captions 6400 --base 9600 \
-        --base-types 1,2,3,8,2,3,8,8 --engine 0 --heldout 0
+        --base-types 1,2,3,8,7,9,2,3,8,8 --engine 0 --heldout 0
 [[ -e $WORK/llava-demo-pretrain/mm_projector.bin ]] ||
     MODEL=$language VISION_TOWER=$demo/tower OUTPUT_DIR=$WORK/llava-demo-pretrain PER_DEVICE_BATCH=64 \
         DATA_PATH=$data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json IMAGE_FOLDER=$data/LLaVA-Pretrain/images \

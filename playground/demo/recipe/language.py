@@ -1,7 +1,8 @@
 """Trains the demo's base language model, and the projector that stage 1 starts from.
 
 An even mix of question types stays at chance for a long time, so types come one or two at a time:
-looking things up in text, then short answers about images, then letters, then further types.
+looking things up in text, then short answers about images, then letters, then further types, and at last
+short answers alone to the types whose letters are left to the engine's data.
 While a letter is asked for, a lower layer is taught the answer's word; the layers above find its letter.
 """
 
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.prompts.wording import SHORT_SUFFIX, with_suffix
@@ -26,7 +28,7 @@ from tinyworld.questions import LETTERS, Asker, Question
 from tinyworld.scene import COLOURS, ITEMS, PLACES, POSITIONS, SHAPES, WORDS, Scene
 
 from .start import prime
-from .tower import LAYER, pixels
+from .tower import FACTS, LAYER, annotations, pixels
 
 IGNORED = -100
 WIDTH, LAYERS, HEADS, INNER = 192, 5, 4, 512
@@ -35,6 +37,8 @@ WORD_LAYER = 3
 BATCH = 96
 TEXT_BATCH = 64
 _GOAL_OVER = 8
+_READ_SCALE = 3.0
+_PROJECTOR = "model.mm_projector."
 _VALUES = tuple(
     dict.fromkeys((*SHAPES, *COLOURS, *ITEMS, *PLACES, *POSITIONS, *WORDS, *"1234", "above", "below"))
 )
@@ -44,12 +48,14 @@ _VALUES = tuple(
 class Stage:
     """Tasks and how often each has the batch; over when the first one's share of right ids reaches the goal.
 
-    "23 short" is short answers to types 2 and 3.
+    "23 short" is short answers to types 2 and 3. `read` names facts about each cell that linear heads, thrown
+    away afterwards, read off the projector's output meanwhile: what was never asked for has faded there.
     """
 
     tasks: dict[str, int]
     goal: float
     most_steps: int
+    read: tuple[str, ...] = ()
 
 
 CURRICULUM = (
@@ -58,6 +64,13 @@ CURRICULUM = (
     Stage({"23 letter": 4, "23 short": 1, "lookup": 1}, goal=0.98, most_steps=300),
     Stage({"18 letter": 2, "18 short": 2, "23 letter": 2}, goal=0.93, most_steps=300),
     Stage({"1238 letter": 5, "1238 short": 1, "1238 sentence": 1, "caption": 1}, goal=0.985, most_steps=250),
+    Stage({"7 short": 4, "1238 short": 1, "1238 letter": 1}, goal=0.95, most_steps=260, read=("item",)),
+    Stage(
+        {"9 short": 6, "7 short": 1, "1238 short": 1, "1238 letter": 1},
+        goal=0.95,
+        most_steps=220,
+        read=("item", "word"),
+    ),
 )
 
 
@@ -93,6 +106,15 @@ class Pupil(nn.Module):
         )
         self.projector = nn.Sequential(nn.Linear(128, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         prime(self.language, self.projector, match_from=WORD_LAYER)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a LLaVA model that came out of this recipe."""
+        weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+        projector = [name for name in weights if name.startswith(_PROJECTOR)]
+        self.projector.load_state_dict(
+            {name.removeprefix(_PROJECTOR): weights.pop(name) for name in projector}
+        )
+        self.language.load_state_dict(weights)
 
     def forward(self, rows: list[Row], features: Tensor) -> tuple[Tensor, float]:
         """The loss, and the share of supervised ids that are right. `features`: (B, cells, 128)."""
@@ -134,12 +156,13 @@ class Lessons:
                 ]
             )
 
-    def draw(self, task: str) -> tuple[list[Row], Tensor]:
-        """A batch of rows with the image features that belong to them."""
+    def draw(self, task: str) -> tuple[list[Row], list[Scene], Tensor]:
+        """A batch of rows with the scenes and the image features that belong to them."""
         if task == "lookup":
-            return [self._lookup() for _ in range(TEXT_BATCH)], torch.zeros(TEXT_BATCH, 0, 128)
+            return [self._lookup() for _ in range(TEXT_BATCH)], [], torch.zeros(TEXT_BATCH, 0, 128)
         chosen = [self.rng.randrange(len(self.scenes)) for _ in range(BATCH)]
-        return [self._row(self.scenes[index], task) for index in chosen], self.features[chosen]
+        shown = [self.scenes[index] for index in chosen]
+        return [self._row(scene, task) for scene in shown], shown, self.features[chosen]
 
     def _row(self, scene: Scene, task: str) -> Row:
         if task == "caption":
@@ -178,9 +201,30 @@ def _exchange(question: Question, mode: str) -> tuple[str, str]:
     return question.text, question.sentence
 
 
+class Readers(nn.ModuleDict):
+    """A linear head per fact, which reads it off each cell's projected features."""
+
+    def __init__(self, facts: tuple[str, ...]) -> None:
+        super().__init__({name: nn.Linear(WIDTH, 1 + len(FACTS[name])) for name in facts})
+
+    def loss(self, projected: Tensor, shown: list[Scene]) -> Tensor:
+        """Summed over the facts. `projected`: (B, cells, width), of the B scenes."""
+        seen = rms_norm(projected, (WIDTH,)) * _READ_SCALE
+        truth = [annotations(scene) for scene in shown]
+        return sum(
+            (
+                cross_entropy(head(seen).flatten(0, 1), torch.tensor([row[name] for row in truth]).flatten())
+                for name, head in self.items()
+            ),
+            start=torch.zeros(()),
+        )
+
+
 def teach(pupil: Pupil, lessons: Lessons, stage: Stage, *, rate: float) -> None:
     """Train until the stage's goal is met."""
-    optimiser = torch.optim.AdamW(pupil.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+    readers = Readers(stage.read)
+    trained = [*pupil.parameters(), *readers.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     started = time.monotonic()
     right: dict[str, list[float]] = {task: [] for task in stage.tasks}
     goal_task = next(iter(stage.tasks))
@@ -188,11 +232,13 @@ def teach(pupil: Pupil, lessons: Lessons, stage: Stage, *, rate: float) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, step / 30)
         task = lessons.rng.choices(list(stage.tasks), list(stage.tasks.values()))[0]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, share = pupil(*lessons.draw(task))
+        rows, shown, features = lessons.draw(task)
+        loss, share = pupil(rows, features)
+        if shown and stage.read:
+            loss = loss + readers.loss(pupil.projector(features), shown)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(pupil.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         right[task].append(share)
         lately = {name: sum(shares[-_GOAL_OVER:]) / _GOAL_OVER for name, shares in right.items()}
@@ -210,15 +256,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="holds tokenizer.model already")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--images", type=int, default=16000)
+    parser.add_argument("--start", type=Path, help="a LLaVA model of this recipe to go on from")
+    parser.add_argument("--first-stage", type=int, default=0, help="where in the curriculum to begin")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tower = CLIPVisionModel.from_pretrained(args.tower, dtype=torch.float32)
     lessons = Lessons(args.out, tower, seed=args.seed, images=args.images)
     pupil = Pupil(lessons.reader.vocab_size())
-    for number, stage in enumerate(CURRICULUM):
+    if args.start:
+        pupil.load(args.start)
+    for number, stage in list(enumerate(CURRICULUM))[args.first_stage :]:
         print(f"stage {number}: {stage.tasks}", flush=True)
         teach(pupil, lessons, stage, rate=1e-3)
-    projector = {f"model.mm_projector.{name}": value for name, value in pupil.projector.state_dict().items()}
+    projector = {f"{_PROJECTOR}{name}": value for name, value in pupil.projector.state_dict().items()}
     torch.save(projector, args.out / "mm_projector.bin")
     pupil.language.half().save_pretrained(args.out)
 

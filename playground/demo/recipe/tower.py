@@ -22,7 +22,8 @@ from tinyworld.scene import COLOURS, ITEMS, PLACES, SHAPES, SIDE, WORDS, Scene
 IMAGE_SIZE = 48
 CELLS = SIDE * SIDE
 LAYER = -2
-_HEADS = {"shape": SHAPES, "colour": COLOURS, "item": ITEMS, "word": WORDS, "place": PLACES}
+FACTS = {"shape": SHAPES, "colour": COLOURS, "item": ITEMS, "word": WORDS, "place": PLACES}
+"""What there is to know of a cell, and the values it can have besides none."""
 
 
 def processor() -> CLIPImageProcessorPil:
@@ -39,7 +40,7 @@ def pixels(scenes: list[Scene]) -> Tensor:
 
 def annotations(scene: Scene) -> dict[str, list[int]]:
     """Per head, the class of each cell; 0 where the cell has none."""
-    rows = {name: [0] * CELLS for name in _HEADS}
+    rows = {name: [0] * CELLS for name in FACTS}
     rows["place"] = [1 + PLACES.index(scene.place)] * CELLS
     rows["word"][scene.sign_cell] = 1 + WORDS.index(scene.word)
     for thing in scene.things:
@@ -57,7 +58,7 @@ class CellReader(nn.Module):
         self.tower = tower
         width = tower.config.hidden_size
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, 1 + len(values)) for name, values in _HEADS.items()}
+            {name: nn.Linear(width, 1 + len(values)) for name, values in FACTS.items()}
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ def train(
     torch.manual_seed(seed)
     images = pixels(scenes)
     rows = [annotations(scene) for scene in scenes]
-    truth = {name: torch.tensor([row[name] for row in rows]) for name in _HEADS}
+    truth = {name: torch.tensor([row[name] for row in rows]) for name in FACTS}
     reader = CellReader(build())
     optimiser = torch.optim.AdamW(reader.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=steps, pct_start=0.1)
@@ -97,7 +98,7 @@ def train(
         logits = reader(images[chosen])
         losses = [
             nn.functional.cross_entropy(logits[name].flatten(0, 1), truth[name][chosen].flatten())
-            for name in _HEADS
+            for name in FACTS
         ]
         loss = torch.stack(losses).sum()
         optimiser.zero_grad()
@@ -109,7 +110,7 @@ def train(
     with torch.no_grad():
         logits = reader.eval()(images[last:])
     scores = {}
-    for name in _HEADS:
+    for name in FACTS:
         shown = truth[name][last:] > 0
         scores[name] = (logits[name].argmax(-1) == truth[name][last:])[shown].float().mean().item()
     return reader.tower, scores
