@@ -20,9 +20,11 @@ from llava.model.lora import wrap
 from llava.model.packed_attention import PACKED, enable_packing
 from llava.model.shortcuts import Shortcuts
 from llava.train.arguments import parse_arguments
+from llava.train.memory import Batch, Sharing
 from llava.train.recipe import Recipe, settle
-from llava.train.recompute import recompute_first
+from llava.train.recompute import layers_of, recompute_first
 from llava.train.rows import rows_of
+from test_memory import BIG, GIB
 
 # What was seen is a tenth of it. Gradients are up to 2 here.
 LOSS, GRADIENT = 1e-5, 5e-6
@@ -160,6 +162,31 @@ def test_an_adapter_learns_the_same_packed_and_partly_recomputed(
         layer.self_attn.register_forward_hook(lambda *_, place=place: ran.__setitem__(place, ran[place] + 1))
     assert_equal(learned(model, {**BATCHES["both"], "shortcuts": SHORTCUTS["all"]}), plain)
     assert ran == [2] * layers + [1] * (4 - layers)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "row", "room", "count"),
+    [
+        ("auto", 8192, 200 * GIB, range(1)),
+        ("auto", 8192, 80 * GIB, range(1, 32)),
+        ("auto", 4096, 80 * GIB, range(1)),
+        ("auto", 8192, 20 * GIB, range(32, 33)),
+        ("all", 8192, 200 * GIB, range(32, 33)),
+        (5, 8192, 20 * GIB, range(5, 6)),
+    ],
+)
+def test_layers_are_recomputed_as_memory_needs(wanted: Any, row: int, room: float, count: range) -> None:
+    batch = Batch(16, 1, 2048, row=row, logits=0.2)
+    args = SimpleNamespace(activation_checkpointing=True, device=torch.device("cpu"))
+    assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) in count
+    args.activation_checkpointing = False
+    assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) == 0
+
+
+def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
+    args = SimpleNamespace(activation_checkpointing=True, device=torch.device("cpu"))
+    with pytest.raises(SettingsError, match="--checkpoint_layers 33: the model has 32 layers"):
+        layers_of(Recipe(checkpoint_layers=33), args, BIG, Batch(1, 1, 9), Sharing(), 1.0)
 
 
 def test_logits_are_made_and_images_encoded_only_where_needed(model: Any) -> None:

@@ -4,6 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+from llava.errors import SettingsError
+from llava.train.footprint import Footprint
+from llava.train.memory import Batch, Sharing, layers_to_recompute
+from llava.train.recipe import Recipe
+from llava.train.rows import most
+
+
+def layers_of(
+    recipe: Recipe, args: Any, footprint: Footprint, batch: Batch, sharing: Sharing, room: float
+) -> int:
+    """The number that `--gradient_checkpointing` and `--checkpoint_layers` come to; every process must ask.
+
+    Args:
+        recipe: The shortcuts, settled.
+        args: The flags.
+        footprint: What the model takes.
+        batch: What a device is given at a time, at its largest.
+        sharing: What processes share.
+        room: Bytes that this process may use on its device.
+
+    Raises:
+        SettingsError: The model has fewer layers than are to be recomputed.
+    """
+    wanted = recipe.checkpoint_layers
+    if not args.activation_checkpointing:
+        return 0
+    if wanted == "all":
+        return footprint.layers
+    if wanted == "auto":
+        # One number for all: where weights are in parts, all must compute a layer again together.
+        return most(layers_to_recompute(footprint, batch.passed(0), sharing, room), args.device)
+    if int(wanted) > footprint.layers:
+        raise SettingsError(f"--checkpoint_layers {wanted}: the model has {footprint.layers} layers")
+    return int(wanted)
+
 
 def recompute_first(model: Any, count: int) -> None:
     """Let gradient checkpointing, which is on, recompute the first `count` layers alone.

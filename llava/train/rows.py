@@ -40,7 +40,7 @@ def rows_of(
         return [inputs if is_plain else {**inputs, "shortcuts": shortcuts}]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
-    count = _most(count_rows(lengths, recipe.micro_batch_tokens), ids.device)
+    count = most(count_rows(lengths, recipe.micro_batch_tokens), ids.device)
     return [{**take(inputs, places), "shortcuts": shortcuts} for places in deal(lengths, count)]
 
 
@@ -57,7 +57,7 @@ def deferred(accelerator: Accelerator, model: Any) -> Iterator[None]:
         state._set_sync_gradients(before)
 
 
-def _most(count: int, device: torch.device) -> int:
+def most(count: int, device: torch.device) -> int:
     """The largest count of all processes."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return count

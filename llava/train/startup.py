@@ -10,7 +10,9 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
+from operator import truediv
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from llava.prompts.labels import Supervised
 from llava.train import memory
 from llava.train.footprint import Footprint, measure
 from llava.train.memory import SHARE, Batch, Plan, Sharing
+from llava.train.recipe import Recipe
+from llava.train.recompute import layers_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ _SLOW_STEPS, _MEASURED_STEPS = 5, 20
 
 def announce(trainer: Any, dataset: LazySupervisedDataset) -> None:
     """Log a sample and the memory plan, with what to change if it does not fit; steps follow as they begin.
+
+    The plan decides how many layers the trainer's recipe recomputes, if that is as memory needs.
 
     Every process must call this, before DeepSpeed has the model; those that log only warnings say nothing.
 
@@ -46,11 +52,11 @@ def announce(trainer: Any, dataset: LazySupervisedDataset) -> None:
     logger.info("%s", describe_sample(dataset, 0, image_positions))
     args = trainer.args
     footprint = measure(trainer.model, device=args.device, autocast=_autocast(args))
-    batch = largest_batch(dataset, args, image_positions)
-    recomputed = footprint.layers if args.activation_checkpointing else 0
-    sharing = Sharing.of(args)
+    batch = largest_batch(dataset, args, image_positions, trainer.recipe)
+    sharing, room = Sharing.of(args), memory.room_on(args.device, trainer.model)
+    recomputed = layers_of(trainer.recipe, args, footprint, batch, sharing, room)
+    trainer.recipe = replace(trainer.recipe, checkpoint_layers=recomputed)
     planned = memory.plan(footprint, batch.passed(recomputed), sharing)
-    room = memory.room_on(args.device, trainer.model)
     logger.info("%s", describe_plan(planned, room, str(args.device), batch, recomputed, footprint.layers))
     if planned.peak > SHARE * room and args.process_index == 0:
         can_quantise = args.lora_enable and args.bits == 16
@@ -72,13 +78,17 @@ def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions:
     return f"sample {sample.id!r}; in [[ ]] is what is learned ({learned}):\n{text}"
 
 
-def largest_batch(dataset: LazySupervisedDataset, args: Any, image_positions: int) -> Batch:
+def largest_batch(dataset: LazySupervisedDataset, args: Any, image_positions: int, recipe: Recipe) -> Batch:
     """The batch with the longest samples that the data has: grouped by length, they do come together."""
     samples = args.per_device_train_batch_size
     longest = np.argsort(np.asarray(dataset.lengths))[-samples:]
     limit = dataset.tokenizer.model_max_length
-    positions = [_positions(dataset.encoded(int(index)), image_positions, limit) for index in longest]
-    return Batch(samples, args.gradient_accumulation_steps, max(positions))
+    encoded = [dataset.encoded(int(index)) for index in longest]
+    positions = [_positions(made, image_positions, limit) for made in encoded]
+    learned = [sum(label != IGNORE_INDEX for label in made.labels) for made in encoded]
+    row = recipe.micro_batch_tokens if recipe.pack else None
+    share = min(1.0, max(map(truediv, learned, positions))) if recipe.sparse_loss else 1.0
+    return Batch(samples, args.gradient_accumulation_steps, max(positions), row, share)
 
 
 def describe_plan(planned: Plan, room: float, device: str, batch: Batch, recomputed: int, layers: int) -> str:
