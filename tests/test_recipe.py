@@ -177,14 +177,14 @@ def test_an_adapter_learns_the_same_packed_and_partly_recomputed(
 )
 def test_layers_are_recomputed_as_memory_needs(wanted: Any, row: int, room: float, count: range) -> None:
     batch = Batch(16, 1, 2048, row=row, logits=0.2)
-    args = SimpleNamespace(activation_checkpointing=True, device=torch.device("cpu"))
+    args = SimpleNamespace(activation_checkpointing=True)
     assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) in count
     args.activation_checkpointing = False
     assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) == 0
 
 
 def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
-    args = SimpleNamespace(activation_checkpointing=True, device=torch.device("cpu"))
+    args = SimpleNamespace(activation_checkpointing=True)
     with pytest.raises(SettingsError, match="--checkpoint_layers 33: the model has 32 layers"):
         layers_of(Recipe(checkpoint_layers=33), args, BIG, Batch(1, 1, 9), Sharing(), 1.0)
 
@@ -292,6 +292,9 @@ def test_contradictions_between_shortcuts_are_reported_together(golden: Path) ->
         given(golden, *wrong)
     assert "--micro_batch_tokens splits packed rows" in str(caught.value)
     assert "--checkpoint_layers 4 without --gradient_checkpointing True" in str(caught.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="--use_liger_kernel True: its kernels need an NVIDIA GPU"):
+            given(golden, "--use_liger_kernel", "True")
     with pytest.raises(
         SettingsError, match=r"--recipe slow: wanted exact or fast; .*layers most: wanted auto"
     ):

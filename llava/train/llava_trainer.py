@@ -19,6 +19,7 @@ from llava.data.collate import NOTES
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
+from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.packed_attention import enable_packing
 from llava.model.weights import Tensors, read_tensors
@@ -111,6 +112,8 @@ class LLaVATrainer(ValidatingTrainer):
         self.recipe = settle(args, reads_images=is_ours)
         if self.recipe.pack:
             enable_packing(model.config)
+        if args.use_liger_kernel and is_ours:
+            fuse_layers(model)
         self.add_callback(_Flow(self))
 
     # ---- order and learning rates

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llava.model.fused import unfit_for_fusing
+
 RECIPES = ("exact", "fast")
 # Long enough for a GPU's products to be at full speed, short enough for a 7B model's activations to fit.
 ROW_POSITIONS = 8192
@@ -70,6 +72,8 @@ def recipe_problems(training: Any) -> Iterator[str]:
         yield f"--checkpoint_layers {layers} without --gradient_checkpointing True: nothing is recomputed"
     if training.skip_blank_images and shards_weights(training):
         yield "--skip_blank_images True with weights in parts (ZeRO-3, FSDP): all must run the same modules"
+    if training.use_liger_kernel and (reason := unfit_for_fusing()) is not None:
+        yield f"--use_liger_kernel True: {reason}"
     several = [f"--{name} True" for name in ("pack", "sparse_loss") if getattr(training, name)]
     if several and training.n_gpu > 1:
         yield f"{' and '.join(several)}: one process sees {training.n_gpu} GPUs: start one for each"

@@ -7,8 +7,8 @@ from typing import Any
 from llava.errors import SettingsError
 from llava.train.footprint import Footprint
 from llava.train.memory import Batch, Sharing, layers_to_recompute
+from llava.train.processes import largest
 from llava.train.recipe import Recipe
-from llava.train.rows import most
 
 
 def layers_of(
@@ -34,7 +34,7 @@ def layers_of(
         return footprint.layers
     if wanted == "auto":
         # One number for all: where weights are in parts, all must compute a layer again together.
-        return most(layers_to_recompute(footprint, batch.passed(0), sharing, room), args.device)
+        return largest(layers_to_recompute(footprint, batch.passed(0), sharing, room))[0]
     if int(wanted) > footprint.layers:
         raise SettingsError(f"--checkpoint_layers {wanted}: the model has {footprint.layers} layers")
     return int(wanted)

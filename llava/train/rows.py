@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import distributed
 
 from llava.data.pack import count_positions, count_rows, deal, take
 from llava.model.shortcuts import Shortcuts
+from llava.train.processes import largest
 from llava.train.recipe import Recipe
 
 
@@ -40,7 +40,7 @@ def rows_of(
         return [inputs if is_plain else {**inputs, "shortcuts": shortcuts}]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
-    count = most(count_rows(lengths, recipe.micro_batch_tokens), ids.device)
+    (count,) = largest(count_rows(lengths, recipe.micro_batch_tokens))
     return [{**take(inputs, places), "shortcuts": shortcuts} for places in deal(lengths, count)]
 
 
@@ -55,12 +55,3 @@ def deferred(accelerator: Accelerator, model: Any) -> Iterator[None]:
             yield
     finally:
         state._set_sync_gradients(before)
-
-
-def most(count: int, device: torch.device) -> int:
-    """The largest count of all processes."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return count
-    largest = torch.tensor(count, device=device)
-    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
-    return int(largest)

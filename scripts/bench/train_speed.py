@@ -205,6 +205,19 @@ class Gauge:
         return said
 
 
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that matrix products reach; of a CPU, a second of the processor's own time."""
+    if device.type == "cuda":
+        return measured_rate(device, dtype)
+    one, other = (torch.randn(1024, 1024, dtype=dtype) for _ in range(2))
+    spent = []
+    for _ in range(6):
+        began = time.process_time()
+        torch.mm(one, other)
+        spent.append(time.process_time() - began)
+    return 2 * 1024**3 / min(spent)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -248,7 +261,7 @@ def compare(
     samples, tokens = flags.per_device * len(batches), sum(map(sum, lengths))
     padded = sum(flags.per_device * max(each) for each in lengths)
     needed = training_flops(model).of([n for each in lengths for n in each], logits=learned, images=samples)
-    rate = measured_rate(device, getattr(torch, flags.dtype))
+    rate = product_rate(device, getattr(torch, flags.dtype))
     print(
         f"{flags.shape} model, {flags.device}, {flags.dtype}, {torch.get_num_threads()} threads; {source}: "
         f"{samples} samples of {tokens / samples:.0f} tokens, {learned / tokens:.1%} supervised, padding to "
