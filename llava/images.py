@@ -21,7 +21,7 @@ from llava.errors import DataError
 Colour = tuple[int, int, int]
 
 # What Pillow raises for a file that is cut short, is no image, or would unpack to gigabytes.
-_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -35,7 +35,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return _to_rgb(image)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); replace the file") from error
 
 
@@ -48,7 +48,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
     try:
         decoded = Image.open(io.BytesIO(base64.b64decode(image)))
         decoded.load()
-    except (*_BROKEN, binascii.Error) as error:
+    except (*BROKEN, binascii.Error) as error:
         raise DataError(
             f"base64 text of {len(image)} characters holds no readable image ({error})"
         ) from error

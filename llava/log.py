@@ -38,12 +38,14 @@ def progress(items: Iterable[Item], *, name: str, total: int | None = None, done
     yield from _bar(items, desc=name, total=total, initial=done)
 
 
-def progress_in_bytes(*, name: str, total: int) -> tqdm[Any]:
-    """The same bar for a file that is read: `update(n)` tells it of n bytes.
+def progress_bar(*, name: str, total: int, unit: str = "it") -> tqdm[Any]:
+    """The same bar, to be told of n more by `update(n)`; not seen where all is done within two seconds.
 
-    Not seen where all is read within two seconds.
+    A unit of "B" is bytes, shown in thousands of 1024.
     """
-    return _bar(None, desc=name, total=total, unit="B", unit_scale=True, unit_divisor=1024, delay=2.0)
+    in_bytes = unit == "B"
+    settings: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if in_bytes else {}
+    return _bar(None, desc=name, total=total, unit=unit, delay=2.0, **settings)
 
 
 def _bar(items: Iterable[Any] | None, **settings: Any) -> tqdm[Any]:

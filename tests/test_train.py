@@ -521,7 +521,10 @@ def conversation(human: str = "<image>\nWhat?", gpt: str = "A cat.", **more: Any
     [
         ('[{"id": 1,', "data.json.*not valid JSON"),
         ("[]", "data.json: holds no sample"),
-        (conversation(image="none.png"), r"record 0 \(id 's1'\): images/none.png: no such image file, nor"),
+        (
+            conversation(image="none.png"),
+            r"record 0 \(id 's1'\): images/none.png: no such image file; .python",
+        ),
         (conversation(conversations=[{"from": "robot", "value": "x"}]), "record 0 .*'s1'.*'robot'"),
         ({"id": "s1", "conversations": conversation()["conversations"]}, "'s1'.*<image>.*no image"),
     ],
@@ -535,7 +538,7 @@ def test_a_bad_record_is_named(golden: Path, tmp_path: Path, row: Any, message: 
 @pytest.mark.parametrize(
     ("version", "odd", "message"),
     [
-        ("v1", conversation(image="none.png"), "no such image file, nor are those of 0 other records"),
+        ("v1", conversation(image="none.png"), "no such image file; .python -m llava.data.check"),
         (
             "plain",
             {"id": 2, "conversations": conversation("Hi")["conversations"]},
@@ -581,9 +584,13 @@ def test_a_broken_image_is_named_from_a_worker_process_too(golden: Path, tmp_pat
     whole = (golden / "images" / "a_640x480.png").read_bytes()
     (images / "a_640x480.png").write_bytes(whole[: len(whole) // 2])
     argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, conversation()))
-    with pytest.raises(DataError, match=r"record 0 \(id 's1'\): .*a_640x480.png: cannot be read") as caught:
-        train(argv=[*argv, "--image_folder", str(images), "--dataloader_num_workers", "1"])
-    assert "\n" not in str(caught.value)
+    argv += ["--image_folder", str(images), "--dataloader_num_workers", "1"]
+    for check in ("True", "False"):
+        with pytest.raises(
+            DataError, match=r"record 0 \(id 's1'\): .*a_640x480.png: cannot be read"
+        ) as caught:
+            train(argv=[*argv, "--check_data", check])
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Source: LLaVA v1.2.2 llava/train/train.py, LazySupervisedDataset.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +19,16 @@ from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, default_conversation
-from llava.data.index import Samples, open_index
+from llava.data.image_files import UNREADABLE
+from llava.data.index import open_index
+from llava.data.lengths import Lengths
+from llava.data.policy import Policy, choose, refuse
 from llava.errors import DataError
 from llava.images import process_images, read_image
-from llava.prompts.labels import Supervised, require_fit, supervise
+from llava.prompts.labels import Supervised, supervise
 from llava.schema import Sample
+
+logger = logging.getLogger(__name__)
 
 
 class LazySupervisedDataset(Dataset[dict[str, Any]]):
@@ -33,10 +38,19 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         index: The file's records.
         samples: What is learned from: in order, each decoded when asked for. `samples.rows` are their rows
             in the index.
+        problems: What was wrong with records, and what became of them.
+        bad_samples: What becomes of an image that cannot be read when it is its turn.
+        token_lengths: Each sample's positions, once they are counted (llava/data/preflight.py).
     """
 
     def __init__(
-        self, data_path: str | Path, tokenizer: Any, data_args: Any, *, template: Conversation | None = None
+        self,
+        data_path: str | Path,
+        tokenizer: Any,
+        data_args: Any,
+        *,
+        template: Conversation | None = None,
+        bad_samples: Policy = "error",
     ) -> None:
         """Open the file's index; the first time reads and checks the file.
 
@@ -46,24 +60,30 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             data_args: `image_folder`, `image_aspect_ratio`, `is_multimodal`, `mm_use_im_start_end` and
                 `image_processor` (may be set later, before the first image is asked for).
             template: How turns become text; `vicuna_v1` if None.
+            bad_samples: What becomes of bad records, and of images that cannot be read when it is their turn:
+                an error, or a black image and nothing to learn.
 
         Raises:
-            DataError: The file, or a record in it, is not as it must be, or the template cannot hold it.
+            DataError: The file holds no sample; or, if these are errors, a record in it is not as it must be
+                or does not fit the template.
         """
         self.data_path = Path(data_path)
         self.tokenizer = tokenizer
         self.data_args = data_args
         self.template = template or default_conversation
+        self.bad_samples = bad_samples
+        self.token_lengths: Lengths | None = None
         self.index = open_index(self.data_path)
-        self.samples = Samples(self.index, np.arange(len(self.index)))
+        self.samples, self.problems = choose(self.index, self.template, bad_samples)
+        refuse(self.problems)
         if not self.samples:
-            raise DataError(f"{data_path}: holds no sample")
-        self._require_good_records()
+            raise DataError(f"{data_path}: holds no sample{' that is usable' if self.problems else ''}")
 
     def subset(self, places: np.ndarray) -> LazySupervisedDataset:
         """The same data set with only the samples at `places`, numbers from 0 to its length, in order."""
         chosen = copy.copy(self)
-        chosen.samples = Samples(self.index, self.samples.rows[places])
+        chosen.samples = self.samples.at(self.samples.rows[places])
+        chosen.token_lengths = self.token_lengths and self.token_lengths.at(places)
         return chosen
 
     def __len__(self) -> int:
@@ -86,7 +106,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids` and `labels` (L,), `image` (3, S, S) in a multimodal run, `id`, and `problem` or None.
 
-        A text-only sample of a multimodal run has a black image that no text refers to.
+        A text-only sample of a multimodal run has a black image that no text refers to. So has one whose
+        image can no longer be read, if that is to stop no run; its problem says so, and nothing is learned.
+
+        Raises:
+            DataError: The image cannot be read, or the whole image folder is gone.
         """
         sample, made = self.samples[index], self.encoded(index)
         item: dict[str, Any] = {
@@ -96,10 +120,16 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             "labels": torch.tensor(made.labels, dtype=torch.long),
         }
         if sample.image is not None:
-            item["image"] = self._read(sample, index)
+            try:
+                item["image"] = self._read(sample, index)
+            except DataError as error:
+                if self.bad_samples == "error" or not self._image_folder.is_dir():
+                    raise
+                logger.warning("%s; nothing is learned from it", error)
+                item |= {"image": self._black(), "problem": UNREADABLE}
+                item["labels"].fill_(IGNORE_INDEX)
         elif self.data_args.is_multimodal:
-            side = self.data_args.image_processor.crop_size
-            item["image"] = torch.zeros(3, side["height"], side["width"])
+            item["image"] = self._black()
         return item
 
     def encoded(self, index: int) -> Supervised:
@@ -112,33 +142,21 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             mm_use_im_start_end=self.data_args.mm_use_im_start_end,
         )
 
+    @property
+    def _image_folder(self) -> Path:
+        return Path(self.data_args.image_folder or ".")
+
+    def _black(self) -> torch.Tensor:
+        side = self.data_args.image_processor.crop_size
+        return torch.zeros(3, side["height"], side["width"])
+
     def _read(self, sample: Sample, index: int) -> torch.Tensor:
         how = SimpleNamespace(image_aspect_ratio=self.data_args.image_aspect_ratio)
         try:
-            image = read_image(Path(self.data_args.image_folder or ".") / str(sample.image))
+            image = read_image(self._image_folder / str(sample.image))
             return process_images([image], self.data_args.image_processor, how)[0]
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error
-
-    def _require_good_records(self) -> None:
-        """Raise the first bad record's error, with how many more there are of which kind."""
-        bad, unfit = self.index.bad_rows, self.index.unfit_rows(self.template.sep_style)
-        kinds = Counter(self.index.kind(row) for row in bad)
-        if len(unfit):
-            kinds["does not fit the template"] = len(unfit)
-        if not kinds:
-            return
-        first = min([*bad[:1], *unfit[:1]])
-        problem = self.index.problem(first) if first in bad[:1] else self._misfit(first)
-        others = "".join(f"; {count:,} records: {kind}" for kind, count in kinds.items())
-        raise DataError(problem + (others if kinds.total() > 1 else ""))
-
-    def _misfit(self, row: int) -> str:
-        try:
-            require_fit(self.index[row], self.template)
-        except DataError as error:
-            return f"{self.index.where(row)}: {error}"
-        raise AssertionError(f"{self.index.where(row)}: fits, but the index says that it does not")
 
 
 def count_learnable(

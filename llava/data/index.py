@@ -15,8 +15,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from llava.conversation import SeparatorStyle, conv_templates
+from llava.data.repair import mend
 from llava.errors import DataError
 from llava.files import atomic_write, read_json, write_json
-from llava.log import progress_in_bytes
+from llava.log import progress_bar
 from llava.prompts.labels import CHOOSY, require_fit
 from llava.samples import (
     RecordError,
@@ -43,7 +45,7 @@ from llava.schema import Sample, Speaker, Turn
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SAMPLES, STAMP, LOCK = "samples.arrow", "stamp.json", "lock"
 CACHE_VARIABLE = "LLAVA_CACHE"
 
@@ -69,6 +71,7 @@ _SCHEMA = pa.schema(
         ("length", pa.int32()),
         ("modality length", pa.int32()),
         ("image in vain", pa.bool_()),
+        ("mended", pa.list_(pa.string())),  # what a repair would mend of it
         ("kind", pa.string()),  # of what is wrong with the record, null for a good one
         ("problem", pa.string()),  # the same in detail, behind the place
         *((name, pa.bool_()) for name in _CHOOSY_COLUMNS.values()),
@@ -159,6 +162,15 @@ class SampleIndex(Sequence[Sample]):
         """What is wrong with a bad row's record, in a sentence that opens with its place."""
         return place_name(self.data_path, self._value("place", row)) + str(self._value("problem", row))
 
+    @cached_property
+    def mendable_rows(self) -> np.ndarray:
+        """The rows of records, good or bad, in which a repair would mend something."""
+        return np.flatnonzero(self.mask(pc.is_valid(self.table["mended"])))
+
+    def mended(self, row: int) -> list[str]:
+        """What a repair would mend in a row's record, in fixed words."""
+        return self._value("mended", row) or []
+
     def unfit_rows(self, style: SeparatorStyle) -> np.ndarray:
         """The rows of good records that templates of a style cannot hold."""
         column = _CHOOSY_COLUMNS.get(style)
@@ -183,17 +195,40 @@ class SampleIndex(Sequence[Sample]):
 
 
 class Samples(Sequence[Sample]):
-    """Some rows of an index in order, each decoded when asked for."""
+    """Some rows of an index in order, each decoded when asked for, and mended if so wished.
 
-    def __init__(self, index: SampleIndex, rows: np.ndarray) -> None:
-        self.source = index
+    Attributes:
+        rows: Row numbers, one for each sample.
+        is_mended: Whether what can be mended in a sample is.
+        images: Other names for images of these names.
+    """
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        rows: np.ndarray,
+        *,
+        mended: bool = False,
+        images: Mapping[str, str] | None = None,
+    ) -> None:
+        self._index = index
+        self.is_mended = mended
         self.rows = rows
+        self.images = images or {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: Any) -> Any:
-        return self.source[self.rows[place]]
+        sample = self._index[self.rows[place]]
+        if self.is_mended:
+            sample, _ = mend(sample)
+        return replace(sample, image=self.images[sample.image]) if sample.image in self.images else sample
+
+    def at(self, rows: np.ndarray, images: Mapping[str, str] | None = None) -> Samples:
+        """The samples of other rows, treated likewise."""
+        images = self.images if images is None else images
+        return Samples(self._index, rows, mended=self.is_mended, images=images)
 
 
 def open_index(data_path: Path) -> SampleIndex:
@@ -277,8 +312,10 @@ def _state(path: Path) -> list[int]:
 
 def _build(data_path: Path, folder: Path) -> None:
     before = _state(data_path)
+    for derived in folder.glob("lengths-*"):
+        derived.unlink()
     with (
-        progress_in_bytes(name=f"indexing {data_path.name}", total=before[0]) as bar,
+        progress_bar(name=f"indexing {data_path.name}", total=before[0], unit="B") as bar,
         atomic_write(folder / SAMPLES, binary=True) as stream,
         pa.ipc.new_file(stream, _SCHEMA) as writer,
     ):
@@ -309,6 +346,7 @@ def _row(place: int, record: Any) -> dict[str, Any]:
         row["texts"] = [turn.text for turn in sample.turns]
         row["length"], row["modality length"] = group_lengths(sample)
         row["image in vain"] = names_image_in_vain(sample)
+        row["mended"] = mend(sample)[1] or None
     if row["kind"] is None and sample is not None:
         row |= {column: _fits(sample, style) for style, column in _CHOOSY_COLUMNS.items()}
     return row

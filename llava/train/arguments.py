@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
+from llava.data.policy import POLICIES
 from llava.errors import SettingsError
 from llava.train.init_adapter import unlike_flags
 from llava.train.recipe import recipe_problems
@@ -71,6 +72,8 @@ class DataArguments:
     image_aspect_ratio: str = _flag("square", "pad, or anything else for resize and centre crop.")
     held_out: float = _flag(0.0, "Part of the images (0.01: 1 %) to validate on instead of learning from.")
     eval_data_path: str | None = _flag(None, "JSON file of conversations to validate on.")
+    bad_samples: str = _flag("error", "Bad records and images: error, skip, or repair what can be mended.")
+    check_data: bool = _flag(True, "First open every image and count every sample's positions.")
     # Filled in when the model is assembled, for the data set to read; no flags.
     image_processor: Any = field(default=None, init=False, repr=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
@@ -284,6 +287,7 @@ def _learned_from(model: ModelArguments, data: DataArguments, training: Training
         "held_out": data.held_out,
         "size of data_path": Path(str(data.data_path)).stat().st_size,
         "image_aspect_ratio": data.image_aspect_ratio,
+        "bad_samples": data.bad_samples,
         **{name: value.value if isinstance(value, Enum) else value for name, value in chosen.items()},
         "samples a step": training.per_device_train_batch_size
         * training.gradient_accumulation_steps
@@ -302,6 +306,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
 
 def _problems(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Iterator[str]:
     yield from _missing_paths(data, training)
+    if data.bad_samples not in POLICIES:
+        yield f"--bad_samples {data.bad_samples}: wanted {', '.join(POLICIES)}"
     if data.image_aspect_ratio == "anyres":
         yield "--image_aspect_ratio anyres: tiles cannot be trained on; use pad"
     if training.bits not in (4, 8, 16):

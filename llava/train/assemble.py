@@ -12,8 +12,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import transformers
 from peft import prepare_model_for_kbit_training
@@ -21,22 +19,22 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates, default_conversation
 from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.held_out import hold_out, warn_of_shared_images
-from llava.errors import CheckpointError, DataError, SettingsError
-from llava.layout.folders import Listing
+from llava.errors import CheckpointError, SettingsError
 from llava.model import lora
 from llava.model.checkpoint import PROJECTOR_FILES, first_file
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.locate import locate
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.placement import UNQUANTISED
 from llava.model.vocabulary import grow_tables
 from llava.model.weights import check_file, check_weights
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.check_data import open_checked
 from llava.train.footprint import numel
 from llava.train.init_adapter import locate_adapter, set_trained_beside
 
@@ -91,13 +89,13 @@ def assemble(
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
 
     tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length, padding_side="right")
-    dataset = LazySupervisedDataset(data_args.data_path or "", tokenizer, data_args, template=template)
-    others = data_args.eval_data_path
-    eval_dataset = LazySupervisedDataset(others, tokenizer, data_args, template=template) if others else None
-    for each in (dataset, eval_dataset) if eval_dataset else (dataset,):
-        _require_sight(each, data_args)
-        _require_images(each, data_args)
-    if eval_dataset:
+    positions = _image_positions(model_args, folder)
+    dataset = open_checked(
+        data_args.data_path or "", tokenizer, template, data_args, training_args, positions
+    )
+    eval_dataset = None
+    if others := data_args.eval_data_path:
+        eval_dataset = open_checked(others, tokenizer, template, data_args, training_args, positions)
         warn_of_shared_images(dataset, eval_dataset)
     if data_args.held_out:
         dataset, eval_dataset = hold_out(dataset, data_args.held_out, seed=training_args.order_seed)
@@ -183,41 +181,12 @@ def _settle_vision(model_args: ModelArguments, config: LlavaConfig) -> None:
         setattr(model_args, flag, own)
 
 
-def _require_sight(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
-    rows = dataset.samples.rows
-    shown = rows[dataset.index.with_image[rows]]
-    if not len(shown):
-        return
-    first = dataset.index.identifier(shown[0])
-    if not data_args.is_multimodal:
-        raise SettingsError(f"{dataset.data_path}: sample {first!r} has an image: --vision_tower is missing")
-    if data_args.image_folder is None:
-        raise SettingsError(f"{dataset.data_path}: sample {first!r} has an image: --image_folder is missing")
-
-
-def _require_images(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
-    """Find out now, not after hours, that an image is missing; and say what is taken for text."""
-    root = Path(data_args.image_folder or ".")
-    listing = Listing(root)
-    rows = dataset.samples.rows
-    images = dataset.index.images(rows)
-    is_there = [listing.has(name.as_py()) for name in images.dictionary]
-    missing = rows[
-        pc.invert(pa.array(is_there, pa.bool_()).take(images.indices)).fill_null(False).to_numpy(False)
-    ]
-    if len(missing):
-        image = dataset.index[missing[0]].image
-        raise DataError(
-            f"{dataset.index.where(missing[0])}: {root / image}: no such "
-            f"image file, nor are those of {len(missing) - 1:,} other records there; `python -m llava.layout "
-            f"check --root {root} --data {dataset.data_path}` lists them"
-        )
-    in_vain = rows[dataset.index.image_in_vain[rows]]
-    if len(in_vain):
-        logger.warning(
-            f"{len(in_vain)} records without image hold {DEFAULT_IMAGE_TOKEN}, which is plain text there: "
-            f"{dataset.index.identifier(in_vain[0])!r} is the first"
-        )
+def _image_positions(model_args: ModelArguments, folder: Path) -> int:
+    """How many positions an image takes, from the tower's config alone."""
+    if not model_args.vision_tower:
+        return 1
+    tower = locate(model_args.vision_tower, near=[folder], what="--vision_tower")
+    return CLIPVisionTower(str(tower), model_args, delay_load=True).num_patches
 
 
 def _load_language_model(
