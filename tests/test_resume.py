@@ -205,9 +205,14 @@ def test_the_clock_asks_for_checkpoints_too(golden: Path, tmp_path: Path) -> Non
     argv = two_steps(golden, tmp_path, "--save_steps", "50000", "--max_steps", "4")
     train(argv=argv)
     assert checkpoints(tmp_path) == []  # half an hour is not over
-    argv += ["--resume_from_checkpoint", "never", "--save_minutes", "1e-5", "--save_total_limit", "2"]
-    train(argv=argv)
-    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-3"]  # after step 4 comes the result itself
+    argv += ["--resume_from_checkpoint", "never", "--save_minutes", "1e-5", "--max_steps", "5"]
+    train(argv=[*argv, "--save_total_limit", "2"])
+    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-4"]  # after step 5 comes the result itself
+    for name in checkpoints(tmp_path):
+        shutil.rmtree(tmp_path / name)
+    # Without a limit, the ones that --save_steps asks for stay, of the clock's the last.
+    train(argv=[*argv, "--save_steps", "2"])
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_a_resumed_run_saves_as_its_flags_say(golden: Path, tmp_path: Path) -> None:

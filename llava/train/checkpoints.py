@@ -35,11 +35,15 @@ class Checkpoints:
     Attributes:
         staging: Where the next one is being written, as `staging/checkpoint-N`; None between two.
         has_failed: Whether the last one could not be written.
+        is_passing: Whether the next one is for resuming alone, and goes when another is there; those that
+            --save_steps asks for stay, if there is no --save_total_limit.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
         self.staging: Path | None = None
         self.has_failed = False
+        self.is_passing = False
+        self._passing: set[Path] = set()
         self._output = Path(str(args.output_dir))
         self._limit = args.save_total_limit or 0
         self._is_writer = args.should_save
@@ -73,7 +77,7 @@ class Checkpoints:
         if self.has_failed:
             self._warn(name)
         elif self._is_writer:
-            self._prune()
+            self._prune(self._output / name)
 
     @contextmanager
     def noting_failure(self) -> Iterator[None]:
@@ -109,10 +113,13 @@ class Checkpoints:
         folder.replace(target)
         flush_tree(self._output, deep=False)
 
-    def _prune(self) -> None:
-        """Remove the oldest beyond --save_total_limit. Renamed first: none ever looks whole that is not."""
+    def _prune(self, written: Path) -> None:
+        """Remove what `written` makes needless. Renamed first: none ever looks whole that is not."""
         gone = self._output / f"{STAGING}old"
-        for checkpoint in self._oldest_first()[: -self._limit] if self._limit > 0 else []:
+        there = self._oldest_first()
+        needless = there[: -self._limit] if self._limit > 0 else self._passing & {*there} - {written}
+        self._passing = {written} if self.is_passing else set()
+        for checkpoint in needless:
             try:
                 checkpoint.replace(gone)
             except OSError as error:
@@ -162,6 +169,7 @@ class InTime(TrainerCallback):
         caught, due = largest(self._signals.caught, int(is_due))
         if state.global_step >= state.max_steps:
             return  # the result itself is written next
+        self._checkpoints.is_passing = not control.should_save
         if caught:
             self.leaves_for = caught
             control.should_training_stop = True
@@ -173,5 +181,6 @@ class InTime(TrainerCallback):
         self._due_at = time.monotonic() + wait_s
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._checkpoints.is_passing = False
         if self.leaves_for:
             control.should_save = False  # --save_strategy epoch would save the same step again
