@@ -81,6 +81,7 @@ def test_unanimous_answers_are_compared_as_they_are() -> None:
     assert official_accuracy("Yes.", ["yes"] * 10) == 0.0
     assert official_accuracy("Yes.", ["yes"] * 9 + ["no"]) == 1.0
     assert normalised_accuracy("Yes.", ["yes"] * 10) == 1.0
+    assert official_accuracy("red car", [" red\tcar\n"] * 5 + ["red car"] * 5) == 1.0
 
 
 def test_the_vizwiz_upload_is_the_originals_byte_by_byte(realdata: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def normalise(text: str) -> str:
 
 def official_accuracy(answer: str, humans: Sequence[str]) -> float:
     """The official VQA evaluator's accuracy (0 to 1) of `answer` against the human answers."""
-    answer, humans = _one_line(answer), list(humans)
+    answer, humans = _one_line(answer), [_one_line(human) for human in humans]
     if len(set(humans)) > 1:
         humans = [_processed(human) for human in humans]
         answer = _processed(answer)
