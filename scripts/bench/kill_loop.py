@@ -7,7 +7,7 @@ A made-up SEED-Bench is answered once in peace. Then `scripts/v1_5/eval/seed.sh`
 one to three shards; at a random moment one shard, or everything at once as by a power cut, is killed, and
 sometimes the last answer on disk is torn. Whatever is merged must equal the undisturbed answers to the byte,
 and a script that lost a shard must not succeed without them. Exit code 1 when that does not hold. A hundred
-kills of a tiny model take about 20 minutes on two CPU cores.
+kills of a tiny model take about 20 minutes on two idle CPU cores; `--minutes` ends it earlier on busy ones.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from llava.command import run
 from llava.files import write_json
+from llava.log import progress
 
 REPO = Path(__file__).resolve().parents[2]
 NAME = "killed"
@@ -63,6 +64,7 @@ class Loop:
         self.merged = self.answers / "merge.jsonl"
         self.wanted = b""
         self.faults: list[str] = []
+        self.attempts = 0
         self.counts: Counter[str] = Counter()
         self._random = random.Random(flags.seed)
         self._model = flags.model_path
@@ -90,6 +92,7 @@ class Loop:
 
     def kill_once(self, longest_s: float) -> None:
         """Start, wait for a random moment, kill, look."""
+        self.attempts += 1
         process = self.start(self._random.randint(1, 3))
         deadline = time.monotonic() + self._random.uniform(0.0, longest_s)
         while process.poll() is None and time.monotonic() < deadline:
@@ -149,6 +152,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no more kills after that")
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=20, help="at most, for each answer")
     parser.add_argument("--seed", type=int, default=0)
@@ -166,11 +170,13 @@ def main() -> None:
         longest_s = time.monotonic() - began
         loop.wanted = loop.merged.read_bytes()
         shutil.rmtree(loop.answers)
-        for _ in range(flags.kills):
+        for _ in progress(range(flags.kills), name="kills", total=flags.kills):
             loop.kill_once(longest_s)
+            if time.monotonic() - began > 60 * flags.minutes:
+                break
         loop.finish()
     told = ", ".join(f"{count} {name}" for name, count in sorted(loop.counts.items()))
-    sys.stdout.write(f"{flags.kills} attempts: {told}; {len(loop.faults)} faults\n")
+    sys.stdout.write(f"{loop.attempts} attempts: {told}; {len(loop.faults)} faults\n")
     if loop.faults:
         sys.exit("\n".join(loop.faults))
 
