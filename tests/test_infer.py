@@ -108,8 +108,7 @@ def test_close_calls_are_asked_again_alone(golden: Path, monkeypatch: pytest.Mon
     loaded = tiny_model(golden)
     requests = mixed_requests(golden)
     generation = Generation(max_new_tokens=6)
-    doubtful = {torch.float32: 1e9, torch.bfloat16: 1e9}
-    monkeypatch.setattr("llava.infer.engine._DOUBTFUL", doubtful)
+    monkeypatch.setattr("llava.infer.engine._ROUNDING_STEPS", {torch.float32: float("inf")})
     sizes: list[int] = []
     encode_views = loaded.model.encode_views
     monkeypatch.setattr(

@@ -205,6 +205,20 @@ def test_close_calls_of_half_precision_are_asked_again_and_counted(
     assert quick.asked_again == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "reach"), [(torch.float32, 1.9e-4), (torch.float16, 0.195), (torch.bfloat16, 0.78)]
+)
+def test_the_reach_of_rounding_grows_with_logits_and_the_precisions_step(
+    golden: Path, dtype: torch.dtype, reach: float
+) -> None:
+    tiny = tiny_model(golden)
+    engine = Engine(dataclasses.replace(tiny, model=copy.deepcopy(tiny.model).to(dtype)), Generation())
+    for scale, within in ((25.0, reach), (50.0, 2 * reach)):
+        assert engine._is_doubtful(Reply("", 0.97 * within, scale))
+        assert not engine._is_doubtful(Reply("", 1.03 * within, scale))
+    assert not engine._is_doubtful(Reply("sampled"))
+
+
 class ShortOfMemory:
     """Stands before a function: raises as a GPU does when more than `most` positions or images come in."""
 

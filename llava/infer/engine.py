@@ -27,9 +27,9 @@ from llava.prompts.encode import tokenizer_image_token
 
 logger = logging.getLogger(__name__)
 
-# A choice between two tokens that was closer than this many logits is made again alone: batching moves logits
-# by rounding, about 1e-5 in float32 and some steps of the precision in the others.
-_DOUBTFUL = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+# Batching moves logits by rounding, in steps: the precision's epsilon times the largest logit. Where two
+# tokens were closer than this many, the prompt is asked again alone. Why so many: scripts/bench/README.md.
+_ROUNDING_STEPS = {torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}
 
 Features = dict[ImageSource, torch.Tensor]
 
@@ -97,7 +97,7 @@ class Engine:
             self._encode(request),
             self._features({image: self._pixels(image) for image in request.images}),
         )
-        return self._said(generate(self._loaded, row, self._generation, streamer=streamer))
+        return Reply(self._text(generate(self._loaded, row, self._generation, streamer=streamer)))
 
     def _encode(self, request: Request) -> list[int]:
         ids = tokenizer_image_token(request.prompt, self._loaded.tokenizer, IMAGE_TOKEN_INDEX)
@@ -187,7 +187,7 @@ class Engine:
                 self._require_room(requests[index], len(prefix) + len(rest))
             waiting.append(Prompts(prefix, group.requests, rests))
         for index, found in self._continue(waiting):
-            yield index, self._said(found.ids, found.margin)
+            yield index, self._said(found)
 
     def _continue(self, waiting: list[Prompts]) -> Iterator[tuple[int, Continuation]]:
         """What `continue_packed` finds for all groups; with half the budget where memory runs out."""
@@ -222,14 +222,14 @@ class Engine:
     def _reply(self, prompt: torch.Tensor) -> Reply:
         """The reply to one prompt, (L, D), alone."""
         if not self._generation.is_greedy:
-            return self._said(generate(self._loaded, prompt, self._generation))
+            return Reply(self._text(generate(self._loaded, prompt, self._generation)))
         found = continue_alone(
             self._loaded.model,
             prompt,
             max_new_tokens=self._generation.max_new_tokens,
             stop_ids=self._stop_ids,
         )
-        return self._said(found.ids, found.margin)
+        return self._said(found)
 
     def _reply_alone(
         self, request: Request, ids: Sequence[int], images: Mapping[ImageSource, Pixels]
@@ -242,9 +242,14 @@ class Engine:
         return self._reply(self._embed(request, ids, features))
 
     def _is_doubtful(self, reply: Reply) -> bool:
-        if not self._exact or self._one_at_a_time or reply.margin is None:
+        if not self._exact or self._one_at_a_time or reply.margin is None or reply.scale is None:
             return False
-        return reply.margin < _DOUBTFUL.get(self._loaded.model.dtype, _DOUBTFUL[torch.bfloat16])
+        dtype = self._loaded.model.dtype
+        return reply.margin < _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps * reply.scale
 
-    def _said(self, ids: Sequence[int], margin: float | None = None) -> Reply:
-        return Reply(self._loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(), margin)
+    def _said(self, found: Continuation) -> Reply:
+        return Reply(self._text(found.ids), found.margin, found.scale)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()

@@ -15,10 +15,14 @@ from transformers import DynamicCache
 
 @dataclass(slots=True)
 class Continuation:
-    """New token ids, without the one that ended them; `margin` is the smallest lead of a chosen token."""
+    """New token ids, without the one that ended them.
+
+    `margin` is the smallest lead of a chosen token, `scale` the largest logit of any token, sign ignored.
+    """
 
     ids: list[int] = field(default_factory=list)
     margin: float = float("inf")
+    scale: float = 0.0
 
 
 @torch.inference_mode()
@@ -51,9 +55,10 @@ def take(logits: torch.Tensor, rows: Sequence[Continuation], stop_ids: Collectio
     best = logits.topk(2, dim=1).values
     # topk does not promise the first of equals; argmax is what generate() takes.
     chosen: list[int] = logits.argmax(dim=1).tolist()
+    leads, scales = (best[:, 0] - best[:, 1]).tolist(), logits.abs().amax(dim=1).tolist()
     taken: list[int | None] = []
-    for row, token, lead in zip(rows, chosen, (best[:, 0] - best[:, 1]).tolist(), strict=True):
-        row.margin = min(row.margin, lead)
+    for row, token, lead, scale in zip(rows, chosen, leads, scales, strict=True):
+        row.margin, row.scale = min(row.margin, lead), max(row.scale, scale)
         is_end = token in stop_ids
         if not is_end:
             row.ids.append(token)

@@ -44,11 +44,13 @@ class Reply:
     """What the model said, without special tokens and outer spaces.
 
     `margin` is by how many logits the closest choice between two tokens was decided; None when sampled or
-    searched. A small one means that another batch size could have tipped it.
+    searched. A small one, measured by `scale`, the largest logit met, means that another batch could have
+    tipped it.
     """
 
     text: str
     margin: float | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
