@@ -20,10 +20,11 @@ def setup_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     who = f" [rank {rank}]" if "RANK" in os.environ else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s{who} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
-    logger = logging.getLogger("llava")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    logger.propagate = False
+    for name in ("llava", "__main__"):  # a module that is run as a command logs under the latter
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        logger.propagate = False
 
 
 def progress(items: Iterable[Item], *, name: str, total: int | None = None, done: int = 0) -> Iterator[Item]:

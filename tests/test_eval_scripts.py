@@ -350,6 +350,8 @@ def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(
     assert code == 0, error
     assert error.count(" loaded on ") == 2
     assert f"left out: gqa: {tmp_path}/gqa lacks " in error
+    assert error.count("seed: 3 questions") == error.count("mme: 2 questions") == 2
+    assert "merge.jsonl: 3 answers" in error
     scores = read_json(tmp_path / "seed_bench/answers/lora/metrics.json")
     seed = next(score["value"] for score in scores["scores"] if score["name"] == "image")
     rows = [line.split() for line in out.splitlines()]
