@@ -276,6 +276,18 @@ def test_an_image_that_goes_bad_amid_a_run_teaches_nothing(golden: Path, world: 
             assembled.dataset[0]
 
 
+@pytest.mark.parametrize(
+    ("policy", "message"), [("error", r"record 0 \(id 'b'\): .*no such image"), ("skip", "no sample is left")]
+)
+def test_a_file_of_bad_records_alone_is_refused(golden: Path, world: Path, policy: str, message: str) -> None:
+    (world / "data.json").write_text(json.dumps([record("b", "none.png"), {"id": "empty"}]))
+    with pytest.raises(DataError, match=message):
+        assemble(*parse_arguments(argv_of(golden, world, "--bad_samples", policy)))
+    (world / "data.json").write_text(json.dumps([{"id": "empty"}]))
+    with pytest.raises(DataError, match="conversations is missing" if policy == "error" else message):
+        assemble(*parse_arguments(argv_of(golden, world, "--bad_samples", policy)))
+
+
 _RANK = """
 import json, sys
 from llava.data import image_files

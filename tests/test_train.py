@@ -573,6 +573,7 @@ def test_what_the_original_trains_on_stops_no_run(
     rows += [conversation(id="7"), conversation(human="no token"), conversation(id=8, gpt=" ")]
     argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, json.dumps(rows)))
     more = ["--max_steps", "-1", "--num_train_epochs", "1", "--model_max_length", "128"]
+    caplog.set_level("INFO", logger="llava")
     trainer = fit(assembled_from([*argv, *more]))
     assert trainer.problems == {"no answer": 3, "answer cut away": 2, "image not in text": 1}
     assert "1 records without image hold <image>, which is plain text there: 0 is the first" in caplog.text

@@ -76,8 +76,8 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self.index = open_index(self.data_path)
         self.samples, self.problems = choose(self.index, self.template, bad_samples)
         refuse(self.problems)
-        if not self.samples:
-            raise DataError(f"{data_path}: holds no sample{' that is usable' if self.problems else ''}")
+        if not len(self.index):
+            raise DataError(f"{data_path}: holds no sample")
 
     def subset(self, places: np.ndarray) -> LazySupervisedDataset:
         """The same data set with only the samples at `places`, numbers from 0 to its length, in order."""

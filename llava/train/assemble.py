@@ -185,8 +185,9 @@ def _image_positions(model_args: ModelArguments, folder: Path) -> int:
     """How many positions an image takes, from the tower's config alone."""
     if not model_args.vision_tower:
         return 1
-    tower = locate(model_args.vision_tower, near=[folder], what="--vision_tower")
-    return CLIPVisionTower(str(tower), model_args, delay_load=True).num_patches
+    tower_folder = locate(model_args.vision_tower, near=[folder], what="--vision_tower")
+    tower = CLIPVisionTower(str(tower_folder), model_args, delay_load=True)
+    return tower.num_patches + (tower.select_feature == "cls_patch")
 
 
 def _load_language_model(
