@@ -70,7 +70,9 @@ class DataArguments:
     is_multimodal: bool = _flag(False, "Has no effect: set when there is a vision tower.")
     image_folder: str | None = _flag(None, "Folder that the records' image paths start from.")
     image_aspect_ratio: str = _flag("square", "pad, or anything else for resize and centre crop.")
-    held_out: float = _flag(0.0, "Part of the images (0.01: 1 %) to validate on instead of learning from.")
+    held_out: float = _flag(
+        0.0, "Part of the images (0.01: one in a hundred) to validate on instead of learning from."
+    )
     eval_data_path: str | None = _flag(None, "JSON file of conversations to validate on.")
     bad_samples: str = _flag("error", "Bad records and images: error, skip, or repair what can be mended.")
     check_data: bool = _flag(True, "First open every image and count every sample's positions.")
