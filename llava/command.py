@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.log import setup_logging
+
+# Names the file where one of several processes leaves its error for the launcher to say last.
+ERROR_FILE = "LLAVA_ERROR_FILE"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -28,6 +32,9 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("LLAVA_TRACEBACK") == "1":
             raise
         sys.stderr.write(f"error: {_one_line(error)}\n")
+        if ERROR_FILE in os.environ and "RANK" in os.environ:
+            with Path(os.environ[ERROR_FILE]).open("a", encoding="utf-8") as file:
+                file.write(f"rank {os.environ['RANK']}: {_one_line(error)}\n")
         sys.exit(2)
 
 

@@ -164,7 +164,10 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
         "pathlib.Path(sys.argv[1]).touch()\n"
         "time.sleep(600)\n"
     )
-    command = [sys.executable, "-m", "llava.train.launch", "--master_port", "0", str(run)]
+    program = (
+        "import sys; from llava.train.launch import Launch, start; start(Launch('torchrun', sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "--master_port", "0", str(run)]
     failed = subprocess.run([*command, "fail"], capture_output=True, text=True)
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr

@@ -11,11 +11,19 @@
 #   OUTPUT_DIR             where checkpoints and the result go; a run that was cut off goes on from the last one there
 #   PER_DEVICE_BATCH       samples per device and forward pass
 #   GRADIENT_ACCUMULATION  forward passes per optimizer step    [1]
-#   NPROC                  processes, one per GPU               [all visible GPUs, or 1]
+#   NPROC                  processes on a machine, one per GPU  [all visible GPUs, or 1]
 #   PYTHON                 interpreter                          [python]
-#   MASTER_PORT            port the processes meet at           [a free one]
+#   MASTER_PORT            port the processes meet at           [a free one; 29500 on several machines]
 #
-# The published results come from 8 GPUs. With fewer, keep NPROC x PER_DEVICE_BATCH x GRADIENT_ACCUMULATION.
+# On several machines, with the same files under the same paths on all of them, one of:
+#   NNODES, NODE_RANK, MASTER_ADDR   how many machines, which of them this is (from 0), and the name or address of
+#                          machine 0: start the script on each of them. Under Slurm see slurm.sh.
+#   HOSTFILE               DeepSpeed's list of machines, a line `name slots=8` for each: start the script on one of
+#                          them, it reaches the others by pdsh and ssh (which need no password); or, with NODE_RANK
+#                          and MASTER_ADDR, on each of them, without pdsh.
+#
+# The published results come from 8 GPUs. With others, keep machines x NPROC x PER_DEVICE_BATCH x
+# GRADIENT_ACCUMULATION. What goes together (LoRA, full, 4 bit, ZeRO, ...) is in README.md beside this file.
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PYTHON=${PYTHON:-python}
@@ -33,47 +41,12 @@ projector() {
 }
 
 # train ZERO_STAGE [FLAG...]: start llava/train/train_mem.py by deepspeed on GPUs where it is installed, else by
-# torchrun for several processes, else by Python. What is learned is the same.
+# torchrun for several processes, else by Python. What is learned is the same. Does not return.
 train() {
-    local stage=$1 facts gpus has_deepspeed port processes
+    local stage=$1
     shift
-    facts=$("$PYTHON" - <<'PY'
-import importlib.util, socket
-import torch
-
-with socket.socket() as free:
-    free.bind(("", 0))
-    print(torch.cuda.device_count(), int(importlib.util.find_spec("deepspeed") is not None), free.getsockname()[1])
-PY
-    )
-    read -r gpus has_deepspeed port <<<"$facts"
-    port=${MASTER_PORT:-$port}
-    processes=${NPROC:-$((gpus > 0 ? gpus : 1))}
-    if ((gpus > 0 && processes > gpus)); then
-        echo "error: NPROC is $processes, but there are $gpus visible GPUs" >&2
-        return 2
-    fi
-
-    local start=("$PYTHON") zero=()
-    if ((gpus > 0 && has_deepspeed)); then
-        start=("$PYTHON" -m deepspeed.launcher.runner --master_port "$port")
-        if [[ -n ${NPROC:-} && -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-            # DeepSpeed given a number takes the machine's first GPUs, whichever are visible; without, the visible ones.
-            CUDA_VISIBLE_DEVICES=$(cut -d, -f "1-$NPROC" <<<"$CUDA_VISIBLE_DEVICES")
-            export CUDA_VISIBLE_DEVICES
-        elif [[ -n ${NPROC:-} ]]; then
-            start+=(--num_gpus "$NPROC")
-        fi
-        zero=(--deepspeed "$REPO/scripts/zero$stage.json")
-    elif ((processes > 1)); then
-        start=("$PYTHON" -m llava.train.launch --nproc_per_node "$processes" --master_port "$port")
-    fi
-    # Slurm's --signal=USR1@300 comes before its time limit: torchrun passes on what is listed, and what does not know
-    # it (deepspeed's launcher) must not die of it. Training itself saves a checkpoint and leaves.
-    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
-    trap '' USR1
-    # Not as a child: what is sent to the script is sent to the run.
-    exec "${start[@]}" "$REPO/llava/train/train_mem.py" "${zero[@]}" \
+    # In our place: a signal to the script is one to the run.
+    exec "$PYTHON" -m llava.train.launch "$stage" \
         --init_adapter "${INIT_ADAPTER:-}" \
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
         --mm_vision_select_layer -2 \
