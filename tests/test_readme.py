@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "playground/data/README.md", "playground/demo/README.md"]
+DOCUMENTS = ["README.md", "playground/data/README.md", "playground/demo/README.md", "scripts/v1_5/README.md"]
 # What users type that is not ours: the shell's own words and the tools that fetch and unpack downloads.
 FOREIGN = {
     "cd",

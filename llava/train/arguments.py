@@ -27,8 +27,10 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 
 from llava.data.policy import POLICIES
 from llava.errors import SettingsError
+from llava.train.deepspeed_start import meet_on_cpu, require_launcher
 from llava.train.init_adapter import unlike_flags
 from llava.train.recipe import recipe_problems
+from llava.train.supported import unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -152,13 +154,10 @@ class TrainingArguments(transformers.TrainingArguments):
         self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
         self._fit_to_hardware()
         if self.deepspeed:
-            _require_launched_deepspeed()
+            require_launcher()
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
-            # On GPUs transformers does this itself; without it ZeRO-3 takes every process for the only one.
-            from deepspeed import init_distributed
-
-            init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+            meet_on_cpu(self.hf_deepspeed_config.config)
 
     def _fit_to_hardware(self) -> None:
         """Drop what needs a GPU where there is none, and say so; never give up a GPU that is there."""
@@ -227,15 +226,6 @@ def _reports(wanted: Sequence[str] | str | None) -> list[str]:
                 f"{', '.join(installed)}, none"
             )
     return names
-
-
-def _require_launched_deepspeed() -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise SettingsError("--deepspeed: DeepSpeed is not installed; pip install deepspeed, or leave it out")
-    if "RANK" not in os.environ:
-        raise SettingsError(
-            "--deepspeed needs a launcher: start by `deepspeed` or `torchrun`, or leave it out"
-        )
 
 
 class _Parser(HfArgumentParser):
@@ -345,8 +335,8 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield f"--save_minutes {training.save_minutes:g}: wanted 0 (none) or more"
     if training.save_minutes and training.save_strategy.value == "no":
         yield f"--save_minutes {training.save_minutes:g} and --save_strategy no: choose one"
-    if training.fsdp and "RANK" not in os.environ:
-        yield "--fsdp needs a launcher: start by `torchrun`, or leave it out"
+    config = training.hf_deepspeed_config.config if training.deepspeed else None
+    yield from unsupported(bits=training.bits, fsdp=bool(training.fsdp), deepspeed=config)
     if training.remove_unused_columns:
         yield "--remove_unused_columns True would drop every image"
 

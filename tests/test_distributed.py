@@ -1,0 +1,212 @@
+"""Every way of sharing a run among processes that the documents promise trains as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import RandomSampler
+
+from llava.data.sampler import EpochSampler
+from llava.train.supported import unsupported
+
+STEPS, BATCH, SEED = 3, 2, 42
+# The batches as two processes take them in turn: i a sample with image, t one of text alone.
+BATCHES = ["it", "tt", "tt", "ii", "ii", "ti"]
+LIMIT_S = 1500
+
+# Rows and columns of the table in scripts/v1_5/README.md, as flags.
+WAYS = {
+    "one process": ["--gradient_accumulation_steps", "2"],
+    "DDP": [],
+    "ZeRO-2": ["--deepspeed", "scripts/zero2.json"],
+    "ZeRO-3": ["--deepspeed", "scripts/zero3.json"],
+    "ZeRO-3-offload": ["--deepspeed", "scripts/zero3_offload.json"],
+    "FSDP": ["--fsdp", "full_shard"],
+}
+LORA = ["--lora_enable", "True", "--lora_r", "8", "--lora_dropout", "0", "--mm_projector_lr", "2e-4"]
+TRAINED = {
+    "LoRA": LORA,
+    "projector only": ["--tune_mm_mlp_adapter", "True"],
+    "all weights": ["--mm_projector_lr", "2e-4"],
+    "LoRA on 4 bit": [*LORA, "--bits", "4"],
+    "LoRA on 8 bit": [*LORA, "--bits", "8"],
+}
+# The largest difference of a loss to that of one process, which are about 8 here.
+TOLERANCE = {"32": 1e-5, "16": 0.03}
+
+
+def table(repo: Path) -> dict[tuple[str, str], str]:
+    """The documents' words by (way, what is trained)."""
+    text = (repo / "scripts/v1_5/README.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)
+    ]
+    columns, _, *body = rows[: 2 + len(WAYS)]
+    cells = {(way, kind): word for way, *words in body for kind, word in zip(columns[1:], words, strict=True)}
+    assert set(cells) == {(way, kind) for way in WAYS for kind in TRAINED}
+    return cells
+
+
+def mixed_data(golden: Path, folder: Path) -> Path:
+    """Samples with image and without, so that in some steps just one of two processes has an image."""
+    places = range(2 * BATCH * STEPS)
+    order = EpochSampler(RandomSampler(places), seed=SEED)
+    has_image = dict(zip(order, "".join(BATCHES), strict=True))
+    images = sorted(path.name for path in (golden / "images").glob("[a-f]_*.png"))
+    rows: list[dict[str, object]] = []
+    for place in places:
+        said = [{"from": "human", "value": f"How much is {place} and 1?"}]
+        row: dict[str, object] = {"id": str(place), "conversations": said}
+        if has_image[place] == "i":
+            said[0]["value"] = "<image>\nWhat is to be seen?"
+            row["image"] = images[place % len(images)]
+        said.append({"from": "gpt", "value": f"It is {place + 1}."})
+        rows.append(row)
+    path = folder / "mixed.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def common_flags(golden: Path, data: Path) -> list[str]:
+    weights = golden / "weights"
+    words = f"""--model_name_or_path {weights}/tiny-vicuna-v1.5 --version v1 --model_max_length 256
+        --vision_tower {weights}/tiny-clip-vit-patch14-56 --mm_vision_select_layer -2
+        --mm_projector_type mlp2x_gelu --pretrain_mm_mlp_adapter {weights}/tiny-pretrain/mm_projector.bin
+        --mm_use_im_patch_token False --data_path {data} --image_folder {golden}/images
+        --image_aspect_ratio pad --gradient_checkpointing True --max_steps {STEPS} --seed {SEED}
+        --per_device_train_batch_size {BATCH} --learning_rate 2e-3 --lr_scheduler_type cosine
+        --warmup_ratio 0.25 --logging_steps 1 --save_strategy no --report_to none --disable_tqdm True"""
+    return words.split()
+
+
+def train_many(repo: Path, folder: Path, jobs: dict[str, list[str]], *, processes: int) -> dict[str, str]:
+    """Train all of them; why each that was refused was."""
+    asked, refused = folder / f"{processes}.json", folder / f"{processes}.errors"
+    asked.write_text(json.dumps(jobs))
+    command = [str(repo / "tests/train_many.py"), str(asked), str(refused)]
+    if processes > 1:
+        several = ["--standalone", "--nproc_per_node", str(processes)]
+        command = ["-m", "torch.distributed.run", *several, *command]
+    env = os.environ | {"PYTHONPATH": str(repo), "TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
+    result = subprocess.run(
+        [sys.executable, *command], env=env, cwd=repo, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    errors: dict[str, str] = json.loads(refused.read_text())
+    return errors
+
+
+def logged(folder: Path, what: str) -> list[float]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [entry[what] for entry in state["log_history"] if what in entry and "loss" in entry]
+
+
+def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What was saved, adapter and projector in one."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            tensors |= load_file(path)
+        elif path.suffix == ".bin":
+            tensors |= torch.load(path, weights_only=True)
+    return tensors
+
+
+def differences(ours: Path, alone: Path, precision: str) -> list[str]:
+    """What of a run is not as in that of one process: losses, learning rates, weights."""
+    found = []
+    loss = max(
+        abs(one - other) for one, other in zip(logged(ours, "loss"), logged(alone, "loss"), strict=True)
+    )
+    if not loss <= TOLERANCE[precision]:
+        found.append(f"losses differ by {loss:g}")
+    if logged(ours, "learning_rate") != logged(alone, "learning_rate"):
+        found.append(f"learning rates {logged(ours, 'learning_rate')}")
+    weights, wanted = trained_weights(ours), trained_weights(alone)
+    if set(weights) != set(wanted):
+        return [*found, f"other weights are saved: {sorted(set(weights) ^ set(wanted))[:3]}"]
+    if precision == "32":
+        # A projector at another's rate would be off by a hundred times this.
+        far = max(
+            float((weights[name] - wanted[name]).norm() / wanted[name].norm().clamp(min=1)) for name in wanted
+        )
+        if not far < 1e-4:
+            found.append(f"weights differ by {far:g} of their norm")
+    return found
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_documents_table_is_as_it_says(repo: Path, golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    pytest.importorskip("bitsandbytes")
+    flags = common_flags(golden, mixed_data(golden, tmp_path))
+    cells = table(repo)
+    jobs: dict[int, dict[str, list[str]]] = {1: {}, 2: {}}
+    # The refused last: asking transformers for FSDP leaves marks in the process.
+    for (way, kind), word in sorted(cells.items(), key=lambda cell: cell[1] != "yes"):
+        # Quantised weights compute in 16 bit (4) or 32 bit (8), the others in both.
+        precisions = {"LoRA on 4 bit": ["16"], "LoRA on 8 bit": ["32"]}.get(kind, ["32", "16"])
+        for precision in precisions[: 2 if word == "yes" else 1]:
+            name = f"{way}, {kind}, {precision}"
+            own = [*WAYS[way], *TRAINED[kind], "--bf16", str(precision == "16")]
+            jobs[1 if way == "one process" else 2][name] = [
+                *flags,
+                *own,
+                "--output_dir",
+                str(tmp_path / name),
+            ]
+
+    refused = {
+        **train_many(repo, tmp_path, jobs[1], processes=1),
+        **train_many(repo, tmp_path, jobs[2], processes=2),
+    }
+    wrong = {}
+    for name in [*jobs[1], *jobs[2]]:
+        way, kind, precision = name.split(", ")
+        word = cells[way, kind]
+        if word != "yes":
+            assert word.startswith("no: ")
+            if word.removeprefix("no: ") not in refused.get(name, "") or (tmp_path / name).exists():
+                wrong[name] = [f"wanted {word}, got {refused.get(name, 'a run')}"]
+        elif name in refused:
+            wrong[name] = [refused[name]]
+        elif found := differences(tmp_path / name, tmp_path / f"one process, {kind}, {precision}", precision):
+            wrong[name] = found
+    assert not wrong, json.dumps(wrong, indent=1)
+    for kind in TRAINED:  # something was learned, at a rate that rose and fell
+        alone = tmp_path / f"one process, {kind}, {'16' if '4 bit' in kind else '32'}"
+        assert logged(alone, "learning_rate") == pytest.approx([2e-3, 1e-3, 0.0])
+    assert not (tmp_path / "compiled").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "bits", "message"),
+    [
+        (
+            {"zero_optimization": {"stage": 3}},
+            4,
+            "--bits 4 under ZeRO-3: .* use --deepspeed scripts/zero2.json",
+        ),
+        ({"zero_optimization": {"stage": 1}}, 16, "ZeRO stage 1 is not tested here"),
+        ({}, 16, "ZeRO stage 0 is not tested here"),
+        (
+            {"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR"}},
+            16,
+            "entry 'scheduler' would",
+        ),
+        ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "AdamW"}}, 16, "entry 'optimizer' would"),
+    ],
+)
+def test_a_deepspeed_file_that_trains_otherwise_is_refused(
+    config: dict[str, object], bits: int, message: str
+) -> None:
+    (said,) = unsupported(bits=bits, fsdp=False, deepspeed=config)
+    assert re.search(message, said)
