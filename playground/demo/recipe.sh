@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the demo's committed weights from nothing: tower and base language model by this folder's own small code, then
-# projector and whole model by our own pretrain.sh and finetune.sh. About half an hour on two CPU cores.
+# projector and whole model by our own pretrain.sh and finetune.sh. Half an hour or more on two CPU cores (RESULTS.md).
 #
 #   bash playground/demo/recipe.sh
 #
