@@ -132,7 +132,9 @@ def test_a_gpu_is_known_by_its_drivers_name() -> None:
     assert {name: known_rate(name) for name in names} == names
 
 
-def test_a_cpus_rate_is_measured() -> None:
+def test_a_cpus_rate_is_measured_and_no_random_number_of_the_run_is_used_up() -> None:
+    before = torch.random.get_rng_state()
     rate, source = peak_rate(torch.device("cpu"), torch.float32)
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert "measured" in source
     assert 1e8 < rate < 1e15
