@@ -82,6 +82,11 @@ def test_a_list_of_machines_goes_to_deepspeed(tmp_path: Path) -> None:
     launch = planned({**hosts, "NPROC": "1", "PATH": str(tmp_path)})
     words = ["--hostfile", hosts["HOSTFILE"], "--num_gpus", "1", "--master_port", "29500"]
     assert (launch.by, launch.words) == ("deepspeed", [*words, *ZERO])
+    quoted = plan(
+        "3", ["--a", "", "--b", "$x", "--c", "d e"], {**hosts, "PATH": str(tmp_path)}, Here(0, True)
+    )
+    # For pdsh's shell; DeepSpeed itself quotes what has a space.
+    assert quoted.words[-6:] == ["--a", "''", "--b", "'$x'", "--c", "d e"]
     by_hand = planned({**hosts, "NODE_RANK": "1", "MASTER_ADDR": "localhost", "PATH": ""})
     words = ["--no_ssh", "--node_rank", "1", "--master_addr", "localhost", "--master_port", "29500"]
     assert by_hand.words == ["--hostfile", hosts["HOSTFILE"], *words, *ZERO]

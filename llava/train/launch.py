@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -70,7 +71,7 @@ def plan(stage: str, flags: Sequence[str], settings: Mapping[str, str], here: He
     program = [str(REPO / "llava" / "train" / "train_mem.py")]
     with_zero = [*program, "--deepspeed", str(REPO / "scripts" / f"zero{stage}.json"), *flags]
     if settings.get("HOSTFILE"):
-        return Launch("deepspeed", [*_by_hostfile(settings, here), *with_zero])
+        return Launch("deepspeed", _by_hostfile(settings, here, with_zero))
     processes = _number(settings, "NPROC", here.gpus or 1, least=1)
     if 0 < here.gpus < processes:
         raise SettingsError(f"NPROC is {processes}, but there are {here.gpus} visible GPUs")
@@ -146,7 +147,7 @@ def _interface(master: str) -> str | None:
     return addresses.get(own)
 
 
-def _by_hostfile(settings: Mapping[str, str], here: Here) -> list[str]:
+def _by_hostfile(settings: Mapping[str, str], here: Here, program: list[str]) -> list[str]:
     """DeepSpeed's words for a host file: it reaches the others by pdsh, or is started on each of them."""
     path = Path(settings["HOSTFILE"])
     hosts = _hosts(path)
@@ -159,7 +160,7 @@ def _by_hostfile(settings: Mapping[str, str], here: Here) -> list[str]:
         words += ["--num_gpus", str(_number(settings, "NPROC", 1, least=1))]
     if settings.get("NODE_RANK"):
         words += ["--no_ssh", "--node_rank", _node_rank(settings, len(hosts))]
-        return [*words, *_meeting_place(settings)]
+        return [*words, *_meeting_place(settings), *program]
     for tool in ("ssh", "pdsh") if len(hosts) > 1 else ("ssh",):
         if shutil.which(tool, path=settings.get("PATH")) is None:
             raise SettingsError(
@@ -167,8 +168,15 @@ def _by_hostfile(settings: Mapping[str, str], here: Here) -> list[str]:
                 "start the same command on every machine"
             )
     if settings.get("MASTER_ADDR"):
-        return [*words, *_meeting_place(settings)]
-    return [*words, "--master_port", str(_number(settings, "MASTER_PORT", MEETING_PORT, least=1))]
+        words += _meeting_place(settings)
+    else:
+        words += ["--master_port", str(_number(settings, "MASTER_PORT", MEETING_PORT, least=1))]
+    return [*words, *(map(_for_pdsh, program) if len(hosts) > 1 else program)]
+
+
+def _for_pdsh(word: str) -> str:
+    """Quoted for the shell that pdsh gives it to: DeepSpeed does so for spaces, and loses what is empty."""
+    return word if " " in word else shlex.quote(word)
 
 
 def _hosts(path: Path) -> list[str]:
