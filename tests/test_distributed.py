@@ -115,7 +115,7 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
     for path in folder.iterdir():
         if path.suffix == ".safetensors":
             tensors |= load_file(path)
-        elif path.suffix == ".bin":
+        elif path.name in ("non_lora_trainables.bin", "mm_projector.bin"):
             tensors |= torch.load(path, weights_only=True)
     return tensors
 
