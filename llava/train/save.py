@@ -26,6 +26,7 @@ from llava.files import flush_tree, write_json
 from llava.model.checkpoint import write_non_lora, write_projector
 from llava.model.lora import Bias, split_trained_state, whole, write_adapter
 from llava.model.weights import Tensors
+from llava.train.footprint import numel
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +137,7 @@ def require_space(model: nn.Module, folder: Path, *, whole: bool) -> None:
         CheckpointError: The disk has less room than the weights take.
     """
     saved = [each for each in model.parameters() if whole or each.requires_grad]
-    # ZeRO-3 leaves an empty tensor and the true size beside it; half precision is the least that is written.
-    needed = 2 * sum(each.ds_numel if hasattr(each, "ds_numel") else each.numel() for each in saved)
+    needed = 2 * sum(numel(each) for each in saved)  # half precision is the least that is written
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(

@@ -48,7 +48,7 @@ def announce(trainer: Any, dataset: LazySupervisedDataset) -> None:
     """
     trainer.add_callback(Outlook(dataset))
     is_multimodal = dataset.data_args.is_multimodal
-    image_positions = trainer.model.get_vision_tower().num_patches if is_multimodal else 1
+    image_positions = trainer.model.image_positions if is_multimodal else 1
     logger.info("%s", describe_sample(dataset, 0, image_positions))
     args = trainer.args
     footprint = measure(trainer.model, device=args.device, autocast=_autocast(args))
