@@ -46,6 +46,7 @@ PEAK_RATES: dict[str, float] = {
 }
 # Parts of a card, and other cards of the same number.
 _SLOWER = {"MIG", "Laptop", "D"}
+_MEASURING_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +152,23 @@ def known_rate(name: str) -> float | None:
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -> float:
-    """Operations a second in products of two `size` x `size` matrices: the best of five.
+    """Operations a second in products of two `size` x `size` matrices: the best of five, fewer if slow.
 
     Args:
         device: Where; a CPU computes with as many threads as torch has.
         dtype: Of both factors and the product.
-        size: 8192 on a GPU and 1024 on a CPU if None: enough to keep it busy, done in a moment.
+        size: 8192 on a GPU and 512 on a CPU if None: enough to keep it busy, done in a moment.
     """
-    size = size or (1024 if device.type == "cpu" else 8192)
+    size = size or (512 if device.type == "cpu" else 8192)
     # From a generator of its own: this may be called amid a run, whose dropout goes on from the global one.
     draws = torch.Generator(device).manual_seed(0)
     one, other = (torch.randn(size, size, generator=draws, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):  # the first is slower: libraries are loaded
+    (one[:64, :64] @ other[:64, :64]).sum().item()  # the first product ever loads libraries
+    seconds: list[float] = []
+    # A CPU without instructions for bfloat16 takes thirty times as long as for float32.
+    while len(seconds) < 5 and sum(seconds) < _MEASURING_S:
         start = time.perf_counter()
         product = one @ other
         product[0, 0].item()  # a GPU is waited for
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
