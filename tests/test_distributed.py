@@ -16,6 +16,7 @@ from torch.utils.data import RandomSampler
 
 from llava.data.sampler import EpochSampler
 from llava.train.supported import unsupported
+from tiny_checkpoints import adapter
 
 STEPS, BATCH, SEED = 3, 2, 42
 # The batches as two processes take them in turn: i a sample with image, t one of text alone.
@@ -185,6 +186,42 @@ def test_every_cell_of_the_documents_table_is_as_it_says(repo: Path, golden: Pat
         alone = tmp_path / f"one process, {kind}, {'16' if '4 bit' in kind else '32'}"
         assert logged(alone, "learning_rate") == pytest.approx([2e-3, 1e-3, 0.0])
     assert not (tmp_path / "compiled").exists()
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_further_every_way(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """At a rate of 0 what is saved is what was given, and the loss is that adapter's."""
+    pytest.importorskip("deepspeed")
+    pytest.importorskip("bitsandbytes")
+    given = adapter(tmp_path / "given", golden)
+    at_0 = {"--init_adapter": str(given), "--pretrain_mm_mlp_adapter": "", "--max_steps": "1"}
+    at_0 |= {"--learning_rate": "0", "--mm_projector_lr": "0", "--lora_alpha": "16", "--bf16": "False"}
+    flags = [
+        *common_flags(golden, mixed_data(golden, tmp_path)),
+        *LORA,
+        *(word for pair in at_0.items() for word in pair),
+    ]
+    one = WAYS["one process"]
+    jobs = {
+        1: {"alone": one, "4 bit": [*one, "--bits", "4", "--bf16", "True"], "8 bit": [*one, "--bits", "8"]},
+        2: {way: WAYS[way] for way in ("DDP", "ZeRO-2", "ZeRO-3", "ZeRO-3-offload")},
+    }
+    for processes, ways in jobs.items():
+        named = {way: [*flags, *more, "--output_dir", str(tmp_path / way)] for way, more in ways.items()}
+        assert train_many(repo, tmp_path, named, processes=processes) == {}
+    wanted = {
+        name.replace("model.model.model", "model.model"): each
+        for name, each in trained_weights(given).items()
+    }
+    untrained = logged(tmp_path / "alone", "loss")[0]
+    for way in (*jobs[1], *jobs[2]):
+        saved = trained_weights(tmp_path / way)
+        assert set(saved) == set(wanted)
+        for name in wanted:
+            assert torch.equal(saved[name].float(), wanted[name].float()), (way, name)
+        assert logged(tmp_path / way, "loss") == pytest.approx(
+            [untrained], abs=1e-5 if "bit" not in way else 0.2
+        )
 
 
 @pytest.mark.parametrize(

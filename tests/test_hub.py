@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import tiny_checkpoints as tiny
+from training_processes import equal_bits, recorded_flags
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -101,6 +102,12 @@ from llava.model.locate import locate
 print(sorted(file.name for file in locate(path).iterdir()))
 """
 
+TRAIN = """
+import json
+from llava.train.train import train
+train(argv=json.loads(path))
+"""
+
 
 def in_a_process(
     hub: Hub, home: Path, code: str, path: str, *, offline: bool = False
@@ -138,6 +145,20 @@ def test_an_adapter_its_base_and_its_tower_come_from_the_hub(golden: Path, hub: 
     # What is in the cache needs no hub.
     again = in_a_process(hub, tmp_path / "home", LOAD, "team/llava-lora", offline=True)
     assert again.stdout == first.stdout, again.stderr
+
+
+def test_an_adapter_of_the_hub_is_trained_further(
+    golden: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(golden)  # the recorded flags name files from there
+    given = tiny.adapter(hub.root / "team/llava-lora", golden)
+    at_0 = {"--init_adapter": "team/llava-lora", "--pretrain_mm_mlp_adapter": "", "--max_steps": "1"}
+    at_0 |= {"--learning_rate": "0", "--mm_projector_lr": "0", "--output_dir": str(tmp_path / "out")}
+    argv = [*recorded_flags(golden, "lora"), *(word for pair in at_0.items() for word in pair)]
+    result = in_a_process(hub, tmp_path / "home", TRAIN, json.dumps(argv))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {"adapter_model.safetensors", "non_lora_trainables.bin"} <= set(hub.asked)
+    assert equal_bits(tmp_path / "out", given)
 
 
 def test_weights_the_hub_has_twice_are_fetched_once(golden: Path, hub: Hub, tmp_path: Path) -> None:

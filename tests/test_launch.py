@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llava.errors import SettingsError
 from llava.train.launch import Here, Launch, plan
+from llava.train.resume import is_complete
 
 TRAIN = "TRAIN"
 HOSTS = "gpu01 slots=2\ngpu02 slots=2\n"
@@ -256,9 +261,59 @@ def test_deepspeed_reaches_the_machines_of_a_list(repo: Path, golden: Path, tmp_
     assert len(losses(tmp_path / "out")) == 2
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
+
+
+def by_deepspeed(folder: Path) -> dict[str, str]:
+    """Settings for two processes on this machine started by DeepSpeed's own launcher."""
+    program(folder / "bin", "ssh", "true")  # it asks whether the machine can be reached
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    return {
+        **hostfile(folder, "localhost slots=2\n"),
+        **meeting,
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+    }
+
+
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_and_is_named_last(repo: Path, golden: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """Which kills what has not ended 30 s after a signal that it sees."""
+    pytest.importorskip("deepspeed")
+    output = tmp_path / "out"
+    env = environment(golden, output, **by_deepspeed(tmp_path))
+    command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT, "--max_steps", "1000"]
+    command += ["--save_strategy", "steps", "--save_steps", "1000"]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        started = subprocess.Popen(
+            command, env=env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
+        )
+    while "2/1000" not in log.read_text(errors="replace"):
+        assert started.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.1)
+    family = psutil.Process(started.pid).children(recursive=True)
+    ranks = [each for each in family if any(word.startswith("--local_rank") for word in each.cmdline())]
+    assert len(ranks) == 2
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does
+    assert started.wait(300) == 130, log.read_text()[-3000:]
+    assert not any(rank.is_running() for rank in ranks)
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert is_complete(checkpoint)
+    said = log.read_text(errors="replace")
+    assert f"the same command goes on from {checkpoint}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_lost_process_ends_the_run_and_is_named_last(
+    repo: Path, golden: Path, tmp_path: Path, launcher: str
+) -> None:
     """Its data fail it in the middle; the other one would wait for it for half an hour."""
+    pytest.importorskip(launcher.replace("torchrun", "torch"))
     images = tmp_path / "images"
     shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
     rows = json.loads((golden / "train_data/train.json").read_text())
@@ -267,7 +322,8 @@ def test_a_lost_process_ends_the_run_and_is_named_last(repo: Path, golden: Path,
         if "image" in row:
             row["image"] = "broken.png"
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    settings = {"NPROC": "2", "DATA_PATH": str(tmp_path / "data.json"), "IMAGE_FOLDER": str(images)}
+    settings = {"DATA_PATH": str(tmp_path / "data.json"), "IMAGE_FOLDER": str(images)}
+    settings |= {"NPROC": "2"} if launcher == "torchrun" else by_deepspeed(tmp_path)
     command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT, "--max_steps", "20"]
     env = environment(golden, tmp_path / "out", **settings)
     result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)

@@ -77,7 +77,10 @@ def checkpoints(output: Path) -> list[str]:
         ("pretrain", 1, False),
         ("full", 1, False),
         ("lora", 2, False),
+        ("pretrain", 2, False),
+        ("full", 2, False),
         ("lora", 2, True),
+        ("pretrain", 2, True),
         ("full", 2, True),
     ],
 )

@@ -8,6 +8,7 @@ The exit code is the run's own. If one of several processes fails, all end; the 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,8 @@ from llava.errors import LlavaError, SettingsError
 
 REPO = Path(__file__).resolve().parents[2]
 MEETING_PORT = 29500  # torchrun's own default: the same on all machines without being told
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAVING_S = 1800  # torchrun's patience with processes that save before they leave; its own is 30 s
 
 
 class LostProcessError(LlavaError):
@@ -230,8 +234,11 @@ def start(launch: Launch) -> None:
 
 
 def _by_torchrun(words: list[str]) -> None:
-    # It passes on only those listed.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    # It passes on only those listed; and under nohup it would die of a SIGHUP that is none of its business.
+    passed = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    names = ",".join(signal.Signals(number).name for number in (*passed, signal.SIGQUIT, signal.SIGUSR1))
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", names)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_S))
     try:
         torchrun.main(words)
     except SignalException as error:
@@ -250,19 +257,39 @@ def _by_torchrun(words: list[str]) -> None:
 
 
 def _by_deepspeed(words: list[str]) -> None:
+    """Its launcher kills processes that have not ended 30 s after a signal, which may be too soon to save.
+
+    So it runs in a process group of its own, out of the terminal's reach, and signals go to the run itself.
+    """
+    launcher = multiprocessing.get_context("fork").Process(
+        target=run, args=(partial(_deepspeed_main, words),)
+    )
+    launcher.start()
+    for number in PASSED_ON:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _tell_run)
+    launcher.join()
+    code = launcher.exitcode or 0
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _deepspeed_main(words: list[str]) -> None:
     from deepspeed.launcher import runner
 
-    signal.signal(signal.SIGTERM, _pass_on)
+    os.setpgid(0, 0)
     try:
         runner.main(words)
     except (RuntimeError, ValueError) as error:
         raise SettingsError(f"DeepSpeed's launcher: {error}") from error
 
 
-def _pass_on(number: int, frame: Any) -> None:
-    """DeepSpeed's launcher dies of SIGTERM and leaves its processes alone; they end by themselves if told."""
-    for child in psutil.Process().children():
-        child.send_signal(number)
+def _tell_run(number: int, frame: Any) -> None:
+    """Pass a signal to the run's processes on this machine; else to what starts them, here or elsewhere."""
+    (launcher,) = psutil.Process().children()
+    starters = [each for each in launcher.children() if "deepspeed.launcher.launch" in each.cmdline()]
+    ranks = [rank for each in starters for rank in each.children()]
+    for process in ranks or [launcher, *launcher.children(recursive=True)]:
+        process.send_signal(number)
 
 
 def _python() -> str:

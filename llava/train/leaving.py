@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and Slurm's SIGUSR1: noted at once, obeyed after the step, when all can be saved."""
+"""Ctrl-C, SIGTERM, Slurm's SIGUSR1, a closed terminal: noted at once, obeyed when the step is saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 # A terminal and a launcher may both pass one Ctrl-C on: only later ones are another.
 _SAME_S = 1.0
@@ -33,7 +33,9 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python gives signals to the main thread alone
             return
-        before = {number: signal.signal(number, self._note) for number in NOTED}
+        # Under nohup a run goes on without its terminal.
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        before = {number: signal.signal(number, self._note) for number in NOTED if number not in ignored}
         try:
             yield
         finally:
@@ -59,7 +61,7 @@ def leave_signals_to_parent(prepare: Callable[[int], None], worker: int) -> None
         prepare: What else is done at its start.
         worker: Its number.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # A launcher sends SIGTERM to everyone, and Python ends its processes by it: only the sender tells.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
