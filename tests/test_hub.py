@@ -151,7 +151,7 @@ def test_an_adapter_of_the_hub_is_trained_further(
     golden: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(golden)  # the recorded flags name files from there
-    given = tiny.adapter(hub.root / "team/llava-lora", golden)
+    given = tiny.adapter(hub.root / "team/llava-lora", golden, prefix="base_model.model.")
     at_0 = {"--init_adapter": "team/llava-lora", "--pretrain_mm_mlp_adapter": "", "--max_steps": "1"}
     at_0 |= {"--learning_rate": "0", "--mm_projector_lr": "0", "--output_dir": str(tmp_path / "out")}
     argv = [*recorded_flags(golden, "lora"), *(word for pair in at_0.items() for word in pair)]
