@@ -88,8 +88,10 @@ def common_flags(golden: Path, data: Path) -> list[str]:
     return words.split()
 
 
-def train_many(repo: Path, folder: Path, jobs: dict[str, list[str]], *, processes: int) -> dict[str, str]:
-    """Train all of them; why each that was refused was."""
+def train_many(
+    repo: Path, folder: Path, jobs: dict[str, list[str]], *, processes: int, cwd: Path | None = None
+) -> dict[str, str]:
+    """Train all of them, in `cwd` or the repository's folder; why each that was refused was."""
     asked, refused = folder / f"{processes}.json", folder / f"{processes}.errors"
     asked.write_text(json.dumps(jobs))
     command = [str(repo / "tests/train_many.py"), str(asked), str(refused)]
@@ -98,7 +100,7 @@ def train_many(repo: Path, folder: Path, jobs: dict[str, list[str]], *, processe
         command = ["-m", "torch.distributed.run", *several, *command]
     env = os.environ | {"PYTHONPATH": str(repo), "TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
     result = subprocess.run(
-        [sys.executable, *command], env=env, cwd=repo, capture_output=True, text=True, timeout=LIMIT_S
+        [sys.executable, *command], env=env, cwd=cwd or repo, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert result.returncode == 0, result.stderr[-5000:]
     errors: dict[str, str] = json.loads(refused.read_text())

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from llava.schema import Sample, Turn
 from llava.train.arguments import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import assemble, fit, train
+from test_distributed import train_many
 
 RATES = {
     "tokens_per_second",
@@ -214,20 +212,22 @@ def test_what_is_held_out_is_not_learned_from(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_validate_as_one_does(run: Run, tmp_path: Path) -> None:
+def test_two_processes_validate_as_one_does(run: Run, repo: Path, golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
     assert len(run.trainer.eval_dataset) % 2 == 1  # one process has a sample less
-    halved = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path), "--lora_dropout", "0"]
-    argv = [*run.argv, *halved, "--max_steps", "1", "--eval_steps", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "llava.train.train", *argv]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    at_start = next(entry for entry in history if "eval_loss" in entry)
+    halved = [*run.argv, "--per_device_train_batch_size", "2", "--lora_dropout", "0", "--report_to", "none"]
+    halved += ["--max_steps", "1", "--eval_steps", "1"]
+    ways: dict[str, list[str]] = {"DDP": []}
+    ways |= {f"ZeRO-{stage}": ["--deepspeed", str(repo / f"scripts/zero{stage}.json")] for stage in (2, 3)}
+    jobs = {way: [*halved, *more, "--output_dir", str(tmp_path / way)] for way, more in ways.items()}
+    assert train_many(repo, tmp_path, jobs, processes=2, cwd=golden) == {}
     losses = {name: value for name, value in run.validations[0].items() if "loss" in name}
-    assert {name: at_start[name] for name in losses} == pytest.approx(losses, rel=2e-6)
-    step = next(entry for entry in history if "loss" in entry)
-    assert set(step) > RATES
+    for way in ways:
+        history = json.loads((tmp_path / way / "trainer_state.json").read_text())["log_history"]
+        at_start = next(entry for entry in history if "eval_loss" in entry)
+        assert {name: at_start[name] for name in losses} == pytest.approx(losses, rel=2e-6)
+        step = next(entry for entry in history if "loss" in entry)
+        assert set(step) > RATES
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@
 
 A script of `scripts/v1_5` trains the tiny model of `playground/demo` once in peace. Then it is started over
 and over; at a random moment all its processes are killed at once as by a power cut, or the script is asked to
-leave by SIGTERM. Whenever a run gets to its end, its weights must equal the undisturbed run's bit for bit,
-and no folder may look like a checkpoint that is none. Exit code 1 when that does not hold.
+leave by SIGTERM. Whenever a run gets to its end, as the last one is let to, its weights must equal the
+undisturbed run's bit for bit, and no folder may look like a checkpoint that is none. Exit code 1 when that
+does not hold.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 
 from llava.command import run
 from llava.files import write_json
+from llava.log import progress
 from llava.model.checkpoint import NON_LORA_FILES, PROJECTOR_FILES
 from llava.model.weights import read_tensors
 from llava.train.resume import is_complete
@@ -108,11 +110,24 @@ class Loop:
                     os.kill(each, signal.SIGKILL)
             else:
                 process.terminate()
-        _, error = process.communicate()
+        error = self._said(process)
         self.counts[how] += 1
         if how == "ended before the kill" and process.returncode:
             self.faults.append(f"exited with {process.returncode}: {error[-500:]}")
         self.check()
+
+    def finish(self) -> None:
+        """Go on to the end, undisturbed."""
+        process = self.start(self.output)
+        error = self._said(process)
+        if process.returncode:
+            self.faults.append(f"the last run exited with {process.returncode}: {error[-500:]}")
+        self.check()
+
+    def _said(self, process: subprocess.Popen[str]) -> str:
+        _, error = process.communicate()
+        self.counts["began at a checkpoint"] += "going on from" in error
+        return error
 
     def check(self) -> None:
         """Every checkpoint is one; a finished run has the undisturbed run's weights."""
@@ -162,8 +177,9 @@ def main() -> None:
         if process.returncode:
             sys.exit(f"the undisturbed run exited with {process.returncode}: {error[-2000:]}")
         longest_s = time.monotonic() - began
-        for _ in range(flags.kills):
+        for _ in progress(range(flags.kills), name="kills", total=flags.kills):
             loop.disturb(longest_s)
+        loop.finish()
     told = ", ".join(f"{count} {name}" for name, count in sorted(loop.counts.items()))
     sys.stdout.write(f"{flags.kills} attempts: {told}; {len(loop.faults)} faults\n")
     if loop.faults:
