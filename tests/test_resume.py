@@ -162,7 +162,7 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
     run = tmp_path / "run.py"
     run.write_text(
         "import pathlib, signal, sys, time\n"
-        "if sys.argv[1] == 'fail': sys.exit(2)\n"
+        "if sys.argv[1].isdecimal(): sys.exit(int(sys.argv[1]))\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
         "time.sleep(600)\n"
@@ -171,9 +171,11 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
         "import sys; from llava.train.launch import Launch, start; start(Launch('torchrun', sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "--master_port", "0", str(run)]
-    failed = subprocess.run([*command, "fail"], capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert "Traceback" not in failed.stderr
+    for code in (2, 128 + signal.SIGUSR1):  # it said why; it was asked to
+        ended = subprocess.run([*command, str(code)], capture_output=True, text=True)
+        assert ended.returncode == code
+        assert "Traceback" not in ended.stderr
+        assert "error: rank" not in ended.stderr
 
     ready = tmp_path / "ready"
     launched = subprocess.Popen([*command, str(ready)], stderr=subprocess.PIPE, text=True)

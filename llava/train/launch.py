@@ -31,6 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llava.command import ERROR_FILE, run
 from llava.errors import LlavaError, SettingsError
+from llava.train.leaving import NOTED
 
 REPO = Path(__file__).resolve().parents[2]
 MEETING_PORT = 29500  # torchrun's own default: the same on all machines without being told
@@ -246,7 +247,7 @@ def _by_torchrun(words: list[str]) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
-        if code != 2:  # else it told why itself
+        if code != 2 and code - 128 not in NOTED:  # else it told why itself
             how = (
                 f"was ended by {failure.signal_name()}"
                 if code < 0
