@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,11 +14,11 @@ from torch.utils.data import RandomSampler
 from llava.data.sampler import EpochSampler
 from llava.train.supported import unsupported
 from tiny_checkpoints import adapter
+from training_processes import train_many
 
 STEPS, BATCH, SEED = 3, 2, 42
 # The batches as two processes take them in turn: i a sample with image, t one of text alone.
 BATCHES = ["it", "tt", "tt", "ii", "ii", "ti"]
-LIMIT_S = 1500
 
 # Rows and columns of the table in scripts/v1_5/README.md, as flags.
 WAYS = {
@@ -88,25 +85,6 @@ def common_flags(golden: Path, data: Path) -> list[str]:
     return words.split()
 
 
-def train_many(
-    repo: Path, folder: Path, jobs: dict[str, list[str]], *, processes: int, cwd: Path | None = None
-) -> dict[str, str]:
-    """Train all of them, in `cwd` or the repository's folder; why each that was refused was."""
-    asked, refused = folder / f"{processes}.json", folder / f"{processes}.errors"
-    asked.write_text(json.dumps(jobs))
-    command = [str(repo / "tests/train_many.py"), str(asked), str(refused)]
-    if processes > 1:
-        several = ["--standalone", "--nproc_per_node", str(processes)]
-        command = ["-m", "torch.distributed.run", *several, *command]
-    env = os.environ | {"PYTHONPATH": str(repo), "TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
-    result = subprocess.run(
-        [sys.executable, *command], env=env, cwd=cwd or repo, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert result.returncode == 0, result.stderr[-5000:]
-    errors: dict[str, str] = json.loads(refused.read_text())
-    return errors
-
-
 def logged(folder: Path, what: str) -> list[float]:
     state = json.loads((folder / "trainer_state.json").read_text())
     return [entry[what] for entry in state["log_history"] if what in entry and "loss" in entry]
@@ -168,8 +146,8 @@ def test_every_cell_of_the_documents_table_is_as_it_says(repo: Path, golden: Pat
             ]
 
     refused = {
-        **train_many(repo, tmp_path, jobs[1], processes=1),
-        **train_many(repo, tmp_path, jobs[2], processes=2),
+        **train_many(tmp_path, jobs[1], cwd=repo, processes=1),
+        **train_many(tmp_path, jobs[2], cwd=repo, processes=2),
     }
     wrong = {}
     for name in [*jobs[1], *jobs[2]]:
@@ -207,7 +185,7 @@ def test_an_adapter_is_trained_further_every_way(repo: Path, golden: Path, tmp_p
     }
     for processes, ways in jobs.items():
         named = {way: [*flags, *more, "--output_dir", str(tmp_path / way)] for way, more in ways.items()}
-        assert train_many(repo, tmp_path, named, processes=processes) == {}
+        assert train_many(tmp_path, named, cwd=repo, processes=processes) == {}
     wanted = trained_weights(given)
     (loss,) = logged(tmp_path / "alone", "loss")
     for way in (*jobs[1], *jobs[2]):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from test_distributed import LORA, WAYS, common_flags, differences, logged, mixed_data, train_many
+from test_distributed import LORA, WAYS, common_flags, differences, logged, mixed_data
+from training_processes import train_many
 
 # Of 4 and 8 bits only losses: what is multiplied in int8 depends on all that is multiplied at once.
 QUANTISED = {"4": 1e-4, "8": 0.05}
@@ -31,7 +32,7 @@ def test_the_fast_recipe_learns_what_one_process_does_by_the_exact_one(
 
     for processes, jobs in ((1, alone), (2, shared)):
         named = {name: [*flags, *more, "--output_dir", str(tmp_path / name)] for name, more in jobs.items()}
-        assert train_many(repo, tmp_path, named, processes=processes) == {}
+        assert train_many(tmp_path, named, cwd=repo, processes=processes) == {}
     for name in ("fast", "DDP", "ZeRO-2", "ZeRO-3"):
         assert differences(tmp_path / name, tmp_path / "exact", "32") == [], name
     for bits, tolerance in QUANTISED.items():

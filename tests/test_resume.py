@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def eight_steps(golden: Path, kind: str, output: Path, *more: str, processes: in
 
 def start(golden: Path, argv: list[str], processes: int = 1) -> Started:
     output = Path(argv[argv.index("--output_dir", argv.index("--output_dir") + 1) + 1])
-    return Started(argv, cwd=golden, log=output.with_suffix(".log"), processes=processes)
+    return Started(partial(train, argv=argv), cwd=golden, log=output.with_suffix(".log"), processes=processes)
 
 
 def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:

@@ -22,7 +22,7 @@ from llava.schema import Sample, Turn
 from llava.train.arguments import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import assemble, fit, train
-from test_distributed import train_many
+from training_processes import train_many
 
 RATES = {
     "tokens_per_second",
@@ -220,7 +220,7 @@ def test_two_processes_validate_as_one_does(run: Run, repo: Path, golden: Path, 
     ways: dict[str, list[str]] = {"DDP": []}
     ways |= {f"ZeRO-{stage}": ["--deepspeed", str(repo / f"scripts/zero{stage}.json")] for stage in (2, 3)}
     jobs = {way: [*halved, *more, "--output_dir", str(tmp_path / way)] for way, more in ways.items()}
-    assert train_many(repo, tmp_path, jobs, processes=2, cwd=golden) == {}
+    assert train_many(tmp_path, jobs, cwd=golden, processes=2) == {}
     losses = {name: value for name, value in run.validations[0].items() if "loss" in name}
     for way in ways:
         history = json.loads((tmp_path / way / "trainer_state.json").read_text())["log_history"]

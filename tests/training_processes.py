@@ -10,14 +10,18 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava.command import run
+from llava.errors import SettingsError
 from llava.train.train import quiet_libraries, train
 
 LIMIT_S = 600.0
@@ -29,19 +33,27 @@ _context.set_forkserver_preload(["llava.train.train", "deepspeed"])
 class Started:
     """One run: its processes, and what they say on stderr."""
 
-    def __init__(self, argv: list[str], *, cwd: Path, log: Path, processes: int = 1) -> None:
-        """Start it; with more than one process as a launcher would, over gloo."""
+    def __init__(
+        self,
+        work: Callable[[], object],
+        *,
+        cwd: Path,
+        log: Path,
+        processes: int = 1,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it; more than one process as a launcher would, over gloo."""
         self.log = log
-        settings: dict[str, str] = {}
-        if processes > 1 or "--deepspeed" in argv:
+        shared = dict(settings or {})
+        if processes > 1:
             with socket.socket() as free:
                 free.bind(("", 0))
-                settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-            settings["WORLD_SIZE"] = str(processes)
+                shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+            shared["WORLD_SIZE"] = str(processes)
         self.processes: list[ForkServerProcess] = []
         for rank in range(processes):
-            own = settings | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if settings else {})
-            process = _context.Process(target=_train, args=(argv, cwd, log, own))
+            own = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+            process = _context.Process(target=_work, args=(work, cwd, log, own))
             process.start()
             self.processes.append(process)
 
@@ -96,7 +108,35 @@ def equal_bits(first: Path, second: Path) -> bool:
     return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def _train(argv: list[str], cwd: Path, log: Path, settings: dict[str, str]) -> None:
+def train_many(folder: Path, jobs: dict[str, list[str]], *, cwd: Path, processes: int) -> dict[str, str]:
+    """Train all of them one after the other in one start of processes; why each that was refused was."""
+    refused = folder / f"{processes}.errors"
+    settings = {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
+    log = folder / f"{processes}.log"
+    work = partial(_train_many, jobs, refused)
+    started = Started(work, cwd=cwd, log=log, processes=processes, settings=settings)
+    codes = started.wait()
+    assert not any(codes), started.said()[-5000:]
+    errors: dict[str, str] = json.loads(refused.read_text())
+    return errors
+
+
+def _train_many(jobs: dict[str, list[str]], refused: Path) -> None:
+    errors: dict[str, str] = {}
+    for name, argv in jobs.items():
+        try:
+            train(argv=argv)
+        except SettingsError as error:
+            errors[name] = str(error)
+        # What a process remembers of its run; the connection to the others stays.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        unset_hf_deepspeed_config()
+    if os.environ.get("RANK", "0") == "0":
+        refused.write_text(json.dumps(errors))
+
+
+def _work(work: Callable[[], object], cwd: Path, log: Path, settings: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # data loaders as in a run that nobody forked
     os.chdir(cwd)
     os.environ.update(settings)
@@ -104,4 +144,8 @@ def _train(argv: list[str], cwd: Path, log: Path, settings: dict[str, str]) -> N
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     quiet_libraries()
-    run(lambda: train(argv=argv))
+
+    def main() -> None:
+        work()
+
+    run(main)
