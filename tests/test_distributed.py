@@ -13,7 +13,7 @@ from torch.utils.data import RandomSampler
 
 from llava.data.sampler import EpochSampler
 from llava.train.supported import unsupported
-from tiny_checkpoints import adapter
+from tiny_checkpoints import adapter, self_trained
 from training_processes import train_many
 
 STEPS, BATCH, SEED = 3, 2, 42
@@ -195,6 +195,17 @@ def test_an_adapter_is_trained_further_every_way(repo: Path, golden: Path, tmp_p
         for name, tensor in wanted.items():
             assert torch.equal(saved[name].float(), tensor.to(kept_in).float()), (way, name)
         assert logged(tmp_path / way, "loss") == pytest.approx([loss], abs=0.2 if "bit" in way else 1e-5)
+
+
+@pytest.mark.slow
+def test_zero_3_takes_a_projector_for_a_model_that_has_one(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """Its own is read in parts then, which another's weights do not fit."""
+    pytest.importorskip("deepspeed")
+    model = self_trained(tmp_path / "model", golden)
+    flags = [*common_flags(golden, mixed_data(golden, tmp_path)), *LORA, "--model_name_or_path", str(model)]
+    jobs = {"out": [*flags, *WAYS["ZeRO-3"], "--bf16", "True", "--output_dir", str(tmp_path / "out")]}
+    assert train_many(tmp_path, jobs, cwd=repo, processes=2) == {}
+    assert all(7 < loss < 9 for loss in logged(tmp_path / "out", "loss"))
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,7 @@ def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(
         "EVAL_ROOT": str(tmp_path),
         "MODEL_BASE": str(golden / "weights/tiny-vicuna-v1.5"),
         "SHARDS": "2",
+        "ANSWER_FLAGS": "--max_new_tokens 8",
         "CUDA_VISIBLE_DEVICES": "",
     }
     code, out, error = finished(started(repo, "all_lora.sh", golden / "viii_lora", "lora", **settings))
