@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from llava.infer.requests import ModelChoice
-from llava.model.builder import load_pretrained_model
 from llava.model.placement import plan
 
 logger = logging.getLogger(__name__)
@@ -64,6 +63,8 @@ def load(choice: ModelChoice) -> Loaded:
         CheckpointError: The weights cannot be loaded.
         SettingsError: The device is not there.
     """
+    from llava.model.builder import load_pretrained_model  # slow, and a run with nothing to ask only settles
+
     choice = settle(choice)
     began = time.monotonic()
     tokenizer, model, image_processor, context_length = load_pretrained_model(
