@@ -54,7 +54,7 @@ fi
 
 step "3/5 LoRA fine-tuning on the mixed data"
 MODEL=$base VISION_TOWER=playground/demo/tower PROJECTOR='' DATA_PATH=$data/llava_v1_5_mix665k_dataengine.json \
-    IMAGE_FOLDER=$data OUTPUT_DIR=$tuned PER_DEVICE_BATCH=64 \
+    IMAGE_FOLDER=$data OUTPUT_DIR=$tuned PER_DEVICE_BATCH=32 \
     bash scripts/v1_5/finetune_lora_dataengine.sh \
     --bf16 False --gradient_checkpointing False --dataloader_num_workers 0 --report_to none --seed "$SEED" \
     --logging_steps 20 --lora_r 16 --lora_alpha 32 --lora_dropout 0 --learning_rate 2e-3 --mm_projector_lr 1e-3

@@ -334,23 +334,30 @@ def test_a_lost_process_ends_the_run_and_is_named_last(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "who"), [("torchrun", "rank 1"), ("deepspeed", "a process")])
 @pytest.mark.parametrize(
-    ("end", "code", "last"),
+    ("end", "code", "how"),
     [
-        ("os.kill(os.getpid(), 9)", 137, "error: rank 1 was ended by SIGKILL; the others were stopped"),
-        ("1 / 0", 1, "error: rank 1 failed with exit code 1, see above; the others were stopped"),
+        ("os.kill(os.getpid(), 9)", 137, "was ended by SIGKILL"),
+        ("1 / 0", 1, "failed with exit code 1, see above"),
     ],
 )
 def test_a_process_that_cannot_say_why_is_named_too(
-    repo: Path, tmp_path: Path, end: str, code: int, last: str
+    repo: Path, tmp_path: Path, launcher: str, who: str, end: str, code: int, how: str
 ) -> None:
+    pytest.importorskip(launcher.replace("torchrun", "torch"))
     worker = tmp_path / "worker.py"
     worker.write_text(f"import os, time\nif os.environ['RANK'] == '1': {end}\ntime.sleep(600)\n")
-    words = ["--nproc_per_node", "2", "--master_port", "0", str(worker)]
-    program = f"from llava.train.launch import Launch, start\nstart(Launch('torchrun', {words!r}))"
+    words, env = ["--nproc_per_node", "2"], dict(os.environ)
+    if launcher == "deepspeed":
+        env |= by_deepspeed(tmp_path)
+        words = ["--hostfile", env.pop("HOSTFILE"), "--master_addr", "localhost"]
+    words += ["--master_port", free_port(), str(worker)]
+    program = f"from llava.train.launch import Launch, start\nstart(Launch({launcher!r}, {words!r}))"
     command = [sys.executable, "-c", program]
-    result = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=300)
-    assert (result.returncode, result.stderr.strip().splitlines()[-1]) == (code, last)
+    result = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=300)
+    last = result.stderr.strip().splitlines()[-1]
+    assert (result.returncode, last) == (code, f"error: {who} {how}; the others were stopped")
 
 
 def test_a_wrong_setting_ends_a_script_with_one_line_and_2(repo: Path, golden: Path, tmp_path: Path) -> None:

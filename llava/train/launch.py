@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import psutil
 import torch
@@ -246,15 +246,16 @@ def _by_torchrun(words: list[str]) -> None:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        code = failure.exitcode
-        if code != 2 and code - 128 not in NOTED:  # else it told why itself
-            how = (
-                f"was ended by {failure.signal_name()}"
-                if code < 0
-                else f"failed with exit code {code}, see above"
-            )
-            sys.stderr.write(f"error: rank {rank} {how}; the others were stopped\n")
-        sys.exit(code if code > 0 else 128 - code)
+        _leave(failure.exitcode, f"rank {rank}")
+
+
+def _leave(code: int, who: str) -> NoReturn:
+    """End with a failed process's exit code; negative is a signal's number. Say so if it could not itself."""
+    if code < 0:
+        sys.stderr.write(f"error: {who} was ended by {signal.Signals(-code).name}; the others were stopped\n")
+    elif code != 2 and code - 128 not in NOTED:
+        sys.stderr.write(f"error: {who} failed with exit code {code}, see above; the others were stopped\n")
+    sys.exit(code if code > 0 else 128 - code)
 
 
 def _by_deepspeed(words: list[str]) -> None:
@@ -271,7 +272,9 @@ def _by_deepspeed(words: list[str]) -> None:
             signal.signal(number, _tell_run)
     launcher.join()
     code = launcher.exitcode or 0
-    sys.exit(code if code >= 0 else 128 - code)
+    if code:
+        # A process's negative code comes through another process's exit: as a byte.
+        _leave(code - 256 if code > 256 - signal.NSIG else code, "a process")
 
 
 def _deepspeed_main(words: list[str]) -> None:

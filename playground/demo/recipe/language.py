@@ -17,7 +17,6 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -106,15 +105,6 @@ class Pupil(nn.Module):
         )
         self.projector = nn.Sequential(nn.Linear(128, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         prime(self.language, self.projector, match_from=WORD_LAYER)
-
-    def load(self, folder: Path) -> None:
-        """Take over the weights of a LLaVA model that came out of this recipe."""
-        weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-        projector = [name for name in weights if name.startswith(_PROJECTOR)]
-        self.projector.load_state_dict(
-            {name.removeprefix(_PROJECTOR): weights.pop(name) for name in projector}
-        )
-        self.language.load_state_dict(weights)
 
     def forward(self, rows: list[Row], features: Tensor) -> tuple[Tensor, float]:
         """The loss, and the share of supervised ids that are right. `features`: (B, cells, 128)."""
@@ -256,16 +246,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="holds tokenizer.model already")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--images", type=int, default=16000)
-    parser.add_argument("--start", type=Path, help="a LLaVA model of this recipe to go on from")
-    parser.add_argument("--first-stage", type=int, default=0, help="where in the curriculum to begin")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tower = CLIPVisionModel.from_pretrained(args.tower, dtype=torch.float32)
     lessons = Lessons(args.out, tower, seed=args.seed, images=args.images)
     pupil = Pupil(lessons.reader.vocab_size())
-    if args.start:
-        pupil.load(args.start)
-    for number, stage in list(enumerate(CURRICULUM))[args.first_stage :]:
+    for number, stage in enumerate(CURRICULUM):
         print(f"stage {number}: {stage.tasks}", flush=True)
         teach(pupil, lessons, stage, rate=1e-3)
     projector = {f"{_PROJECTOR}{name}": value for name, value in pupil.projector.state_dict().items()}
