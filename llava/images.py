@@ -30,9 +30,9 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         DataError: The file is missing, is no image, or is cut short.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such image file")
     try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such image file")
         with Image.open(path) as image:
             return _to_rgb(image)
     except BROKEN as error:

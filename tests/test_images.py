@@ -167,6 +167,10 @@ def test_a_broken_image_is_said_by_name(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"gone\.png: no such image file"):
         read_image(tmp_path / "gone.png")
+    with pytest.raises(
+        DataError, match="cannot be read as an image"
+    ):  # what the system does not even look for
+        read_image(tmp_path / ("a" * 300 + ".png"))
 
 
 def test_base64_images_are_decoded_or_refused() -> None:
