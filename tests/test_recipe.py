@@ -277,6 +277,13 @@ def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
     assert settle(several, reads_images=True) == Recipe(checkpoint_layers="auto")
 
 
+def test_a_model_without_vision_refuses_shortcuts_that_it_does_not_know(golden: Path) -> None:
+    """It would pass over them: rows of several samples would count as one each."""
+    with pytest.raises(SettingsError, match="--pack, --sparse_loss: only a model with a vision tower"):
+        settle(given(golden, "--pack", "True", "--sparse_loss", "True"), reads_images=False)
+    assert settle(given(golden), reads_images=False) == Recipe(checkpoint_layers="auto")
+
+
 def test_contradictions_between_shortcuts_are_reported_together(golden: Path) -> None:
     wrong = [
         "--recipe",

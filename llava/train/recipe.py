@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llava.errors import SettingsError
 from llava.model.fused import unfit_for_fusing
 
 RECIPES = ("exact", "fast")
+# Shortcuts that a model's forward must know of.
+_IN_FORWARD = ("pack", "micro_batch_tokens", "sparse_loss", "skip_blank_images")
 # Long enough for a GPU's products to be at full speed, short enough for a 7B model's activations to fit.
 ROW_POSITIONS = 8192
 
@@ -42,7 +45,14 @@ def settle(training: Any, *, reads_images: bool) -> Recipe:
     Args:
         training: The flags, checked.
         reads_images: Whether the model is one of ours: others know no shortcuts in their forward.
+
+    Raises:
+        SettingsError: A shortcut is asked for that the model does not know.
     """
+    if not reads_images:
+        named = [f"--{name}" for name in _IN_FORWARD if getattr(training, name)]
+        if named:
+            raise SettingsError(f"{', '.join(named)}: only a model with a vision tower can compute so")
     is_fast = training.recipe == "fast"
     may_shorten = is_fast and reads_images and training.n_gpu <= 1
     pack = _chosen(training.pack, may_shorten)
