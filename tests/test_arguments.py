@@ -118,6 +118,18 @@ def test_what_cannot_be_is_said_in_one_line(data: str, flags: list[str], message
 def test_all_contradictions_are_said_at_once(data: str) -> None:
     with pytest.raises(SettingsError, match=r"no such file.*--bits 5.*choose one"):
         parsed(data + "x", "--bits", "5", "--group_by_length", "--group_by_modality_length")
+    # Those about this machine, too, which transformers would stop at.
+    wrong = ["--report_to", "nowhere", "--use_cpu", "--fp16", "--deepspeed", "scripts/zero2.json"]
+    with pytest.raises(SettingsError) as caught:
+        parsed(data, *wrong, "--mm_projector_type", "mlp", "--lora_dropout", "1.5")
+    for part in (
+        "--report_to nowhere",
+        "--fp16 True needs",
+        "--deepspeed",
+        "--mm_projector_type mlp:",
+        "--lora_dropout 1.5:",
+    ):
+        assert part in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -27,7 +27,8 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 
 from llava.data.policy import POLICIES
 from llava.errors import SettingsError
-from llava.train.deepspeed_start import meet_on_cpu, require_launcher
+from llava.model.multimodal_projector.builder import is_projector_type
+from llava.train.deepspeed_start import meet_on_cpu, no_launcher
 from llava.train.init_adapter import unlike_flags
 from llava.train.recipe import recipe_problems
 from llava.train.supported import unsupported
@@ -139,6 +140,8 @@ class TrainingArguments(transformers.TrainingArguments):
     save_safetensors: bool = _flag(True, "Has no effect: full weights are always safetensors.")
     overwrite_output_dir: bool = _flag(False, "Has no effect; see resume_from_checkpoint.")
 
+    # What this machine cannot do; refused with the other wrong flags.
+    unfit: list[str] = field(default_factory=list, init=False, repr=False)
     # Filled in when all flags are read: what decides what is learned, by flag; see llava/train/resume.py.
     learned_from: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -148,13 +151,14 @@ class TrainingArguments(transformers.TrainingArguments):
             value = getattr(self, name)
             if value and getattr(self, new_name) == defaults[new_name]:
                 setattr(self, new_name, convert(value))
-        self.report_to = _reports(self.report_to)
+        self.report_to, self.unfit = _reports(self.report_to)
         self.per_device_eval_batch_size = 1
         self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
         self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
         self._fit_to_hardware()
-        if self.deepspeed:
-            require_launcher()
+        for flag, problem in self._impossible():
+            self.unfit.append(problem)
+            setattr(self, flag, None)  # or transformers stops at it, and does not come to the others
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
             meet_on_cpu(self.hf_deepspeed_config.config)
@@ -167,10 +171,15 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
             logger.info("--tf32 True ignored: it needs an NVIDIA GPU of the Ampere generation or newer")
             self.tf32 = None
+
+    def _impossible(self) -> Iterator[tuple[str, str]]:
+        """Flags that ask for what this machine cannot do, and why not."""
         if self.use_cpu and self.fp16:
-            raise SettingsError("--fp16 True needs a GPU; on the CPU use --bf16 True or neither")
+            yield "fp16", "--fp16 True needs a GPU; on the CPU use --bf16 True or neither"
         if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
-            raise SettingsError("--bf16 True: this GPU has no bf16; use --bf16 False --fp16 True")
+            yield "bf16", "--bf16 True: this GPU has no bf16; use --bf16 False --fp16 True"
+        if self.deepspeed and (reason := no_launcher()) is not None:
+            yield "deepspeed", reason
 
     @property
     def checkpoint_minutes(self) -> float:
@@ -209,23 +218,23 @@ MINUTES = 30.0  # what a killed run loses at most; the published --save_steps ne
 BIASES = ("none", "all", "lora_only")
 
 
-def _reports(wanted: Sequence[str] | str | None) -> list[str]:
-    """Where metrics go. Asking for a library that is not installed is an error, before weights are read."""
+def _reports(wanted: Sequence[str] | str | None) -> tuple[list[str], list[str]]:
+    """Where metrics go, of what is installed; and what is wrong with what else is asked for."""
     installed = get_available_reporting_integrations()
     if wanted is None:
-        return ["tensorboard"] if "tensorboard" in installed else []
+        return ["tensorboard"] if "tensorboard" in installed else [], []
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if "none" in names:
-        return []
+        return [], []
     if "all" in names:
-        return list(installed)
-    for name in names:
-        if name not in installed:
-            raise SettingsError(
-                f"--report_to {name}: not installed; pip install {name}, or choose from: "
-                f"{', '.join(installed)}, none"
-            )
-    return names
+        return list(installed), []
+    there = ", ".join(installed)
+    missing = [
+        f"--report_to {name}: not installed; pip install {name}, or choose from: {there}, none"
+        for name in names
+        if name not in installed
+    ]
+    return [name for name in names if name in installed], missing
 
 
 class _Parser(HfArgumentParser):
@@ -266,7 +275,8 @@ _DECISIVE = (
     *("learning_rate", "mm_projector_lr", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim"),
     *("num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "fp16", "bits", "model_max_length"),
     *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "freeze_mm_mlp_adapter"),
-    *("group_by_modality_length", "group_by_length"),
+    *("group_by_modality_length", "group_by_length", "lr_scheduler_kwargs", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "quant_type", "double_quant"),
 )
 
 
@@ -297,6 +307,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
 
 
 def _problems(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Iterator[str]:
+    yield from training.unfit
     yield from _missing_paths(data, training)
     if data.bad_samples not in POLICIES:
         yield f"--bad_samples {data.bad_samples}: wanted {', '.join(POLICIES)}"
@@ -314,6 +325,10 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
         yield "--lora_enable and --tune_mm_mlp_adapter: choose the adapter or the projector alone"
     if training.lora_enable and training.lora_r < 1:
         yield f"--lora_r {training.lora_r}: wanted 1 or more"
+    if not 0.0 <= training.lora_dropout < 1.0:
+        yield f"--lora_dropout {training.lora_dropout:g}: wanted 0 to less than 1"
+    if not is_projector_type(model.mm_projector_type):
+        yield f"--mm_projector_type {model.mm_projector_type}: wanted linear, mlpNx_gelu or identity"
     if training.lora_bias not in BIASES:
         yield f"--lora_bias {training.lora_bias}: wanted {', '.join(BIASES)}"
     if model.init_adapter:

@@ -6,21 +6,14 @@ import importlib.util
 import os
 from typing import Any
 
-from llava.errors import SettingsError
 
-
-def require_launcher() -> None:
-    """Refuse --deepspeed where it cannot work.
-
-    Raises:
-        SettingsError: DeepSpeed is not installed, or this process is none of a launcher's.
-    """
+def no_launcher() -> str | None:
+    """Why --deepspeed cannot work here: it is not installed, or this process is none of a launcher's."""
     if importlib.util.find_spec("deepspeed") is None:
-        raise SettingsError("--deepspeed: DeepSpeed is not installed; pip install deepspeed, or leave it out")
+        return "--deepspeed: DeepSpeed is not installed; pip install deepspeed, or leave it out"
     if "RANK" not in os.environ:
-        raise SettingsError(
-            "--deepspeed needs a launcher: start by `deepspeed` or `torchrun`, or leave it out"
-        )
+        return "--deepspeed needs a launcher: start by `deepspeed` or `torchrun`, or leave it out"
+    return None
 
 
 def meet_on_cpu(config: dict[str, Any]) -> None:

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaConfig
 
 
+_MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
+
+
+def is_projector_type(kind: str | None) -> bool:
+    """Whether there is such a projector; None is `linear`."""
+    return kind in (None, "linear", "identity") or _MLP.fullmatch(kind) is not None
+
+
 def build_vision_projector(config: LlavaConfig) -> nn.Module:
     """The projector that `config.mm_projector_type` names: linear, mlpNx_gelu or identity.
 
@@ -27,7 +35,7 @@ def build_vision_projector(config: LlavaConfig) -> nn.Module:
         raise CheckpointError(f"{owner_of(config)} names a vision tower but has no mm_hidden_size")
     if kind == "linear":
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
-    depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    depth = _MLP.fullmatch(kind)
     if depth is None:
         raise CheckpointError(
             f"{owner_of(config)} has mm_projector_type {kind!r}; there are linear, mlpNx_gelu and identity"
