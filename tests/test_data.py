@@ -126,7 +126,7 @@ def test_images_are_stacked_if_they_can_be() -> None:
     small, large = torch.zeros(3, 2, 2), torch.zeros(3, 4, 4)
     assert collate([item([1], small), item([1], small)])["images"].shape == (2, 3, 2, 2)
     assert [each.shape[-1] for each in collate([item([1], small), item([1], large)])["images"]] == [2, 4]
-    assert collate([item([1], small)])[NOTES] == [("s", None)]
+    assert collate([item([1], small)])[NOTES] == [("s", None, None)]
     with pytest.raises(DataError, match="1 of 2 samples of a batch have an image tensor"):
         collate([item([1], small), item([1])])
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,26 @@ def checkpoints(output: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "processes", "zero"),
     [
-        ("lora", 1, False),
-        ("pretrain", 1, False),
-        ("full", 1, False),
-        ("lora", 2, False),
-        ("pretrain", 2, False),
-        ("full", 2, False),
-        ("lora", 2, True),
-        ("pretrain", 2, True),
-        ("full", 2, True),
+        ("lora", 1, ""),
+        ("pretrain", 1, ""),
+        ("full", 1, ""),
+        ("lora", 2, ""),
+        ("pretrain", 2, ""),
+        ("full", 2, ""),
+        ("lora", 2, "2"),
+        ("pretrain", 2, "2"),
+        ("full", 2, "2"),
+        ("lora", 2, "3"),
     ],
 )
 def test_a_killed_run_ends_with_the_same_weights(
-    golden: Path, repo: Path, tmp_path: Path, kind: str, processes: int, zero: bool
+    golden: Path, repo: Path, tmp_path: Path, kind: str, processes: int, zero: str
 ) -> None:
     """Killed in the first epoch, amid a checkpoint if that can be hit, and left by SIGTERM in the second."""
     more: list[str] = []
     if zero:
         pytest.importorskip("deepspeed")
-        more = ["--deepspeed", str(repo / "scripts/zero2.json")]
+        more = ["--deepspeed", str(repo / f"scripts/zero{zero}.json")]
     whole, output = tmp_path / "whole", tmp_path / "out"
     peaceful = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
     argv = eight_steps(golden, kind, output, *more, "--save_total_limit", "2", processes=processes)
@@ -192,13 +194,14 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_error_in_a_loaders_process_ends_the_run(golden: Path, tmp_path: Path) -> None:
     """They do not obey a launcher's SIGTERM, but still their parent's."""
-    (tmp_path / "images").mkdir()
-    argv = eight_steps(golden, "pretrain", tmp_path / "out", "--image_folder", str(tmp_path / "images"))
-    for row in json.loads((tmp_path / "data.json").read_text()):
-        (tmp_path / "images" / row["image"]).write_bytes(b"no image")
-    run = start(golden, argv)
+    images = tmp_path / "images"
+    shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
+    argv = eight_steps(golden, "pretrain", tmp_path / "out", "--image_folder", str(images))
+    run = start(golden, [*argv, "--num_train_epochs", "100"])
+    run.wait_for(lambda: " 2/400 " in run.said())
+    images.rename(tmp_path / "gone")
     assert run.wait() == [2]
-    assert "cannot be read" in run.said().strip().splitlines()[-1]
+    assert "no such image file" in run.said().strip().splitlines()[-1]
 
 
 # ---- when a checkpoint is made, and when it cannot be
@@ -282,6 +285,28 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     train(argv=argv)  # step 4 again
     assert checkpoints(disk / "out") == ["checkpoint-4"]
     assert json.loads((disk / "out/trainer_state.json").read_text())["global_step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its writing thread's
+def test_a_full_disk_ends_tensorboards_curves_and_not_the_run(
+    golden: Path,
+    tmp_path: Path,
+    small_disk: Callable[[int], Path],
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = small_disk(512)
+
+    def fill() -> None:
+        with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 1024)
+
+    at_step({2: fill})
+    more = ["--report_to", "tensorboard", "--logging_dir", str(disk / "runs"), "--max_steps", "15"]
+    train(argv=two_steps(golden, tmp_path / "out", *more, "--save_strategy", "no"))
+    assert "TensorBoard's file cannot be written" in caplog.text
+    assert (tmp_path / "out/trainer_state.json").is_file()
 
 
 def test_a_folder_that_vanishes_is_made_anew(

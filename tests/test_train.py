@@ -628,6 +628,16 @@ def test_a_loss_that_is_no_number_names_the_samples(golden: Path, tmp_path: Path
         fit(assembled)
 
 
+def test_a_gradient_that_is_no_number_changes_no_weight(golden: Path, tmp_path: Path) -> None:
+    assembled = assembled_from(short(golden, tmp_path))
+    weight = assembled.model.get_model().mm_projector[0].weight
+    before = weight.detach().clone()
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is nan on samples 's\d+', 's\d+'"):
+        fit(assembled)
+    assert torch.equal(before, weight)
+
+
 def test_samples_that_teach_nothing_are_counted_and_change_nothing(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,8 @@ from llava.constants import IGNORE_INDEX
 from llava.errors import DataError
 
 NOTES = "notes"
+Note = tuple[Any, str | None, str | None]
+"""A sample's id, why it teaches nothing, and why it should end the run."""
 
 
 @dataclass
@@ -23,7 +25,7 @@ class DataCollatorForSupervisedDataset:
 
     Attributes:
         tokenizer: Its `pad_token_id` fills, its `model_max_length` cuts.
-        with_notes: Add each sample's (id, problem) under `notes`, for messages; our trainer takes them out.
+        with_notes: Add each sample's (id, problem, refused) under `notes`; our trainer takes them out.
     """
 
     tokenizer: Any
@@ -53,7 +55,7 @@ class DataCollatorForSupervisedDataset:
             one_shape = len({image.shape for image in images}) == 1
             batch["images"] = torch.stack(images) if one_shape else images
         if self.with_notes:
-            batch[NOTES] = [(instance["id"], instance["problem"]) for instance in instances]
+            batch[NOTES] = [(each["id"], each["problem"], each.get("refused")) for each in instances]
         return batch
 
 

@@ -61,7 +61,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
                 `image_processor` (may be set later, before the first image is asked for).
             template: How turns become text; `vicuna_v1` if None.
             bad_samples: What becomes of bad records, and of images that cannot be read when it is their turn:
-                an error, or a black image and nothing to learn.
+                an error, or a black image and nothing to learn (with `keeps_going` set, in any case that).
 
         Raises:
             DataError: The file holds no sample; or, if these are errors, a record in it is not as it must be
@@ -72,6 +72,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self.data_args = data_args
         self.template = template or default_conversation
         self.bad_samples = bad_samples
+        self.keeps_going = bad_samples != "error"
         self.token_lengths: Lengths | None = None
         self.index = open_index(self.data_path)
         self.samples, self.problems = choose(self.index, self.template, bad_samples)
@@ -104,10 +105,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         return self.index.where(self.samples.rows[place])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` and `labels` (L,), `image` (3, S, S) in a multimodal run, `id`, and `problem` or None.
+        """`input_ids`, `labels` (L,), `image` (3, S, S) in a multimodal run, `id`, `problem` and `refused`.
 
         A text-only sample of a multimodal run has a black image that no text refers to. So has one whose
         image can no longer be read, if that is to stop no run; its problem says so, and nothing is learned.
+        `refused` is why the run should end all the same, when it can; both are None for a good sample.
 
         Raises:
             DataError: The image cannot be read, or the whole image folder is gone.
@@ -116,6 +118,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {
             "id": sample.id,
             "problem": made.problem,
+            "refused": None,
             "input_ids": torch.tensor(made.input_ids, dtype=torch.long),
             "labels": torch.tensor(made.labels, dtype=torch.long),
         }
@@ -123,10 +126,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             try:
                 item["image"] = self._read(sample, index)
             except DataError as error:
-                if self.bad_samples == "error" or not self._image_folder.is_dir():
+                if not self.keeps_going or not self._image_folder.is_dir():
                     raise
                 logger.warning("%s; nothing is learned from it", error)
                 item |= {"image": self._black(), "problem": UNREADABLE}
+                item["refused"] = str(error) if self.bad_samples == "error" else None
                 item["labels"].fill_(IGNORE_INDEX)
         elif self.data_args.is_multimodal:
             item["image"] = self._black()

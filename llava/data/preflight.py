@@ -83,16 +83,17 @@ def preflight(dataset: LazySupervisedDataset, settings: Settings) -> Preflight:
     """
     folder = dataset.index.folder
     with waiting(folder / _LOCK, f"{dataset.data_path}: another process is checking it"):
-        images = _found_by_another(folder, settings)
+        about = asdict(settings) | {"image_folder": str(_root(dataset).resolve())}
+        images = _found_by_another(folder, about)
         if images is None:
             images = _look_at_images(dataset, settings)
-            write_json(folder / _FOUND, _noted(images, settings))
+            write_json(folder / _FOUND, {"about": about, "finished": time.time(), **asdict(images)})
         if settings.thorough and dataset.tokenizer is not None:
             dataset.token_lengths = _lengths(dataset, settings)
     bad = [problem.row for problem in images.problems if problem.outcome != "mended"]
     usable = dataset.subset(np.flatnonzero(~np.isin(dataset.samples.rows, bad)))
     usable.samples.images = images.renamed
-    usable.bad_samples = settings.policy
+    usable.bad_samples, usable.keeps_going = settings.policy, settings.policy != "error"
     problems = [
         replace(problem, outcome=_lost(settings)) if problem.outcome != "mended" else problem
         for problem in dataset.problems
@@ -101,7 +102,7 @@ def preflight(dataset: LazySupervisedDataset, settings: Settings) -> Preflight:
 
 
 def _look_at_images(dataset: LazySupervisedDataset, settings: Settings) -> ImagesFound:
-    root = Path(dataset.data_args.image_folder or ".")
+    root = _root(dataset)
     rows = dataset.samples.rows
     images = dataset.index.images(rows)
     names: pa.StringArray = images.dictionary.cast(pa.string())
@@ -151,11 +152,11 @@ def _lost(settings: Settings) -> Outcome:
     return "refused" if settings.policy == "error" else "left out"
 
 
-def _noted(images: ImagesFound, settings: Settings) -> dict[str, Any]:
-    return {"settings": asdict(settings), "finished": time.time(), **asdict(images)}
+def _root(dataset: LazySupervisedDataset) -> Path:
+    return Path(dataset.data_args.image_folder or ".")
 
 
-def _found_by_another(folder: Path, settings: Settings) -> ImagesFound | None:
+def _found_by_another(folder: Path, about: dict[str, Any]) -> ImagesFound | None:
     """What another process of the same run found since this one began."""
     if "RANK" not in os.environ:
         return None
@@ -163,6 +164,6 @@ def _found_by_another(folder: Path, settings: Settings) -> ImagesFound | None:
         noted = read_json(folder / _FOUND)
     except DataError:
         return None
-    if noted.pop("finished") < _STARTED or noted.pop("settings") != asdict(settings):
+    if noted.pop("finished") < _STARTED or noted.pop("about", None) != about:
         return None
     return ImagesFound(**noted | {"problems": [Problem(**each) for each in noted["problems"]]})

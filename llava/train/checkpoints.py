@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,12 +151,25 @@ class InTime(TrainerCallback):
 
     Attributes:
         leaves_for: The signal for which training was ended early.
+        is_refused: Whether it was for a sample that one of the processes refused.
     """
 
-    def __init__(self, checkpoints: Checkpoints, signals: Signals, minutes: float) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, signals: Signals, minutes: float, refused: Sequence[str] = ()
+    ) -> None:
+        """Begin to watch.
+
+        Args:
+            checkpoints: How they are written.
+            signals: What asks this process to leave.
+            minutes: From one checkpoint to the next; 0 for none.
+            refused: What this process refuses, once there is something; all leave for it.
+        """
         self.leaves_for = 0
+        self.is_refused = False
         self._checkpoints = checkpoints
         self._signals = signals
+        self._refused = refused
         self._interval_s = minutes * 60 if minutes > 0 else float("inf")
         self._due_at = float("inf")
 
@@ -166,14 +179,15 @@ class InTime(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         # Clocks differ: the first process's decides.
         is_due = state.is_world_process_zero and time.monotonic() >= self._due_at
-        caught, due = largest(self._signals.caught, int(is_due))
-        if state.global_step >= state.max_steps:
+        caught, due, refused = largest(self._signals.caught, int(is_due), len(self._refused))
+        self.is_refused = bool(refused)
+        if state.global_step >= state.max_steps and not refused:
             return  # the result itself is written next
         self._checkpoints.is_passing = not control.should_save
-        if caught:
+        if caught or refused:
             self.leaves_for = caught
             control.should_training_stop = True
-        if caught or due:
+        if caught or refused or due:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -182,5 +196,5 @@ class InTime(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._checkpoints.is_passing = False
-        if self.leaves_for:
+        if self.leaves_for or self.is_refused:
             control.should_save = False  # --save_strategy epoch would save the same step again

@@ -6,6 +6,7 @@ Source: LLaVA v1.2.2 llava/train/llava_trainer.py.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
-from llava.data.collate import NOTES
+from llava.data.collate import NOTES, Note
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
@@ -25,6 +27,7 @@ from llava.model.packed_attention import enable_packing
 from llava.model.weights import Tensors, read_tensors
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
+from llava.train.board import LenientTensorBoard
 from llava.train.checkpoints import Checkpoints
 from llava.train.leaving import leave_signals_to_parent
 from llava.train.meter import Meter
@@ -79,7 +82,8 @@ class LLaVATrainer(ValidatingTrainer):
     """Trains a model that `assemble` has prepared, and saves by the kind of run.
 
     A sample that teaches nothing (no answer, say) stays in its batch, as in the original, and counts for
-    nothing in the mean. The first of each kind is warned about by id, all are counted in `problems`.
+    nothing in the mean. The first of each kind is warned about by id, all are counted in `problems`. What
+    --bad_samples error does not allow to go on with is told in `refused`.
     """
 
     def __init__(
@@ -101,6 +105,8 @@ class LLaVATrainer(ValidatingTrainer):
             self.kind = "projector"
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
+        self.refused: list[str] = []
+        self._learned_now: list[Note] = []
         self.checkpoints = Checkpoints(args)
         image_positions = model.image_positions if is_ours else 1
         # Given a tokenizer, transformers writes its special tokens into the config, which must fit the base.
@@ -114,6 +120,8 @@ class LLaVATrainer(ValidatingTrainer):
             enable_packing(model.config)
         if args.use_liger_kernel and is_ours:
             fuse_layers(model)
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(LenientTensorBoard)
         self.add_callback(_Flow(self))
 
     # ---- order and learning rates
@@ -184,26 +192,43 @@ class LLaVATrainer(ValidatingTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Any:
         """The model's loss. One that is no number stops the run and names the samples.
 
+        In fp16 they are named only: the scaler leaves such a step out, and tries smaller scales.
+
         Raises:
-            TrainingError: The loss is NaN or infinite (in fp16 the scaler skips such a step instead).
+            TrainingError: The loss is NaN or infinite.
         """
         notes = inputs.pop(NOTES, [])
         self._count_problems(notes, inputs)
         result = super().compute_loss(model, inputs, *rest, **settings)
         loss = result[0] if isinstance(result, tuple) else result
-        if not torch.isfinite(loss).all() and not self.args.fp16:
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss is {loss.detach().mean().item()} on samples "
-                f"{_ids(notes)}; lower --learning_rate, or look at these samples"
-            )
+        if not torch.isfinite(loss).all():
+            said = f"the loss is {loss.detach().mean().item()} on samples {_ids(notes)}"
+            self._no_number(said)
         return result
 
-    def _count_problems(self, notes: list[tuple[Any, str | None]], inputs: dict[str, Any]) -> None:
+    def _get_grad_norm(self, model: Any, *args: Any, **settings: Any) -> Any:
+        """As transformers'. One that is no number would spoil every weight, so the step is not made.
+
+        DeepSpeed has stepped already when it is asked.
+        """
+        norm = super()._get_grad_norm(model, *args, **settings)
+        if norm is not None and not self.is_deepspeed_enabled and not math.isfinite(norm):
+            self._no_number(f"the gradient's norm is {float(norm)} on samples {_ids(self._learned_now)}")
+        return norm
+
+    def _no_number(self, said: str) -> None:
+        said = f"step {self.state.global_step + 1}: {said}"
+        if not self.args.fp16:
+            raise TrainingError(f"{said}; lower --learning_rate, or look at these samples")
+        logger.warning("%s; fp16's scaler leaves such a step out", said)
+
+    def _count_problems(self, notes: list[Note], inputs: dict[str, Any]) -> None:
         """Count samples that teach nothing, those among them whose image pushes the answer past the end."""
         may_cut = inputs["input_ids"].shape[1] + self._image_positions > self.args.model_max_length
         # Looked at only where it can be: it makes a GPU wait.
         left = self._learnable(inputs).tolist() if may_cut else [1] * len(notes)
-        for (identifier, noted), count in zip(notes, left, strict=bool(notes)):
+        self.refused += [refused for _, _, refused in notes if refused]
+        for (identifier, noted, _), count in zip(notes, left, strict=bool(notes)):
             problem = noted or (None if count else ANSWER_CUT_AWAY)
             if problem is None:
                 continue
@@ -220,6 +245,7 @@ class LLaVATrainer(ValidatingTrainer):
         batches, items = super().get_batch_samples(*args)
         for batch in batches:
             self.meter.count(batch)
+        self._learned_now = [note for batch in batches for note in batch.get(NOTES, [])]
         return batches, items
 
     def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
@@ -314,5 +340,5 @@ def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def _ids(notes: list[tuple[Any, Any]]) -> str:
-    return ", ".join(repr(identifier) for identifier, _ in notes) or "of this batch"
+def _ids(notes: list[Note]) -> str:
+    return ", ".join(repr(identifier) for identifier, _, _ in notes) or "of this batch"

@@ -102,7 +102,8 @@ def fit(assembled: Assembled) -> LLaVATrainer:
         require_space(assembled.model, state_file.parent, whole=trainer.kind == "full")
         state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
     signals = Signals()
-    in_time = InTime(trainer.checkpoints, signals, trainer.args.checkpoint_minutes)
+    assembled.dataset.keeps_going = True  # to the end of the step, where all processes can save
+    in_time = InTime(trainer.checkpoints, signals, trainer.args.checkpoint_minutes, trainer.refused)
     trainer.add_callback(in_time)
     files = guarded(trainer.checkpoints) if trainer.is_deepspeed_enabled else nullcontext()
     with signals.watched(), files:
@@ -114,6 +115,8 @@ def fit(assembled: Assembled) -> LLaVATrainer:
             logger.warning("%d times a sample taught nothing: %s", count, problem)
         if in_time.leaves_for:
             _leave(trainer, in_time.leaves_for)
+        if in_time.is_refused:
+            _refuse(trainer)
         _save_result(trainer, state_file)
     return trainer
 
@@ -127,6 +130,21 @@ def _leave(trainer: LLaVATrainer, signum: int) -> NoReturn:
         f"the same command goes on from {newest}" if newest else "there is no checkpoint to go on from",
     )
     raise SystemExit(128 + signum)
+
+
+def _refuse(trainer: LLaVATrainer) -> NoReturn:
+    """End a run, saved, for a sample that --bad_samples error refuses.
+
+    Raises:
+        DataError: In the processes that had one; the others end with the same exit code.
+    """
+    if not trainer.refused:
+        raise SystemExit(2)
+    newest = trainer.checkpoints.newest()
+    raise DataError(
+        f"step {trainer.state.global_step}: {trainer.refused[0]}; mend the data, and the same command goes "
+        f"on {f'from {newest}' if newest else 'from the start'}, or give --bad_samples skip"
+    )
 
 
 def _save_result(trainer: LLaVATrainer, state_file: Path) -> None:
