@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the demo's committed weights from nothing: tower and base language model by this folder's own small code, then
-# projector and whole model by our own pretrain.sh and finetune.sh. Half an hour or more on two CPU cores (RESULTS.md).
+# projector and whole model by our own pretrain.sh and finetune.sh. About 40 minutes on two CPU cores (RESULTS.md).
 #
 #   bash playground/demo/recipe.sh
 #
