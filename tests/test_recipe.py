@@ -116,6 +116,26 @@ def test_a_shortcut_changes_neither_loss_nor_gradients(kind: str, shortcut: str,
     assert_equal(learned(model, {**BATCHES[kind], "shortcuts": SHORTCUTS[shortcut]}), plain)
 
 
+def test_unread_layers_of_the_tower_change_neither_loss_nor_gradients(model: Any) -> None:
+    tower = model.get_vision_tower()
+    passed: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, place=place: passed.append(place))
+        for place, layer in enumerate(tower.vision_tower["vision_model"].encoder.layers)
+    ]
+    short = learned(model, BATCHES["both"])
+    read, passed[:] = set(passed), []
+    tower.runs_unread_layers = True
+    whole = learned(model, BATCHES["both"])
+    tower.runs_unread_layers = False
+    for hook in hooks:
+        hook.remove()
+    assert (read, set(passed)) == (set(range(tower.depth)), set(range(len(hooks))))
+    assert tower.depth < len(hooks)
+    assert short[0] == whole[0]
+    assert all(torch.equal(gradient, whole[1][name]) for name, gradient in short[1].items())
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
 def test_packed_rows_are_kept_apart_by_every_attention(attention: str, model: Any) -> None:
     plain = learned(model, BATCHES["both"])
@@ -258,13 +278,13 @@ def test_a_recipe_sets_what_no_flag_says(golden: Path) -> None:
     exact = settle(given(golden, "--recipe", "exact"), reads_images=True)
     assert exact == Recipe()
     fast = settle(given(golden), reads_images=True)
-    assert (fast.pack, fast.sparse_loss, fast.skip_blank_images) == (True, True, True)
+    assert (fast.pack, fast.sparse_loss, fast.skip_blank_images, fast.skip_unread_layers) == (True,) * 4
     assert (fast.micro_batch_tokens, fast.checkpoint_layers) == (8192, "auto")
     one = settle(given(golden, "--recipe", "exact", "--sparse_loss", "True"), reads_images=True)
     assert one == Recipe(sparse_loss=True)
     other = ["--pack", "False", "--gradient_checkpointing", "--checkpoint_layers", "3"]
     assert settle(given(golden, *other), reads_images=True) == Recipe(
-        sparse_loss=True, skip_blank_images=True, checkpoint_layers=3
+        sparse_loss=True, skip_blank_images=True, skip_unread_layers=True, checkpoint_layers=3
     )
 
 
@@ -274,7 +294,7 @@ def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
     sharded = SimpleNamespace(**{**vars(args), "n_gpu": 1, "deepspeed_plugin": SimpleNamespace(zero_stage=3)})
     assert not settle(sharded, reads_images=True).skip_blank_images
     several = SimpleNamespace(**{**vars(args), "n_gpu": 4})
-    assert settle(several, reads_images=True) == Recipe(checkpoint_layers="auto")
+    assert settle(several, reads_images=True) == Recipe(skip_unread_layers=True, checkpoint_layers="auto")
 
 
 def test_a_model_without_vision_refuses_shortcuts_that_it_does_not_know(golden: Path) -> None:

@@ -112,6 +112,7 @@ class TrainingArguments(transformers.TrainingArguments):
     micro_batch_tokens: int | None = _flag(None, "Positions of such a row, at most; 0 for one row a batch.")
     sparse_loss: bool | None = _flag(None, "Logits only where the next label counts.")
     skip_blank_images: bool | None = _flag(None, "No vision tower for samples of text alone.")
+    skip_unread_layers: bool | None = _flag(None, "The vision tower ends at the layer that is read.")
     checkpoint_layers: str | None = _flag(
         None, "With gradient checkpointing: auto (as memory needs), all, or how many layers to recompute."
     )

@@ -118,6 +118,8 @@ class LLaVATrainer(ValidatingTrainer):
         self.recipe = settle(args, reads_images=is_ours)
         if self.recipe.pack:
             enable_packing(model.config)
+        if is_ours and (tower := model.get_vision_tower()) is not None:
+            tower.runs_unread_layers = not self.recipe.skip_unread_layers
         if args.use_liger_kernel and is_ours:
             fuse_layers(model)
         if self.pop_callback(TensorBoardCallback) is not None:

@@ -15,7 +15,7 @@ from llava.model.fused import unfit_for_fusing
 
 RECIPES = ("exact", "fast")
 # Shortcuts that a model's forward must know of.
-_IN_FORWARD = ("pack", "micro_batch_tokens", "sparse_loss", "skip_blank_images")
+_IN_FORWARD = ("pack", "micro_batch_tokens", "sparse_loss", "skip_blank_images", "skip_unread_layers")
 # Long enough for a GPU's products to be at full speed, short enough for a 7B model's activations to fit.
 ROW_POSITIONS = 8192
 
@@ -29,6 +29,7 @@ class Recipe:
         micro_batch_tokens: Positions that such a row has at most, where its samples allow it; 0 for one row.
         sparse_loss: Logits only where the next label counts.
         skip_blank_images: No pass through the vision tower for samples of text alone.
+        skip_unread_layers: The vision tower ends at the layer that is read.
         checkpoint_layers: How many of the language model's first layers are recomputed instead of kept.
     """
 
@@ -36,6 +37,7 @@ class Recipe:
     micro_batch_tokens: int = 0
     sparse_loss: bool = False
     skip_blank_images: bool = False
+    skip_unread_layers: bool = False
     checkpoint_layers: int | Literal["all", "auto"] = "all"
 
 
@@ -62,6 +64,7 @@ def settle(training: Any, *, reads_images: bool) -> Recipe:
         micro_batch_tokens=_chosen(training.micro_batch_tokens, ROW_POSITIONS if pack and is_fast else 0),
         sparse_loss=_chosen(training.sparse_loss, may_shorten),
         skip_blank_images=_chosen(training.skip_blank_images, may_shorten and not shards_weights(training)),
+        skip_unread_layers=_chosen(training.skip_unread_layers, is_fast and reads_images),
         checkpoint_layers=int(layers) if layers.isdecimal() else layers,
     )
 

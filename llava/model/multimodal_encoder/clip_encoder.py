@@ -26,7 +26,7 @@ TOWER_PREFIX = "vision_tower.vision_tower."
 
 
 class CLIPVisionTower(nn.Module):
-    """CLIP up to the layer that is read; later layers are kept for saving but never run.
+    """CLIP up to the layer that is read; later layers are kept for saving, and run only if told to.
 
     Weights are read by `load_model()`, so that the language model can be read, quantised and wrapped first.
     State-dict keys are `vision_tower.vision_model.…`, as in published checkpoints.
@@ -46,6 +46,7 @@ class CLIPVisionTower(nn.Module):
                 "cls_patch"
             )
         self.is_loaded = False
+        self.runs_unread_layers = False  # the original does; nothing comes of it
         self.image_processor: CLIPImageProcessorPil | None = None
         if not delay_load:
             self.load_model()
@@ -115,9 +116,11 @@ class CLIPVisionTower(nn.Module):
         hidden = clip.pre_layrnorm(clip.embeddings(images.to(self.device, self.dtype)))
         for layer in clip.encoder.layers[: self.depth]:
             hidden = layer(hidden, None)
-        if self.select_feature == "patch":
-            hidden = hidden[:, 1:]
-        return hidden.to(images.dtype)
+        read = hidden[:, 1:] if self.select_feature == "patch" else hidden
+        if self.runs_unread_layers:
+            for layer in clip.encoder.layers[self.depth :]:
+                hidden = layer(hidden, None)
+        return read.to(images.dtype)
 
     @property
     def _clip(self) -> CLIPVisionModel:
