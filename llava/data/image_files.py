@@ -7,6 +7,7 @@ What was found is kept in the index's folder by name, size and time of change, s
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def stat_images(root: Path, names: pa.StringArray) -> np.ndarray:
     """(N, 2) int64: size in bytes, -1 for a missing file, and time of the last change in ns."""
 
     def ask(start: int) -> list[tuple[int, int]]:
-        return [_state(root / name) for name in names[start : start + _ASKED].to_pylist()]
+        # Of a million names, making each a Path takes longer than asking for it.
+        return [_state(os.path.join(root, name)) for name in names[start : start + _ASKED].to_pylist()]  # noqa: PTH118
 
     with ThreadPoolExecutor(_THREADS) as pool:
         states = [state for part in pool.map(ask, range(0, len(names), _ASKED)) for state in part]
@@ -113,9 +115,9 @@ def lying(table: pa.Table) -> list[str]:
     ]
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: str) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return -1, 0
     return found.st_size, found.st_mtime_ns
