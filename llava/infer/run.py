@@ -196,7 +196,7 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
     about: dict[str, Any] = {
         "model": run.model.name,
         "weights": checkpoint_fingerprint(run.model.path),
-        "base": base and checkpoint_fingerprint(base),
+        "base": base and checkpoint_fingerprint(base, near=[run.model.path]),
         "dtype": run.model.dtype,
         "bits": 4 if run.model.load_4bit else 8 if run.model.load_8bit else 16,
         "questions": f"{len(asks)}, sha256 {digest.hexdigest()[:16]}",
