@@ -183,7 +183,7 @@ def test_an_interrupted_script_leaves_no_process(repo: Path, golden: Path, tmp_p
 
 # Stands in for python: answering commands get canned replies, so that no model is needed; all else is real.
 CANNED = """
-import runpy, sys, types
+import os, runpy, sys, types
 from llava.infer import run
 from llava.infer.requests import Reply
 
@@ -191,8 +191,20 @@ sys.modules["llava.infer.load"] = types.SimpleNamespace(settle=lambda choice, lo
 run._replies = lambda run, asks, positions, *rest: ((place, Reply("A")) for place in positions)
 module = sys.argv[2]
 sys.argv = [module, *sys.argv[3:]]
+if "CANNED_FAILS" in os.environ and sys.argv[-1] == "1":
+    sys.exit(3)
 runpy.run_module(module, run_name="__main__")
 """
+
+
+def canned(folder: Path) -> dict[str, str]:
+    """Settings under which two shards give canned answers to what lies under `folder`."""
+    (folder / "canned.py").write_text(CANNED)
+    python = folder / "python"
+    replies = f'exec {sys.executable} {folder / "canned.py"} "$@"'
+    python.write_text(f'#!/bin/sh\ncase "$2" in llava.eval.*) {replies};; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return {"EVAL_ROOT": str(folder), "SHARDS": "2", "PYTHON": str(python)}
 
 
 # Script, folder, what it must leave there.
@@ -250,15 +262,17 @@ def test_every_script_leaves_what_it_says(
     repo: Path, tmp_path: Path, script: str, folder: str, left: list[str]
 ) -> None:
     write_benchmark(script, tmp_path / folder)
-    (tmp_path / "canned.py").write_text(CANNED)
-    python = tmp_path / "python"
-    canned = f'exec {sys.executable} {tmp_path / "canned.py"} "$@"'
-    python.write_text(f'#!/bin/sh\ncase "$2" in llava.eval.*) {canned};; esac\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    settings = {"EVAL_ROOT": str(tmp_path), "SHARDS": "2", "PYTHON": str(python)}
+    settings = canned(tmp_path)
     code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
     assert code == 0, error
     assert [name for name in left if not (tmp_path / folder / name).is_file()] == []
+
+    # Another model under the same name, of which a shard is lost: nothing may be left that the old one said.
+    settings |= {"OVERWRITE": "1", "CANNED_FAILS": "1"}
+    code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-13b", "7b", **settings))
+    assert code == 1
+    assert "nothing was merged or scored" in error
+    assert [name for name in left if (tmp_path / folder / name).is_file()] == []
 
 
 # Notes which device, threads and flags an answering process got, and fails as a broken machine would.

@@ -12,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start mmvet mm-vet "$@"
 
 prepare "$root/llava-mm-vet.jsonl"
+makes "$root/results/$name.json"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa \
     --question-file "$root/llava-mm-vet.jsonl" --image-folder "$root/images"
 "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../convert_mmvet_for_eval.py" \

@@ -12,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start vizwiz vizwiz "$@"
 
 prepare "$root/llava_test.jsonl"
+makes "$root/answers_upload/$name.json"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_loader \
     --question-file "$root/llava_test.jsonl" --image-folder "$root/test"
 submit "$root/answers/$name.jsonl" "$root/answers_upload/$name.json"

@@ -15,6 +15,7 @@ start vqav2 vqav2 "$@"
 split=llava_vqav2_mscoco_test-dev2015
 prepare "$root/$split.jsonl"
 prepare "$root/llava_vqav2_mscoco_test2015.jsonl" --split test2015
+makes "$root/answers_upload/$split/$name.json"
 ask "$root/answers/$split/$name" "$root/answers/$split/$name/merge.jsonl" llava.eval.model_vqa_loader \
     --question-file "$root/$split.jsonl" --image-folder "$root/test2015"
 submit "$root/answers/$split/$name/merge.jsonl" "$root/answers_upload/$split/$name.json"
