@@ -144,6 +144,20 @@ def test_a_lost_pope_answer_is_an_error(golden: Path, workplace: Path, run_scrip
     assert run_script(want["script"], *want["args"], "--allow-missing").returncode == 0
 
 
+def test_a_pope_list_without_labels_is_left_out(golden: Path, workplace: Path, run_script: Run) -> None:
+    want = recorded(golden, "pope")
+    labels = sorted((workplace / "pope").rglob("coco_pope_*.json"))
+    labels[0].unlink()
+    result = run_script(want["script"], *want["args"])
+    assert result.returncode == 0, result.stderr
+    left_out = labels[0].stem.removeprefix("coco_pope_")
+    assert f"questions are of lists without labels ({left_out}); they are left out" in result.stderr
+    blocks = want["stdout"].split("Category: ")[1:]
+    kept = [f"Category: {block}" for block in blocks if not block.startswith(left_out)]
+    assert result.stdout == "".join(kept)
+    assert len(blocks) - len(kept) == 1
+
+
 def test_textvqa_scores_every_file_of_a_folder(golden: Path, workplace: Path, run_script: Run) -> None:
     shutil.copyfile(workplace / "textvqa/res.jsonl", workplace / "textvqa/also.jsonl")
     args = ["--annotation-file", "textvqa/ann.json", "--result-dir", "textvqa"]

@@ -5,7 +5,7 @@ Rule (LLaVA v1.2.2 eval_pope.py): the text before the first period, commas dropp
 "yes" as positive, and the share of yes; the quoted number is the mean of the three F1. Labels
 (coco_pope_<list>.json, one object a line) go to the questions of a list by position; the lengths, and the
 texts where both have them, must agree. The original zips what there is and divides by zero on an empty
-list.
+list. As there, a list without label file is not scored; the scores say so.
 
 Intervals of F1, precision, recall and yes share take an image with all its questions as one unit.
 """
@@ -162,6 +162,21 @@ def truths(
     return found
 
 
+def labelled(
+    questions: Sequence[Question], labels: Sequence[str | None], answers: Sequence[Answer]
+) -> tuple[list[tuple[Question, str]], list[Answer], list[str]]:
+    """The questions with their labels, the answers to them, and what must be said about those left out."""
+    known = [(question, label) for question, label in zip(questions, labels, strict=True) if label]
+    unknown = [question for question, label in zip(questions, labels, strict=True) if not label]
+    if not unknown:
+        return known, list(answers), []
+    ids = {str(question.id) for question in unknown}
+    kept = [answer for answer in answers if str(answer.question_id) not in ids]
+    lists = ", ".join(dict.fromkeys(question.category for question in unknown))
+    note = f"{len(unknown)} questions are of lists without labels ({lists}); they are left out"
+    return known, kept, [note]
+
+
 def _build(root: Path, split: str) -> list[Question]:
     labels = read_labels(label_folder(root))
     return [
@@ -174,8 +189,8 @@ def _build(root: Path, split: str) -> list[Question]:
 def _judge(task: Task) -> Scores:
     asked = BENCHMARK.read_questions(task.root, task.split)
     labels = truths(asked, read_labels(task.truth or label_folder(task.root)))
-    known = [(question, label) for question, label in zip(asked, labels, strict=True) if label]
-    matched = match([q for q, _ in known], task.answers, allow_missing=task.allow_missing, name="pope")
+    known, answers, notes = labelled(asked, labels, task.answers)
+    matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
     verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
     scores: list[Score] = []
     f1_units: list[dict[str, float]] = []
@@ -188,7 +203,9 @@ def _judge(task: Task) -> Scores:
         f1_values.append(next(s.value or 0.0 for s in listed if s.group == "F1"))
     scores.append(_scores.accuracy(verdicts, "accuracy", over={}))
     scores.append(_mean_f1(f1_units, f1_values, len(verdicts)))
-    return _scores.collect("pope", "F1", scores, verdicts, matched, source=SOURCE, split=task.split)
+    return _scores.collect(
+        "pope", "F1", scores, verdicts, matched, source=SOURCE, split=task.split, notes=notes
+    )
 
 
 def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
