@@ -110,6 +110,18 @@ def test_seed_image_only_annotations_do_not_divide_by_zero(
     assert (result.returncode, result.stdout) == (0, want["stdout"])
 
 
+def test_seed_answers_to_video_questions_that_are_not_annotated_are_left_out(
+    golden: Path, workplace: Path, run_script: Run
+) -> None:
+    want = recorded(golden, "seed_dataengine")
+    with (workplace / "seed/answers.jsonl").open("a") as stream:
+        stream.write('{"question_id": "v777", "prompt": "", "text": "A"}\n')
+    result = run_script(want["script"], *want["args"])
+    assert (result.returncode, result.stdout) == (0, want["stdout"]), result.stderr
+    (note,) = json.loads((workplace / "seed/de/metrics.json").read_text())["notes"]
+    assert note.startswith("1 answers are for video questions that the annotations do not hold")
+
+
 def test_seed_missing_answers_are_named_and_nothing_is_written(
     golden: Path, workplace: Path, run_script: Run
 ) -> None:
