@@ -13,12 +13,11 @@ Intervals of F1, precision, recall and yes share take an image with all its ques
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import intervals
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
 from llava.benchmarks._base import Benchmark, Task, find, require_keys
@@ -232,38 +231,27 @@ def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], d
     for verdict in verdicts:
         images[str(verdict.image)].append((verdict.truth, verdict.facets["says"]))
     per_image = {image: count(pairs) for image, pairs in images.items()}
-    parts = {
-        "F1": (confusion.f1, [(2 * c.tp, 2 * c.tp + c.fp + c.fn) for c in per_image.values()]),
-        "precision": (confusion.precision, [(c.tp, c.tp + c.fp) for c in per_image.values()]),
-        "recall": (confusion.recall, [(c.tp, c.tp + c.fn) for c in per_image.values()]),
-        "yes share": (
-            confusion.yes_ratio,
-            [(c.tp + c.fp, c.tp + c.fp + c.tn + c.fn) for c in per_image.values()],
-        ),
+    parts: dict[str, tuple[float, Callable[[Counts], tuple[int, int]]]] = {
+        "F1": (confusion.f1, lambda c: (2 * c.tp, 2 * c.tp + c.fp + c.fn)),
+        "precision": (confusion.precision, lambda c: (c.tp, c.tp + c.fp)),
+        "recall": (confusion.recall, lambda c: (c.tp, c.tp + c.fn)),
+        "yes share": (confusion.yes_ratio, lambda c: (c.tp + c.fp, c.tp + c.fp + c.tn + c.fn)),
     }
-    scores = [_scores.accuracy(verdicts, name, group="type", over={"type": name})]
-    f1: dict[str, float] = {}
-    for group, (value, terms) in parts.items():
-        units = _units(list(per_image), terms)
-        f1 = units if group == "F1" else f1
-        if units:
-            scores.append(
-                _scores.mean_of_units(name, units, group=group, value=value * PERCENT, n=len(verdicts))
-            )
-        else:
-            scores.append(Score(name, value * PERCENT, len(verdicts), group))
+    ratios = [
+        _scores.ratio_of_units(
+            name,
+            {image: terms(c) for image, c in per_image.items()},
+            group=group,
+            value=value,
+            n=len(verdicts),
+        )
+        for group, (value, terms) in parts.items()
+    ]
+    scores = [_scores.accuracy(verdicts, name, group="type", over={"type": name}), *ratios]
     table = {"TP": confusion.tp, "FP": confusion.fp, "TN": confusion.tn, "FN": confusion.fn}
     table["no answer"] = missing
     scores += [Score(f"{name} {key}", number, len(verdicts), "confusion") for key, number in table.items()]
-    return scores, f1
-
-
-def _units(images: Sequence[str], terms: Sequence[tuple[int, int]]) -> dict[str, float]:
-    tops, bottoms = [top for top, _ in terms], [bottom for _, bottom in terms]
-    if not sum(bottoms):
-        return {}
-    values = intervals.ratio_units(tops, bottoms)
-    return {image: PERCENT * value for image, value in zip(images, values, strict=True)}
+    return scores, ratios[0].units or {}
 
 
 def _mean_f1(lists: Sequence[Mapping[str, float]], values: Sequence[float], n: int) -> Score:
