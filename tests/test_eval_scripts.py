@@ -383,6 +383,20 @@ def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(
     assert (tmp_path / "MME/answers/lora.jsonl").read_text() == before
 
 
+def test_a_missing_image_of_the_last_benchmark_is_known_before_the_first_answer(
+    repo: Path, tmp_path: Path
+) -> None:
+    write_benchmark("textvqa", tmp_path / "textvqa")
+    write_benchmark("pope", tmp_path / "pope")
+    questions = tmp_path / "pope/llava_pope_test.jsonl"
+    questions.write_text(questions.read_text().replace("x.jpg", "gone.jpg", 1))
+    settings = canned(tmp_path)
+    code, _, error = finished(started(repo, "all.sh", "org/7b", "7b", "textvqa", "pope", **settings))
+    assert code == 1
+    assert error.count("val2014/gone.jpg: no such image file") == 2
+    assert not list(tmp_path.rglob("journal"))
+
+
 def test_a_benchmark_that_is_named_must_have_its_data(repo: Path, tmp_path: Path) -> None:
     code, _, error = finished(started(repo, "all.sh", "path", "name", "gqa", EVAL_ROOT=str(tmp_path)))
     assert code == 2
