@@ -397,6 +397,22 @@ def test_a_missing_image_of_the_last_benchmark_is_known_before_the_first_answer(
     assert not list(tmp_path.rglob("journal"))
 
 
+def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others_theirs(
+    repo: Path, tmp_path: Path
+) -> None:
+    write_benchmark("pope", tmp_path / "pope")
+    write_benchmark("mme", tmp_path / "MME")
+    labels = tmp_path / "pope/coco/coco_pope_random.json"
+    labels.write_text(labels.read_text() * 2)
+    settings = canned(tmp_path)
+    code, out, error = finished(started(repo, "all.sh", "org/7b", "7b", "pope", "mme", **settings))
+    assert code == 1
+    assert "error: POPE random: 1 questions but 2 labels" in error
+    assert error.endswith("error: all.sh: failed, see the message of each above: pope\n")
+    assert read_json(tmp_path / "MME/answers/7b/metrics.json")
+    assert [line.split()[0] for line in out.splitlines()].count("published:") == 3
+
+
 def test_a_benchmark_that_is_named_must_have_its_data(repo: Path, tmp_path: Path) -> None:
     code, _, error = finished(started(repo, "all.sh", "path", "name", "gqa", EVAL_ROOT=str(tmp_path)))
     assert code == 2
