@@ -253,7 +253,7 @@ LEFT = [
         ],
     ),
     ("mmvet", "mm-vet", ["answers/7b.jsonl", "results/7b.json"]),
-    ("llavabench", "llava-bench-in-the-wild", ["answers/7b.jsonl"]),
+    ("llavabench", "llava-bench-in-the-wild", ["answers/7b.jsonl", "judge_input/7b.jsonl"]),
 ]
 
 
@@ -273,6 +273,57 @@ def test_every_script_leaves_what_it_says(
     assert code == 1
     assert "nothing was merged or scored" in error
     assert [name for name in left if (tmp_path / folder / name).is_file()] == []
+
+
+# Script, folder, the judge's file, and what it says of two answers.
+JUDGED = [
+    (
+        "mmvet",
+        "mm-vet",
+        "results/7b_gpt-4-grade-1runs.json",
+        '{"v1_1": {"score": [1.0]}, "v1_2": {"score": [0.5]}}',
+    ),
+    (
+        "llavabench",
+        "llava-bench-in-the-wild",
+        "reviews/7b.jsonl",
+        "".join(
+            f'{{"question_id": {n}, "category": "llava_bench_conv", "tuple": [8, {4 * n}]}}\n' for n in (1, 2)
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("script", "folder", "file", "content"), JUDGED)
+def test_what_the_judge_said_of_these_answers_is_scored_and_of_others_not(
+    repo: Path, tmp_path: Path, script: str, folder: str, file: str, content: str
+) -> None:
+    write_benchmark(script, tmp_path / folder)
+    grades, metrics = tmp_path / folder / file, tmp_path / folder / "answers/7b/metrics.json"
+    grades.parent.mkdir(parents=True, exist_ok=True)
+    grades.write_text(content)
+    os.utime(grades, (1, 1))
+    settings = canned(tmp_path)
+    code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 0, error
+    assert f"left out: {grades} is older than the answers" in error
+    assert not metrics.exists()
+
+    os.utime(grades)
+    code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 0, error
+    (total,) = (score["value"] for score in read_json(metrics)["scores"] if score["group"] == "total")
+    assert total == 75.0
+
+
+def test_llava_bench_without_what_its_judge_is_told_is_not_asked(repo: Path, tmp_path: Path) -> None:
+    write_benchmark("llavabench", tmp_path / "llava-bench-in-the-wild")
+    (tmp_path / "llava-bench-in-the-wild/rule.json").unlink()
+    settings = canned(tmp_path)
+    code, _, error = finished(started(repo, "llavabench.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 2
+    assert "lacks rule.json; get it from " in error
+    assert not (tmp_path / "llava-bench-in-the-wild/answers").exists()
 
 
 # Notes which device, threads and flags an answering process got, and fails as a broken machine would.

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the evaluation scripts share: which model, which processes, and that a lost process fails the script.
-# Sourced by them, never run. They set -euo pipefail and call start, prepare, makes, ask, score and submit.
+# Sourced by them, never run. They set -euo pipefail and call start, prepare, makes, ask, score, judged and
+# submit.
 #
 # Settings, all exported or written before the command:
 #   EVAL_ROOT             where the benchmarks lie (default ./playground/data/eval)
@@ -137,6 +138,22 @@ reason() {
 score() {
     "$PYTHON" -m llava.benchmarks score "$benchmark" --root "$root" --answers "$1" --save-path "$2" "${@:3}"
     [[ -z ${SCORED:-} ]] || printf '%s\n' "$2/metrics.json" >>"$SCORED" # all.sh asks which files there are
+}
+
+# judged PARTS FILE...: prints the newest of FILEs, a judge's grades, that are there. Those that are older than the
+# answers in PARTS are of others.
+judged() {
+    local answers=$1/journal/run.json file newest=''
+    shift
+    for file in "$@"; do
+        if [[ ! -e $file ]]; then continue; fi # a pattern that nothing matches
+        if [[ $file -ot $answers ]]; then
+            echo "left out: $file is older than the answers" >&2
+        elif [[ -z $newest || $file -nt $newest ]]; then
+            newest=$file
+        fi
+    done
+    printf '%s' "$newest"
 }
 
 # submit ANSWERS FILE [FLAG...]: the file that the benchmark's server or judge takes.

@@ -7,8 +7,8 @@
 # BENCHMARKs are the names of the scripts beside this one (default: all of them). What lacks data is named with where
 # to get it; where BENCHMARKs are given, that is an error. Settings: _common.sh.
 # Each script first only notes what it would ask; one process a GPU answers all of that; then the scripts run as ever,
-# find every answer there, and merge and score. Writes what they write. Where one of them fails there, the others and the
-# row are made all the same; the last line names it, and the exit code is 1.
+# find every answer there, and merge and score. Writes what they write. Where one of them fails there, the others'
+# scores and the row are made all the same; the last line names it, and the exit code is 1.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=scripts/v1_5/eval/_common.sh
