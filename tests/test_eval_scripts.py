@@ -275,6 +275,32 @@ def test_every_script_leaves_what_it_says(
     assert [name for name in left if (tmp_path / folder / name).is_file()] == []
 
 
+SPLITS = [
+    (
+        "vqav2",
+        {"VQAV2_SPLIT": "llava_vqav2_mscoco_val2014"},
+        "answers/llava_vqav2_mscoco_val2014/7b",
+        "answers_upload/llava_vqav2_mscoco_val2014/7b.json",
+    ),
+    ("vizwiz", {"VIZWIZ_SPLIT": "llava_val"}, "answers/llava_val/7b", "answers_upload/llava_val/7b.json"),
+]
+
+
+@pytest.mark.parametrize(("script", "setting", "scores", "upload"), SPLITS)
+def test_a_split_whose_answers_are_public_is_scored(
+    repo: Path, tmp_path: Path, script: str, setting: dict[str, str], scores: str, upload: str
+) -> None:
+    folder = tmp_path / script
+    write_benchmark(script, folder)
+    settings = canned(tmp_path) | setting
+    code, out, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 0, error
+    metrics = read_json(folder / scores / "metrics.json")
+    assert {verdict["truth"] for verdict in metrics["verdicts"]} == {"a"}
+    assert "overall" in out
+    assert (folder / upload).is_file()
+
+
 # Script, folder, the judge's file, and what it says of two answers.
 JUDGED = [
     (
