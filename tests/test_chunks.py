@@ -250,6 +250,11 @@ def test_one_small_tensor_of_a_large_file_changes_the_fingerprint_and_copying_do
     assert checkpoint_fingerprint(str(first)) != before
 
 
+def test_a_config_that_is_no_object_is_left_to_loading(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    assert checkpoint_fingerprint(str(tmp_path))
+
+
 @pytest.mark.parametrize("content", [b"no header", b"\xff" * 3_000_000, b""])
 def test_a_weights_file_of_no_known_form_is_sampled(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)

@@ -48,7 +48,8 @@ def checkpoint_fingerprint(path: str, near: Sequence[str] = ()) -> str:
     # A checkpoint of a run that goes on has its config one folder up.
     places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else [])]
     config = next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
-    named = read_json(config).get("mm_vision_tower") if config else None
+    fields = read_json(config) if config else None
+    named = fields.get("mm_vision_tower") if isinstance(fields, dict) else None
     tower = find_folder(named, near=places) if isinstance(named, str) and named else None
     if tower:
         _add_folder(digest, tower)
