@@ -474,6 +474,15 @@ def test_a_missing_image_of_the_last_benchmark_is_known_before_the_first_answer(
     assert not list(tmp_path.rglob("journal"))
 
 
+def test_all_asks_the_splits_that_the_settings_name(repo: Path, tmp_path: Path) -> None:
+    write_benchmark("vizwiz", tmp_path / "vizwiz")
+    shutil.rmtree(tmp_path / "vizwiz/test")
+    settings = canned(tmp_path) | {"VIZWIZ_SPLIT": "llava_val"}
+    code, _, error = finished(started(repo, "all.sh", "org/7b", "7b", "vizwiz", **settings))
+    assert code == 0, error
+    assert read_json(tmp_path / "vizwiz/answers/llava_val/7b/metrics.json")
+
+
 def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others_theirs(
     repo: Path, tmp_path: Path
 ) -> None:

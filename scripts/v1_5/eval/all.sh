@@ -5,7 +5,7 @@
 #   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/v1_5/eval/all.sh ./checkpoints/llava-v1.5-7b llava-v1.5-7b seed mme
 #
 # BENCHMARKs are the names of the scripts beside this one (default: all of them). What lacks data is named with where
-# to get it; where BENCHMARKs are given, that is an error. Settings: _common.sh.
+# to get it; where BENCHMARKs are given, that is an error. Settings: _common.sh, and the scripts' own.
 # Each script first only notes what it would ask; one process a GPU answers all of that; then the scripts run as ever,
 # find every answer there, and merge and score. Writes what they write. Where one of them fails there, the others'
 # scores and the row are made all the same; the last line names it, and the exit code is 1.
@@ -22,8 +22,13 @@ known=(seed mmbench mme gqa sqa vqav2 pope textvqa vizwiz mmvet mmbench_cn llava
 for script in "$@"; do
     [[ " ${known[*]} " == *" $script "* ]] || die "no benchmark '$script'; there are: ${known[*]}"
 done
-wanted=(--need-all "$@")
-(($# > 0)) || wanted=("${known[@]}")
+wanted=(--need-all)
+if (($# == 0)); then
+    set -- "${known[@]}"
+    wanted=()
+fi
+declare -A splits=([mmbench]=${MMBENCH_SPLIT-} [vqav2]=${VQAV2_SPLIT-} [vizwiz]=${VIZWIZ_SPLIT-})
+for script in "$@"; do wanted+=("$script${splits[$script]:+=${splits[$script]}}"); done
 notes=$(mktemp -d)
 trap 'stop_children; rm -rf "$notes"' EXIT
 "$PYTHON" -m llava.benchmarks present --eval-root "$EVAL_ROOT" "${wanted[@]}" >"$notes/present"
