@@ -109,6 +109,18 @@ def test_one_wrong_answer_costs_its_image(tmp_path: Path) -> None:
     assert scores.get("perception").value == 525.0
 
 
+def test_precision_and_recall_have_an_interval(realdata: Path) -> None:
+    root = realdata / "mme"
+    scores = MME.score(root, MME.read_answers(root / "results_txt/llava-v1.5-7b-vanilla"))
+    for name, lost in (("precision", "FP"), ("recall", "FN")):
+        counts = {key: scores.get(f"count {key}", "confusion").value or 0.0 for key in ("TP", lost)}
+        score = scores.get(f"count {name}", "confusion")
+        assert score.value == counts["TP"] / sum(counts.values())
+        assert (score.interval, score.n, len(score.units or {})) == ("normal", 60, 30)
+        assert score.low is not None
+        assert 0.05 < (score.high or 0.0) - score.low < 0.3
+
+
 def test_an_image_with_one_question_is_named(tmp_path: Path) -> None:
     MAKERS["mme"](tmp_path)
     path = tmp_path / "MME_Benchmark_release_version/existence/0001.txt"

@@ -87,3 +87,16 @@ def test_an_empty_list_is_an_error_not_a_division(tmp_path: Path) -> None:
     (tmp_path / "coco/coco_pope_random.json").write_text("")
     with pytest.raises(DataError, match=r"coco_pope_random\.json: this list is empty"):
         POPE.read_questions(tmp_path)
+
+
+def test_a_list_without_labels_is_left_out_and_counted(tmp_path: Path) -> None:
+    tiny = MAKERS["pope"](tmp_path)
+    POPE.prepare(tmp_path, tmp_path / "llava_pope_test.jsonl")
+    for name in ("random", "popular"):
+        (tmp_path / f"coco/coco_pope_{name}.json").unlink()
+    scores = POPE.score(tmp_path, tiny.answers)
+    assert scores.get("F1").value == 100.0
+    assert scores.counts["questions"] == 3
+    assert scores.notes == ("6 questions are of lists without labels (random, popular); they are left out",)
+    with pytest.raises(AnswersError, match="1 answered ids are not among"):
+        POPE.score(tmp_path, [*tiny.answers, Answer(77, "", "Yes")])

@@ -11,6 +11,7 @@ from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.benchmarks import seed
 from llava.errors import AnswersError, DataError
+from llava.files import read_jsonl
 from llava.schema import Answer
 
 SEED = benchmarks.get("seed")
@@ -59,6 +60,15 @@ def test_answers_to_video_questions_without_truth_are_left_out_and_counted(tmp_p
     )
     with pytest.raises(AnswersError, match="1 answered ids are not among"):
         SEED.score(tmp_path, [*tiny.answers, Answer(77, "", "A")])
+
+
+def test_what_can_be_scored_can_be_sent_in(tmp_path: Path) -> None:
+    tiny = MAKERS["seed"](tmp_path)
+    SEED.write_submission(tmp_path, [*tiny.answers, Answer("v77", "", "A")], tmp_path / "up.jsonl")
+    with pytest.raises(AnswersError, match="1 answered ids are not among"):
+        SEED.write_submission(tmp_path, [*tiny.answers, Answer(77, "", "A")], tmp_path / "no.jsonl")
+    sent = [row["question_id"] for _, row in read_jsonl(tmp_path / "up.jsonl")]
+    assert sent == [str(answer.question_id) for answer in tiny.answers]
 
 
 def test_gpt4vs_answers_score_as_its_own_result_file_says(realdata: Path, tmp_path: Path) -> None:

@@ -401,6 +401,25 @@ def test_what_lacks_is_named_with_where_to_get_it(tmp_path: Path) -> None:
     assert run("present", "--need-all", "--eval-root", tmp_path, "gqa", "mmbench").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "question_file"),
+    [
+        ("vqav2", "llava_vqav2_mscoco_val2014"),
+        ("vizwiz", "llava_val"),
+        ("mmbench", "mmbench_test_20230712"),
+    ],
+)
+def test_another_split_is_there_by_its_own_files(name: str, question_file: str, tmp_path: Path) -> None:
+    MAKERS[name](tmp_path / name)
+    for folder in ("val2014", "val"):
+        (tmp_path / name / folder).mkdir()
+        (tmp_path / name / folder / "x.jpg").touch()
+    (tmp_path / name / "mmbench_dev_20230712.tsv").unlink(missing_ok=True)
+    (tmp_path / name / "mmbench_test_20230712.tsv").touch()
+    assert run("present", "--eval-root", tmp_path, name).stdout == ""
+    assert run("present", "--eval-root", tmp_path, f"{name}={question_file}").stdout == f"{name}\n"
+
+
 @pytest.mark.parametrize("name", benchmarks.names())
 def test_every_benchmark_says_what_it_needs_and_where_that_is(name: str, tmp_path: Path) -> None:
     benchmark = benchmarks.get(name)

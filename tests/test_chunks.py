@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,19 +213,89 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     assert json.loads((tmp_path / "2_0.jsonl").read_text())["position"] == 0
 
 
-def test_training_on_changes_a_checkpoints_fingerprint_and_copying_does_not(tmp_path: Path) -> None:
+def safetensors(path: Path, tensors: dict[str, bytes]) -> None:
+    header: dict[str, Any] = {}
+    start = 0
+    for name, data in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [start, start + len(data)]}
+        start += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
+
+
+def torch_zip(path: Path, tensors: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in tensors.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{name}"), data)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("model.safetensors", safetensors), ("pytorch_model.bin", torch_zip)],
+)
+def test_one_small_tensor_of_a_large_file_changes_the_fingerprint_and_copying_does_not(
+    tmp_path: Path, name: str, write: Callable[[Path, dict[str, bytes]], None]
+) -> None:
     first, copy = tmp_path / "a", tmp_path / "b"
-    for folder in (first, copy):
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
-        (folder / "config.json").write_text("{}")
+    first.mkdir()
+    large = bytes(range(256)) * 80_000
+    write(first / name, {"a": large, "projector": b"old", "z": large})
+    (first / "config.json").write_text("{}")
     before = checkpoint_fingerprint(str(first))
+    shutil.copytree(first, copy)
     assert checkpoint_fingerprint(str(copy)) == before
-    (copy / "training_args.json").write_text("not a weight")
+    (copy / "training_args.bin").write_text("not a weight")
     assert checkpoint_fingerprint(str(copy)) == before
-    (first / "model.safetensors").write_bytes(bytes(range(1, 256)) * 8224 + b"12")
+    write(first / name, {"a": large, "projector": b"new", "z": large})
     assert checkpoint_fingerprint(str(first)) != before
-    assert checkpoint_fingerprint("liuhaotian/llava-v1.5-7b") == "liuhaotian/llava-v1.5-7b"
+
+
+def test_a_config_that_is_no_object_is_left_to_loading(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    assert checkpoint_fingerprint(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"no header", b"\xff" * 3_000_000, b""])
+def test_a_weights_file_of_no_known_form_is_sampled(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    before = checkpoint_fingerprint(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(content + b"x")
+    assert checkpoint_fingerprint(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "../clip/a.bin",
+    ],
+)
+def test_a_models_fingerprint_covers_tokenizer_generation_and_vision_tower(tmp_path: Path, name: str) -> None:
+    model, clip = tmp_path / "model", tmp_path / "clip"
+    model.mkdir()
+    clip.mkdir()
+    (model / "config.json").write_text('{"mm_vision_tower": "clip"}')
+    (model / name).write_text("{}")
+    before = checkpoint_fingerprint(str(model))
+    (model / name).write_text("[]")
+    assert checkpoint_fingerprint(str(model)) != before
+
+
+def test_a_hub_ids_fingerprint_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "liuhaotian/llava-v1.5-7b"
+    cache = tmp_path / "models--liuhaotian--llava-v1.5-7b"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert checkpoint_fingerprint(name) == name
+    for commit in ("1" * 40, "2" * 40):
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        (cache / "snapshots" / commit / "config.json").write_text("{}")
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs/main").write_text(commit)
+        assert checkpoint_fingerprint(name) == f"{name} at {commit}"
 
 
 def test_a_full_disk_is_named_and_keeps_the_answers_before_it(small_disk: Callable[[int], Path]) -> None:

@@ -110,6 +110,18 @@ def test_seed_image_only_annotations_do_not_divide_by_zero(
     assert (result.returncode, result.stdout) == (0, want["stdout"])
 
 
+def test_seed_answers_to_video_questions_that_are_not_annotated_are_left_out(
+    golden: Path, workplace: Path, run_script: Run
+) -> None:
+    want = recorded(golden, "seed_dataengine")
+    with (workplace / "seed/answers.jsonl").open("a") as stream:
+        stream.write('{"question_id": "v777", "prompt": "", "text": "A"}\n')
+    result = run_script(want["script"], *want["args"])
+    assert (result.returncode, result.stdout) == (0, want["stdout"]), result.stderr
+    (note,) = json.loads((workplace / "seed/de/metrics.json").read_text())["notes"]
+    assert note.startswith("1 answers are for video questions that the annotations do not hold")
+
+
 def test_seed_missing_answers_are_named_and_nothing_is_written(
     golden: Path, workplace: Path, run_script: Run
 ) -> None:
@@ -142,6 +154,20 @@ def test_a_lost_pope_answer_is_an_error(golden: Path, workplace: Path, run_scrip
     assert result.returncode == 2
     assert "pope: 1 of 40 questions have no answer: 39;" in result.stderr
     assert run_script(want["script"], *want["args"], "--allow-missing").returncode == 0
+
+
+def test_a_pope_list_without_labels_is_left_out(golden: Path, workplace: Path, run_script: Run) -> None:
+    want = recorded(golden, "pope")
+    labels = sorted((workplace / "pope").rglob("coco_pope_*.json"))
+    labels[0].unlink()
+    result = run_script(want["script"], *want["args"])
+    assert result.returncode == 0, result.stderr
+    left_out = labels[0].stem.removeprefix("coco_pope_")
+    assert f"questions are of lists without labels ({left_out}); they are left out" in result.stderr
+    blocks = want["stdout"].split("Category: ")[1:]
+    kept = [f"Category: {block}" for block in blocks if not block.startswith(left_out)]
+    assert result.stdout == "".join(kept)
+    assert len(blocks) - len(kept) == 1
 
 
 def test_textvqa_scores_every_file_of_a_folder(golden: Path, workplace: Path, run_script: Run) -> None:

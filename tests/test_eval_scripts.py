@@ -183,7 +183,7 @@ def test_an_interrupted_script_leaves_no_process(repo: Path, golden: Path, tmp_p
 
 # Stands in for python: answering commands get canned replies, so that no model is needed; all else is real.
 CANNED = """
-import runpy, sys, types
+import os, runpy, sys, types
 from llava.infer import run
 from llava.infer.requests import Reply
 
@@ -191,8 +191,20 @@ sys.modules["llava.infer.load"] = types.SimpleNamespace(settle=lambda choice, lo
 run._replies = lambda run, asks, positions, *rest: ((place, Reply("A")) for place in positions)
 module = sys.argv[2]
 sys.argv = [module, *sys.argv[3:]]
+if "CANNED_FAILS" in os.environ and sys.argv[-1] == "1":
+    sys.exit(3)
 runpy.run_module(module, run_name="__main__")
 """
+
+
+def canned(folder: Path) -> dict[str, str]:
+    """Settings under which two shards give canned answers to what lies under `folder`."""
+    (folder / "canned.py").write_text(CANNED)
+    python = folder / "python"
+    replies = f'exec {sys.executable} {folder / "canned.py"} "$@"'
+    python.write_text(f'#!/bin/sh\ncase "$2" in llava.eval.*) {replies};; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return {"EVAL_ROOT": str(folder), "SHARDS": "2", "PYTHON": str(python)}
 
 
 # Script, folder, what it must leave there.
@@ -241,7 +253,7 @@ LEFT = [
         ],
     ),
     ("mmvet", "mm-vet", ["answers/7b.jsonl", "results/7b.json"]),
-    ("llavabench", "llava-bench-in-the-wild", ["answers/7b.jsonl"]),
+    ("llavabench", "llava-bench-in-the-wild", ["answers/7b.jsonl", "judge_input/7b.jsonl"]),
 ]
 
 
@@ -250,15 +262,94 @@ def test_every_script_leaves_what_it_says(
     repo: Path, tmp_path: Path, script: str, folder: str, left: list[str]
 ) -> None:
     write_benchmark(script, tmp_path / folder)
-    (tmp_path / "canned.py").write_text(CANNED)
-    python = tmp_path / "python"
-    canned = f'exec {sys.executable} {tmp_path / "canned.py"} "$@"'
-    python.write_text(f'#!/bin/sh\ncase "$2" in llava.eval.*) {canned};; esac\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    settings = {"EVAL_ROOT": str(tmp_path), "SHARDS": "2", "PYTHON": str(python)}
+    settings = canned(tmp_path)
     code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
     assert code == 0, error
     assert [name for name in left if not (tmp_path / folder / name).is_file()] == []
+
+    # Another model under the same name, of which a shard is lost: nothing may be left that the old one said.
+    settings |= {"OVERWRITE": "1", "CANNED_FAILS": "1"}
+    code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-13b", "7b", **settings))
+    assert code == 1
+    assert "nothing was merged or scored" in error
+    assert [name for name in left if (tmp_path / folder / name).is_file()] == []
+
+
+SPLITS = [
+    (
+        "vqav2",
+        {"VQAV2_SPLIT": "llava_vqav2_mscoco_val2014"},
+        "answers/llava_vqav2_mscoco_val2014/7b",
+        "answers_upload/llava_vqav2_mscoco_val2014/7b.json",
+    ),
+    ("vizwiz", {"VIZWIZ_SPLIT": "llava_val"}, "answers/llava_val/7b", "answers_upload/llava_val/7b.json"),
+]
+
+
+@pytest.mark.parametrize(("script", "setting", "scores", "upload"), SPLITS)
+def test_a_split_whose_answers_are_public_is_scored(
+    repo: Path, tmp_path: Path, script: str, setting: dict[str, str], scores: str, upload: str
+) -> None:
+    folder = tmp_path / script
+    write_benchmark(script, folder)
+    settings = canned(tmp_path) | setting
+    code, out, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 0, error
+    metrics = read_json(folder / scores / "metrics.json")
+    assert {verdict["truth"] for verdict in metrics["verdicts"]} == {"a"}
+    assert "overall" in out
+    assert (folder / upload).is_file()
+
+
+# Script, folder, the judge's file, and what it says of two answers.
+JUDGED = [
+    (
+        "mmvet",
+        "mm-vet",
+        "results/7b_gpt-4-grade-1runs.json",
+        '{"v1_1": {"score": [1.0]}, "v1_2": {"score": [0.5]}}',
+    ),
+    (
+        "llavabench",
+        "llava-bench-in-the-wild",
+        "reviews/7b.jsonl",
+        "".join(
+            f'{{"question_id": {n}, "category": "llava_bench_conv", "tuple": [8, {4 * n}]}}\n' for n in (1, 2)
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("script", "folder", "file", "content"), JUDGED)
+def test_what_the_judge_said_of_these_answers_is_scored_and_of_others_not(
+    repo: Path, tmp_path: Path, script: str, folder: str, file: str, content: str
+) -> None:
+    write_benchmark(script, tmp_path / folder)
+    grades, metrics = tmp_path / folder / file, tmp_path / folder / "answers/7b/metrics.json"
+    grades.parent.mkdir(parents=True, exist_ok=True)
+    grades.write_text(content)
+    os.utime(grades, (1, 1))
+    settings = canned(tmp_path)
+    code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 0, error
+    assert f"left out: {grades} is older than the answers" in error
+    assert not metrics.exists()
+
+    os.utime(grades)
+    code, _, error = finished(started(repo, f"{script}.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 0, error
+    (total,) = (score["value"] for score in read_json(metrics)["scores"] if score["group"] == "total")
+    assert total == 75.0
+
+
+def test_llava_bench_without_what_its_judge_is_told_is_not_asked(repo: Path, tmp_path: Path) -> None:
+    write_benchmark("llavabench", tmp_path / "llava-bench-in-the-wild")
+    (tmp_path / "llava-bench-in-the-wild/rule.json").unlink()
+    settings = canned(tmp_path)
+    code, _, error = finished(started(repo, "llavabench.sh", "org/llava-v1.5-7b", "7b", **settings))
+    assert code == 2
+    assert "lacks rule.json; get it from " in error
+    assert not (tmp_path / "llava-bench-in-the-wild/answers").exists()
 
 
 # Notes which device, threads and flags an answering process got, and fails as a broken machine would.
@@ -367,6 +458,45 @@ def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(
     assert code == 0, error
     assert " loaded on " not in error
     assert (tmp_path / "MME/answers/lora.jsonl").read_text() == before
+
+
+def test_a_missing_image_of_the_last_benchmark_is_known_before_the_first_answer(
+    repo: Path, tmp_path: Path
+) -> None:
+    write_benchmark("textvqa", tmp_path / "textvqa")
+    write_benchmark("pope", tmp_path / "pope")
+    questions = tmp_path / "pope/llava_pope_test.jsonl"
+    questions.write_text(questions.read_text().replace("x.jpg", "gone.jpg", 1))
+    settings = canned(tmp_path)
+    code, _, error = finished(started(repo, "all.sh", "org/7b", "7b", "textvqa", "pope", **settings))
+    assert code == 1
+    assert error.count("val2014/gone.jpg: no such image file") == 2
+    assert not list(tmp_path.rglob("journal"))
+
+
+def test_all_asks_the_splits_that_the_settings_name(repo: Path, tmp_path: Path) -> None:
+    write_benchmark("vizwiz", tmp_path / "vizwiz")
+    shutil.rmtree(tmp_path / "vizwiz/test")
+    settings = canned(tmp_path) | {"VIZWIZ_SPLIT": "llava_val"}
+    code, _, error = finished(started(repo, "all.sh", "org/7b", "7b", "vizwiz", **settings))
+    assert code == 0, error
+    assert read_json(tmp_path / "vizwiz/answers/llava_val/7b/metrics.json")
+
+
+def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others_theirs(
+    repo: Path, tmp_path: Path
+) -> None:
+    write_benchmark("pope", tmp_path / "pope")
+    write_benchmark("mme", tmp_path / "MME")
+    labels = tmp_path / "pope/coco/coco_pope_random.json"
+    labels.write_text(labels.read_text() * 2)
+    settings = canned(tmp_path)
+    code, out, error = finished(started(repo, "all.sh", "org/7b", "7b", "pope", "mme", **settings))
+    assert code == 1
+    assert "error: POPE random: 1 questions but 2 labels" in error
+    assert error.endswith("error: all.sh: failed, see the message of each above: pope\n")
+    assert read_json(tmp_path / "MME/answers/7b/metrics.json")
+    assert [line.split()[0] for line in out.splitlines()].count("published:") == 3
 
 
 def test_a_benchmark_that_is_named_must_have_its_data(repo: Path, tmp_path: Path) -> None:

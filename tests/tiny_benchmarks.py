@@ -37,6 +37,11 @@ def write_benchmark(script: str, root: Path) -> None:
             "llava_vqav2_mscoco_test-dev2015.jsonl": questions[:1],
             "llava_vqav2_mscoco_test2015.jsonl": questions,
             "test2015/x.jpg": None,
+            "llava_vqav2_mscoco_val2014.jsonl": questions,
+            "v2_mscoco_val2014_annotations.json": {
+                "annotations": [{"question_id": n, "answers": [{"answer": "a"}] * 10} for n in (1, 2)]
+            },
+            "val2014/x.jpg": None,
         },
         "mme": {
             "llava_mme.jsonl": [
@@ -52,7 +57,12 @@ def write_benchmark(script: str, root: Path) -> None:
             "problems.json": {"1": problem, "2": problem},
             "pid_splits.json": {"test": ["1", "2"]},
         },
-        "vizwiz": {"llava_test.jsonl": questions, "test/x.jpg": None},
+        "vizwiz": {
+            "llava_test.jsonl": questions,
+            "test/x.jpg": None,
+            "val.json": [{"image": "x.jpg", "question": "Is it?", "answers": [{"answer": "a"}] * 10}],
+            "val/x.jpg": None,
+        },
         "textvqa": {
             "llava_textvqa_val_v051_ocr.jsonl": [
                 {**row, "question_id": "x", "text": f"{row['text']}\nReference OCR token: \n{SHORT}"}
@@ -81,8 +91,21 @@ def write_benchmark(script: str, root: Path) -> None:
         },
         "mmbench": {"mmbench_dev_20230712.tsv": TSV},
         "mmbench_cn": {"mmbench_dev_cn_20231003.tsv": TSV},
-        "mmvet": {"llava-mm-vet.jsonl": questions, "images/x.jpg": None},
-        "llavabench": {"questions.jsonl": questions, "images/x.jpg": None},
+        "mmvet": {
+            "llava-mm-vet.jsonl": questions,
+            "mm-vet.json": {
+                f"v1_{n}": {"imagename": "x.jpg", "question": "?", "answer": "a", "capability": ["ocr"]}
+                for n in (1, 2)
+            },
+            "images/x.jpg": None,
+        },
+        "llavabench": {
+            "questions.jsonl": [{**row, "category": "conv"} for row in questions],
+            "context.jsonl": [{"image": "x.jpg", "caption": "A hill."}],
+            "answers_gpt4.jsonl": [{"question_id": n, "text": "A hill."} for n in (1, 2)],
+            "rule.json": {"llava_bench_conv": {"role": "Assistant", "prompt": "Rate them."}},
+            "images/x.jpg": None,
+        },
     }
     for name, content in files[script].items():
         path = root / name

@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--output", type=Path, required=True)
     submit.add_argument("--allow-missing", action="store_true", help="leave out what has no answer")
     present = commands.add_parser("present", help="print those of the named benchmarks whose data is there")
-    present.add_argument("benchmarks", nargs="+", metavar="NAME")
+    told = "NAME=FILE asks for another split's, by its question file's name without suffix"
+    present.add_argument("benchmarks", nargs="+", metavar="NAME", help=told)
     present.add_argument("--eval-root", type=Path, required=True, help="holds the benchmarks' folders")
     present.add_argument("--need-all", action="store_true", help="fail where one's data is not there")
     present.set_defaults(run=_present)
@@ -71,10 +72,11 @@ def _list(_: argparse.Namespace) -> None:
 
 def _present(args: argparse.Namespace) -> None:
     lacking = []
-    for name in args.benchmarks:
+    for word in args.benchmarks:
+        name, _, question_file = word.partition("=")
         benchmark = benchmarks.get(name)
         root = args.eval_root / benchmark.folder
-        if missing := benchmark.missing(root):
+        if missing := benchmark.missing(root, question_file):
             lacking.append(f"{name}: {root} lacks {', '.join(missing)}; get it from {benchmark.download}")
         else:
             sys.stdout.write(f"{name}\n")

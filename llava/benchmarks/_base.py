@@ -6,7 +6,7 @@ names one of several question files. Nothing here knows a particular benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,8 @@ class Benchmark:
     `write_file` makes the question file in another form than jsonl and returns how many questions it holds.
     `submit` writes the file that a server or a judge wants.
     `needs` are the files under `root` without which a run from questions to scores cannot be made (each a
-    choice of patterns, any one will do), `download` says where they come from.
+    choice of patterns, any one will do), `needs_of` those of splits that want others, `download` says where
+    they come from.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Benchmark:
     write_file: Callable[[Path, str, Path], int] | None = None
     aliases: tuple[str, ...] = ()
     needs: tuple[tuple[str, ...], ...] = ()
+    needs_of: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     download: str = ""
     submission_suffix: str = ".json"
     answers_from: Callable[[Path], list[Answer]] = field(default=read_answers)
@@ -65,11 +67,13 @@ class Benchmark:
         """The names of the question files, the usual one first."""
         return list(self.question_files)
 
-    def missing(self, root: Path) -> list[str]:
-        """What `root` lacks of `needs`, as a reader would put it."""
+    def missing(self, root: Path, question_file: str | None = None) -> list[str]:
+        """What `root` lacks for the usual split, or for that of a question file named without its suffix."""
+        stems = {Path(file).stem: split for split, file in self.question_files.items()}
+        needs = self.needs_of.get(stems.get(question_file or "", ""), self.needs)
         return [
             " or ".join(choice)
-            for choice in self.needs
+            for choice in needs
             if not any(True for pattern in choice for _ in root.glob(pattern))
         ]
 

@@ -7,7 +7,7 @@ with both its questions, an image of POPE). See `llava.intervals`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from llava import intervals
@@ -75,6 +75,33 @@ def mean_of_units(
     low, high = (None, None) if spread is None else intervals.around(value, spread)
     kind = "none" if spread is None else "normal"
     return Score(name, value, n or len(values), group, low, high, kind, units=units, note=note)
+
+
+def ratio_of_units(
+    name: str,
+    terms: Mapping[str, tuple[float, float]],
+    *,
+    group: str,
+    value: float,
+    n: int,
+    scale: float = PERCENT,
+) -> Score:
+    """`value` (of 1), a ratio of two sums over units, times `scale`, with its interval by the delta method.
+
+    Args:
+        name: The score's name.
+        terms: What each unit adds to the ratio's top and bottom.
+        group: The score's group.
+        value: The official formula's number, which is 0 where the bottom is.
+        n: How many questions there are.
+        scale: 100 for percent.
+    """
+    tops, bottoms = [top for top, _ in terms.values()], [bottom for _, bottom in terms.values()]
+    if not sum(bottoms):
+        return Score(name, value * scale, n, group)
+    values = intervals.ratio_units(tops, bottoms)
+    units = {unit: scale * part for unit, part in zip(terms, values, strict=True)}
+    return mean_of_units(name, units, group=group, value=value * scale, n=n)
 
 
 def share_of_units(name: str, units: dict[str, float], *, group: str = "total") -> Score:

@@ -172,6 +172,6 @@ BENCHMARK = Benchmark(
     submission_suffix=".jsonl",
     answers_from=read_reviewed,
     aliases=("llavabench",),
-    needs=(("questions.jsonl",), ("images/*",)),
-    download="liuhaotian/llava-bench-in-the-wild on the hub",
+    needs=(("questions.jsonl",), ("images/*",), ("context.jsonl",), (GPT4,), ("rule.json",)),
+    download="liuhaotian/llava-bench-in-the-wild on the hub; rule.json from LLaVA's llava/eval/table",
 )

@@ -197,6 +197,7 @@ def make(name: str, title: str, splits: Sequence[str], suffix: str) -> Benchmark
         submission_suffix=".xlsx",
         answers_from=read_upload,
         needs=((files[splits[0]],),),
+        needs_of={split: ((file,),) for split, file in files.items()},
         download="https://mmbench.opencompass.org.cn (images are in the TSV)",
     )
 

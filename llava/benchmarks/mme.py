@@ -40,6 +40,8 @@ YES_NO = "Please answer yes or no."
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 LOOKED_AT = 4
 PERCENT = 100.0
+# The official counts as (truth, said), with "yes" as positive.
+CONFUSION = {"TP": ("yes", "yes"), "FN": ("yes", "no"), "TN": ("no", "no"), "FP": ("no", "yes")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,29 +222,39 @@ def _subtask_scores(subtask: str, verdicts: Sequence[Verdict]) -> tuple[Score, l
     score = _scores.mean_of_units(
         subtask, units, group="type", value=acc + acc_plus, n=len(verdicts), note="of 200"
     )
-    table = _confusion(verdicts)
-    counted = [Score(f"{subtask} {name}", value, len(verdicts), "confusion") for name, value in table.items()]
     return score, [
         _scores.accuracy(verdicts, subtask, group="acc", over={"type": subtask}),
         _scores.share_of_units(subtask, both, group="acc+"),
-        *counted,
+        *_confusion(subtask, verdicts),
     ]
 
 
-def _confusion(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """The official counts with "yes" as positive; precision and recall leave "other" out."""
-    pairs = [(verdict.truth, verdict.facets["says"]) for verdict in verdicts]
-    tp, fn = pairs.count(("yes", "yes")), pairs.count(("yes", "no"))
-    tn, fp = pairs.count(("no", "no")), pairs.count(("no", "yes"))
-    return {
-        "TP": tp,
-        "FN": fn,
-        "TN": tn,
-        "FP": fp,
-        "other": len(pairs) - tp - fn - tn - fp,
-        "precision": tp / (tp + fp) if tp + fp else 0.0,
-        "recall": tp / (tp + fn) if tp + fn else 0.0,
-    }
+def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
+    """The official counts; precision and recall (of 1) leave "other" out."""
+    images: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for verdict in verdicts:
+        images[verdict.facets["image"]].append((verdict.truth, verdict.facets["says"]))
+    pairs = [pair for mine in images.values() for pair in mine]
+    table = {name: pairs.count(pair) for name, pair in CONFUSION.items()}
+    table["other"] = len(pairs) - sum(table.values())
+    scores = [Score(f"{subtask} {name}", count, len(pairs), "confusion") for name, count in table.items()]
+    for name, lost in (("precision", "FP"), ("recall", "FN")):
+        tp, bottom = table["TP"], table["TP"] + table[lost]
+        terms = {
+            image: (mine.count(CONFUSION["TP"]), mine.count(CONFUSION["TP"]) + mine.count(CONFUSION[lost]))
+            for image, mine in images.items()
+        }
+        scores.append(
+            _scores.ratio_of_units(
+                f"{subtask} {name}",
+                terms,
+                group="confusion",
+                value=tp / bottom if bottom else 0.0,
+                n=len(pairs),
+                scale=1.0,
+            )
+        )
+    return scores
 
 
 def _submit(task: Task, folder: Path) -> None:

@@ -5,7 +5,7 @@ Rule (LLaVA v1.2.2 eval_pope.py): the text before the first period, commas dropp
 "yes" as positive, and the share of yes; the quoted number is the mean of the three F1. Labels
 (coco_pope_<list>.json, one object a line) go to the questions of a list by position; the lengths, and the
 texts where both have them, must agree. The original zips what there is and divides by zero on an empty
-list.
+list. As there, a list without label file is not scored; the scores say so.
 
 Intervals of F1, precision, recall and yes share take an image with all its questions as one unit.
 """
@@ -13,12 +13,11 @@ Intervals of F1, precision, recall and yes share take an image with all its ques
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import intervals
 from llava.benchmarks import _scores
 from llava.benchmarks._answers import match
 from llava.benchmarks._base import Benchmark, Task, find, require_keys
@@ -162,6 +161,21 @@ def truths(
     return found
 
 
+def labelled(
+    questions: Sequence[Question], labels: Sequence[str | None], answers: Sequence[Answer]
+) -> tuple[list[tuple[Question, str]], list[Answer], list[str]]:
+    """The questions with their labels, the answers to them, and what must be said about those left out."""
+    known = [(question, label) for question, label in zip(questions, labels, strict=True) if label]
+    unknown = [question for question, label in zip(questions, labels, strict=True) if not label]
+    if not unknown:
+        return known, list(answers), []
+    ids = {str(question.id) for question in unknown}
+    kept = [answer for answer in answers if str(answer.question_id) not in ids]
+    lists = ", ".join(dict.fromkeys(question.category for question in unknown))
+    note = f"{len(unknown)} questions are of lists without labels ({lists}); they are left out"
+    return known, kept, [note]
+
+
 def _build(root: Path, split: str) -> list[Question]:
     labels = read_labels(label_folder(root))
     return [
@@ -174,8 +188,8 @@ def _build(root: Path, split: str) -> list[Question]:
 def _judge(task: Task) -> Scores:
     asked = BENCHMARK.read_questions(task.root, task.split)
     labels = truths(asked, read_labels(task.truth or label_folder(task.root)))
-    known = [(question, label) for question, label in zip(asked, labels, strict=True) if label]
-    matched = match([q for q, _ in known], task.answers, allow_missing=task.allow_missing, name="pope")
+    known, answers, notes = labelled(asked, labels, task.answers)
+    matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
     verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
     scores: list[Score] = []
     f1_units: list[dict[str, float]] = []
@@ -188,7 +202,9 @@ def _judge(task: Task) -> Scores:
         f1_values.append(next(s.value or 0.0 for s in listed if s.group == "F1"))
     scores.append(_scores.accuracy(verdicts, "accuracy", over={}))
     scores.append(_mean_f1(f1_units, f1_values, len(verdicts)))
-    return _scores.collect("pope", "F1", scores, verdicts, matched, source=SOURCE, split=task.split)
+    return _scores.collect(
+        "pope", "F1", scores, verdicts, matched, source=SOURCE, split=task.split, notes=notes
+    )
 
 
 def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
@@ -215,38 +231,27 @@ def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], d
     for verdict in verdicts:
         images[str(verdict.image)].append((verdict.truth, verdict.facets["says"]))
     per_image = {image: count(pairs) for image, pairs in images.items()}
-    parts = {
-        "F1": (confusion.f1, [(2 * c.tp, 2 * c.tp + c.fp + c.fn) for c in per_image.values()]),
-        "precision": (confusion.precision, [(c.tp, c.tp + c.fp) for c in per_image.values()]),
-        "recall": (confusion.recall, [(c.tp, c.tp + c.fn) for c in per_image.values()]),
-        "yes share": (
-            confusion.yes_ratio,
-            [(c.tp + c.fp, c.tp + c.fp + c.tn + c.fn) for c in per_image.values()],
-        ),
+    parts: dict[str, tuple[float, Callable[[Counts], tuple[int, int]]]] = {
+        "F1": (confusion.f1, lambda c: (2 * c.tp, 2 * c.tp + c.fp + c.fn)),
+        "precision": (confusion.precision, lambda c: (c.tp, c.tp + c.fp)),
+        "recall": (confusion.recall, lambda c: (c.tp, c.tp + c.fn)),
+        "yes share": (confusion.yes_ratio, lambda c: (c.tp + c.fp, c.tp + c.fp + c.tn + c.fn)),
     }
-    scores = [_scores.accuracy(verdicts, name, group="type", over={"type": name})]
-    f1: dict[str, float] = {}
-    for group, (value, terms) in parts.items():
-        units = _units(list(per_image), terms)
-        f1 = units if group == "F1" else f1
-        if units:
-            scores.append(
-                _scores.mean_of_units(name, units, group=group, value=value * PERCENT, n=len(verdicts))
-            )
-        else:
-            scores.append(Score(name, value * PERCENT, len(verdicts), group))
+    ratios = [
+        _scores.ratio_of_units(
+            name,
+            {image: terms(c) for image, c in per_image.items()},
+            group=group,
+            value=value,
+            n=len(verdicts),
+        )
+        for group, (value, terms) in parts.items()
+    ]
+    scores = [_scores.accuracy(verdicts, name, group="type", over={"type": name}), *ratios]
     table = {"TP": confusion.tp, "FP": confusion.fp, "TN": confusion.tn, "FN": confusion.fn}
     table["no answer"] = missing
     scores += [Score(f"{name} {key}", number, len(verdicts), "confusion") for key, number in table.items()]
-    return scores, f1
-
-
-def _units(images: Sequence[str], terms: Sequence[tuple[int, int]]) -> dict[str, float]:
-    tops, bottoms = [top for top, _ in terms], [bottom for _, bottom in terms]
-    if not sum(bottoms):
-        return {}
-    values = intervals.ratio_units(tops, bottoms)
-    return {image: PERCENT * value for image, value in zip(images, values, strict=True)}
+    return scores, ratios[0].units or {}
 
 
 def _mean_f1(lists: Sequence[Mapping[str, float]], values: Sequence[float], n: int) -> Score:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llava.benchmarks import _scores
@@ -92,8 +92,9 @@ def without_unknown_video(items: Sequence[Item], answers: Sequence[Answer]) -> l
 def judge_items(
     items: Sequence[Item], answers: Sequence[Answer], *, allow_missing: bool, split: str = "image"
 ) -> Scores:
-    """Score `answers` against `items`, which must be the questions asked."""
-    matched = match([item.question for item in items], answers, allow_missing=allow_missing, name="seed")
+    """Score `answers` against `items`, the questions asked; those to unknown video questions are counted."""
+    kept = without_unknown_video(items, answers)
+    matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
     skills = {item.skill_id: item.skill for item in items}
     kinds = [kind for kind in ("image", "video") if any(item.kind == kind for item in items)]
@@ -103,7 +104,12 @@ def judge_items(
         *([_scores.accuracy(verdicts, "total", over={})] if len(kinds) > 1 else []),
     ]
     headline = kinds[0] if kinds else "total"
-    return _scores.collect("seed", headline, scores, verdicts, matched, source=SOURCE, split=split)
+    dropped = len(answers) - len(kept)
+    note = f"{dropped} answers are for video questions that the annotations do not hold; they are left out"
+    notes = [note] if dropped else []
+    return _scores.collect(
+        "seed", headline, scores, verdicts, matched, source=SOURCE, split=split, notes=notes
+    )
 
 
 def _verdict(item: Item, answer: Answer | None) -> Verdict:
@@ -126,7 +132,8 @@ def write_upload(
     items: Sequence[Item], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
 ) -> None:
     """Write the leaderboard's jsonl, a line for each answered item: question_id as text, prediction."""
-    matched = match([item.question for item in items], answers, allow_missing=allow_missing, name="seed")
+    kept = without_unknown_video(items, answers)
+    matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     write_jsonl(
         path,
         (
@@ -146,17 +153,8 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    known = _items(task.root, task.truth)
-    answers = without_unknown_video(known, task.answers)
-    items = asked(known, answers)
-    scores = judge_items(items, answers, allow_missing=task.allow_missing, split=task.split)
-    dropped = len(task.answers) - len(answers)
-    if dropped:
-        note = (
-            f"{dropped} answers are for video questions that the annotations do not hold; they are left out"
-        )
-        scores = replace(scores, notes=(*scores.notes, note))
-    return scores
+    items = asked(_items(task.root, task.truth), task.answers)
+    return judge_items(items, task.answers, allow_missing=task.allow_missing, split=task.split)
 
 
 def _submit(task: Task, path: Path) -> None:

@@ -104,5 +104,6 @@ BENCHMARK = Benchmark(
     judge=_judge,
     submit=_submit,
     needs=(("llava_test.jsonl", "test.json", "Annotations/test.json"), ("test/*",)),
+    needs_of={"val": (("val.json", "Annotations/val.json"), ("val/*",))},
     download="https://vizwiz.org/tasks-and-datasets/vqa/",
 )

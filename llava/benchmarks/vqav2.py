@@ -171,5 +171,12 @@ BENCHMARK = Benchmark(
         ),
         ("test2015/*",),
     ),
+    needs_of={
+        "val2014": (
+            ("llava_vqav2_mscoco_val2014.jsonl", "*OpenEnded_mscoco_val2014_questions.json"),
+            ("*mscoco_val2014_annotations.json",),
+            ("val2014/*",),
+        )
+    },
     download="https://visualqa.org/download.html; LLaVA's eval.zip has the question files",
 )

@@ -1,13 +1,14 @@
 """Score POPE answers as the original's tool does: its flags, its lines on stdout.
 
-The lists come in the order of the question file. A question without answer is an error (the original compared
-position by position and cut what did not fit) unless --allow-missing counts it as wrong. For intervals use
-`python -m llava.benchmarks score pope`.
+The lists come in the order of the question file; one without labels is left out, and stderr says so. A
+question without answer is an error (the original compared position by position and cut what did not fit)
+unless --allow-missing counts it as wrong. For intervals use `python -m llava.benchmarks score pope`.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from llava.command import run
 from llava.errors import DataError
 
 RULE = "=" * 36
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -28,10 +30,11 @@ def main() -> None:
     args = parser.parse_args()
     questions = pope.read_questions(args.question_file)
     truths = pope.truths(questions, pope.read_labels(args.annotation_dir))
-    known = [(question, label) for question, label in zip(questions, truths, strict=True) if label]
+    known, answers, notes = pope.labelled(questions, truths, read_answers(args.result_file))
     if not known:
         raise DataError(f"{args.annotation_dir}: no list here is of a category of {args.question_file}")
-    answers = read_answers(args.result_file)
+    for note in notes:
+        logger.warning(note)
     asked = [question for question, _ in known]
     matched = match(asked, answers, allow_missing=args.allow_missing, name="pope")
     for category in dict.fromkeys(question.category for question in asked):

@@ -17,7 +17,7 @@ from typing import Any
 
 from llava.command import run
 from llava.errors import SettingsError
-from llava.infer.run import answer
+from llava.infer.run import answer, check_asks
 
 MODULES = ("model_vqa", "model_vqa_loader", "model_vqa_mmbench", "model_vqa_science")
 logger = logging.getLogger(__name__)
@@ -45,13 +45,17 @@ def main() -> None:
     parser.add_argument("jobs", nargs="+", type=Path, metavar="JOB")
     flags = parser.parse_args()
     chunk = f"{flags.num_chunks}_{flags.chunk_idx}.jsonl"
-    # Read first: a question file that is damaged should be known before hours of answering.
+    # Read and checked first, every chunk: a damaged question file or a missing image should be known by all
+    # processes before hours of answering.
     jobs = []
     for job in flags.jobs:
         module, folder, words = read_words(job)
         words += ["--answers-file", f"{folder}/{chunk}"]
         words += ["--num-chunks", str(flags.num_chunks), "--chunk-idx", str(flags.chunk_idx)]
         jobs.append((job.stem, *importlib.import_module(module).read_job(words)))
+
+    for _, asked, asks in jobs:
+        check_asks(asked, asks, range(len(asks)))
 
     @functools.lru_cache(maxsize=1)
     def load_once(choice: Any) -> Any:

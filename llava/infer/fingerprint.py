@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from llava.files import read_json
 
-# Every weight moves in training, so a few blocks of each file tell two checkpoints apart; reading all 13 GB
-# in every process would cost more than loading them.
+# Reading all 13 GB in every process would cost more than loading them. What is read of each tensor tells a
+# trained one from its start, also where a single tensor of a file was trained.
+_TENSOR_BLOCK_BYTES = 4 * 1024
+_TENSOR_BLOCKS = 3
 _BLOCK_BYTES = 64 * 1024
 _BLOCKS = 16
-_SUFFIXES = {".safetensors", ".bin", ".model"}
-_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json", "preprocessor_config.json")
+_MAX_HEADER_BYTES = 100 * 1024 * 1024
+_WEIGHTS = {".safetensors", ".bin"}
+_TRAINING_STATE = {"training_args.bin", "optimizer.bin", "scheduler.bin"}
+_CONFIGS = {
+    *("config.json", "adapter_config.json", "generation_config.json", "preprocessor_config.json"),
+    *("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "added_tokens.json"),
+    *("special_tokens_map.json", "vocab.json", "merges.txt"),
+}
 
 
-def checkpoint_fingerprint(path: str) -> str:
-    """A digest of a checkpoint folder's weights and configs; the name itself of a model on a hub.
+def checkpoint_fingerprint(path: str, near: Sequence[str] = ()) -> str:
+    """A digest of a checkpoint folder's weights, configs and tokenizer; of a model on a hub, name and commit.
 
-    A weights file counts by name, size and 16 blocks of 64 KiB spread over it, so copying a folder changes
-    nothing and training on changes the digest.
+    Of a safetensors file the header and a part of every tensor count, of a .bin file the checksums that it
+    holds. A vision tower in a folder of its own counts as well. Copying or moving a folder changes nothing.
+
+    Args:
+        path: A folder or a hub id.
+        near: Checkpoints' folders that a relative `path` may start from, as with `llava.model.locate`.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return path
+    from llava.model.locate import find_folder, revision  # the hub's client, only where a model is asked
+
+    folder = find_folder(path, near=[Path(place) for place in near])
+    if folder is None:
+        commit = revision(path)
+        return f"{path} at {commit}" if commit else path
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if not file.is_file() or (file.suffix not in _SUFFIXES and file.name not in _CONFIGS):
-            continue
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        digest.update(_sample(file))
+    _add_folder(digest, folder)
+    # A checkpoint of a run that goes on has its config one folder up.
+    places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else [])]
+    config = next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
+    fields = read_json(config) if config else None
+    named = fields.get("mm_vision_tower") if isinstance(fields, dict) else None
+    tower = find_folder(named, near=places) if isinstance(named, str) and named else None
+    if tower:
+        _add_folder(digest, tower)
     return digest.hexdigest()[:16]
 
 
@@ -42,14 +65,49 @@ def named_base(path: str) -> str | None:
     return base if isinstance(base, str) else None
 
 
-def _sample(file: Path) -> bytes:
-    size = file.stat().st_size
-    digest = hashlib.sha256()
+def _add_folder(digest: Any, folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        weights = file.suffix in _WEIGHTS and file.name not in _TRAINING_STATE
+        if not file.is_file() or not (weights or file.name in _CONFIGS or file.suffix == ".model"):
+            continue
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        for piece in _pieces(file) if weights else [file.read_bytes()]:
+            digest.update(hashlib.sha256(piece).digest())
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    """What is looked at of a file of weights."""
     with file.open("rb") as stream:
-        if size <= _BLOCKS * _BLOCK_BYTES:
-            digest.update(stream.read())
-        else:
-            for number in range(_BLOCKS):
-                stream.seek(number * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK_BYTES))
-    return digest.digest()
+        if file.suffix == ".safetensors" and (header := _header(stream, file.stat().st_size)):
+            yield header
+            start = stream.tell()
+            tensors = json.loads(header)
+            tensors.pop("__metadata__", None)
+            for first, last in sorted(tensor["data_offsets"] for tensor in tensors.values()):
+                yield from _spread(stream, start + first, last - first, _TENSOR_BLOCKS, _TENSOR_BLOCK_BYTES)
+            return
+        if zipfile.is_zipfile(stream):  # torch.save's, with a checksum of each tensor's bytes
+            with zipfile.ZipFile(stream) as archive:
+                entries = [[entry.filename, entry.file_size, entry.CRC] for entry in archive.infolist()]
+            yield json.dumps(entries).encode()
+        yield from _spread(stream, 0, file.stat().st_size, _BLOCKS, _BLOCK_BYTES)
+
+
+def _header(stream: BinaryIO, size: int) -> bytes | None:
+    """The JSON that a safetensors file opens with; None where there is none."""
+    length = int.from_bytes(stream.read(8), "little")
+    if length > min(size - 8, _MAX_HEADER_BYTES):
+        return None
+    header = stream.read(length)
+    return header if header.startswith(b"{") else None
+
+
+def _spread(stream: BinaryIO, start: int, size: int, blocks: int, block_bytes: int) -> Iterator[bytes]:
+    """`blocks` blocks from the first to the last of `size` bytes; all of them where they are no more."""
+    if size <= blocks * block_bytes:
+        stream.seek(start)
+        yield stream.read(size)
+        return
+    for number in range(blocks):
+        stream.seek(start + number * (size - block_bytes) // (blocks - 1))
+        yield stream.read(block_bytes)

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,31 @@ def asks_about_images(questions: Sequence[Question], image_folder: Path, *, sour
     return asks
 
 
+def check_asks(run: Run, asks: Sequence[Ask], mine: Iterable[int]) -> None:
+    """Refuse, before any weight is read, what can be seen to be wrong with the questions at `mine`.
+
+    Raises:
+        DataError: There is none, one is empty, or its image file is missing.
+        SettingsError: Earlier answers are to go while other chunks may be at work.
+    """
+    if not asks:
+        raise DataError(f"{run.question_file}: holds no question")
+    if run.overwrite and run.chunk.count > 1:
+        raise SettingsError(
+            f"--overwrite is for one chunk; remove {run.journal_folder} before {run.chunk.count} start"
+        )
+    for position in mine:
+        ask = asks[position]
+        if not ask.text.strip():
+            raise DataError(f"{_name(run, ask, position)}: the question is empty")
+        if HALF_CHARACTER.search(ask.text):
+            raise DataError(
+                f"{_name(run, ask, position)}: its text holds half a character (a lone surrogate)"
+            )
+        if isinstance(ask.image, ImageFile) and not ask.image.path.is_file():
+            raise DataError(f"{_name(run, ask, position)}: {ask.image.path}: no such image file")
+
+
 def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded] | None = None) -> None:
     """Answer this run's chunk of `asks` and write its answers file, complete or not at all.
 
@@ -114,7 +139,7 @@ def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded
         DataError: A question is empty or its image is missing or broken; answers given so far are kept.
     """
     mine = share([ask.image for ask in asks], run.chunk.count, run.chunk.index)
-    _check_asks(run, asks, mine)
+    check_asks(run, asks, mine)
     if not mine and not run.chunk.launched:
         logger.info(f"chunk {run.chunk.index} of {run.chunk.count}: no question, there are only {len(asks)}")
         write_jsonl(run.answers_file, ())
@@ -196,7 +221,7 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
     about: dict[str, Any] = {
         "model": run.model.name,
         "weights": checkpoint_fingerprint(run.model.path),
-        "base": base and checkpoint_fingerprint(base),
+        "base": base and checkpoint_fingerprint(base, near=[run.model.path]),
         "dtype": run.model.dtype,
         "bits": 4 if run.model.load_4bit else 8 if run.model.load_8bit else 16,
         "questions": f"{len(asks)}, sha256 {digest.hexdigest()[:16]}",
@@ -209,26 +234,6 @@ def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
     if run.generation.temperature > 0:
         about |= {"top_p": run.generation.top_p, "sampling_seed": run.generation.seed}
     return about
-
-
-def _check_asks(run: Run, asks: Sequence[Ask], mine: Sequence[int]) -> None:
-    """Refuse, before any weight is read, what can be seen to be wrong with the questions `mine`."""
-    if not asks:
-        raise DataError(f"{run.question_file}: holds no question")
-    if run.overwrite and run.chunk.count > 1:
-        raise SettingsError(
-            f"--overwrite is for one chunk; remove {run.journal_folder} before {run.chunk.count} start"
-        )
-    for position in mine:
-        ask = asks[position]
-        if not ask.text.strip():
-            raise DataError(f"{_name(run, ask, position)}: the question is empty")
-        if HALF_CHARACTER.search(ask.text):
-            raise DataError(
-                f"{_name(run, ask, position)}: its text holds half a character (a lone surrogate)"
-            )
-        if isinstance(ask.image, ImageFile) and not ask.image.path.is_file():
-            raise DataError(f"{_name(run, ask, position)}: {ask.image.path}: no such image file")
 
 
 def _check_keys(journal: Journal, done: Mapping[int, Entry], keys: Sequence[Key]) -> None:

@@ -76,6 +76,21 @@ def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
+def revision(hub_id: str) -> str | None:
+    """The commit that `locate` takes of `hub_id`; None where neither the hub nor the cache knows it."""
+    if not _HUB_ID.fullmatch(hub_id):
+        return None
+    try:
+        return HfApi().model_info(hub_id, revision="main").sha
+    except (OfflineModeIsEnabled, httpx.TransportError):
+        try:
+            return _cached(hub_id).name
+        except LocalEntryNotFoundError:
+            return None
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None
+
+
 def _fetch(hub_id: str) -> Path:
     """The hub's files in the cache, fetched as far as they are not there yet."""
     try:

@@ -1,13 +1,15 @@
 # shellcheck shell=bash
 # What the evaluation scripts share: which model, which processes, and that a lost process fails the script.
-# Sourced by them, never run. They set -euo pipefail and call start, prepare, ask, score and submit.
+# Sourced by them, never run. They set -euo pipefail and call start, prepare, makes, ask, score, judged and
+# submit.
 #
 # Settings, all exported or written before the command:
 #   EVAL_ROOT             where the benchmarks lie (default ./playground/data/eval)
 #   MODEL_BASE            what an adapter is applied to; empty: what its adapter_config.json names
 #   CUDA_VISIBLE_DEVICES  one process for each GPU named here (default 0; empty: no GPU)
 #   SHARDS                how many processes instead; without a GPU they share the cores, else the GPUs
-#   OVERWRITE=1           forget this name's earlier answers; without it only missing answers are asked
+#   OVERWRITE=1           forget this name's earlier answers and what was made of them; without it only missing
+#                         answers are asked
 #   ANSWER_FLAGS          more flags for the answering command, e.g. "--batch-size 16 --device cpu"
 #   PYTHON                the interpreter (default python)
 #   WAIT_S                on several machines: how long the first process waits for the others (default a day)
@@ -20,6 +22,7 @@
 PYTHON=${PYTHON:-python}
 EVAL_ROOT=${EVAL_ROOT:-./playground/data/eval}
 children=()
+made=()
 
 die() {
     printf 'error: %s: %s\n' "${0##*/}" "$*" >&2
@@ -51,6 +54,12 @@ prepare() {
     [[ -e $1 ]] || "$PYTHON" -m llava.benchmarks prepare "$benchmark" --root "$root" "${@:2}"
 }
 
+# makes FILE...: what the script makes of the answers. With OVERWRITE, ask removes it before it asks, so that nothing
+# is left that an earlier model said.
+makes() {
+    made=("$@")
+}
+
 # ask PARTS MERGED MODULE [FLAG...]: all processes answer into the folder PARTS; the file MERGED has every answer.
 # With ASK_LATER, a folder (all.sh sets it), only the command is noted there, and the script ends.
 ask() {
@@ -64,7 +73,7 @@ ask() {
     if [[ -n ${OVERWRITE:-} ]]; then
         ((count == 1)) || die "OVERWRITE is for one machine; remove $parts before the processes start"
         "$PYTHON" -m llava.infer.chunks discard "$parts"
-        rm -f "$merged"
+        rm -f "$merged" "${made[@]}"
     fi
     if [[ -n ${ASK_LATER:-} ]]; then
         printf '%s\0' "$module" "$parts" "${flags[@]}" >"$ASK_LATER/$benchmark.job"
@@ -129,6 +138,22 @@ reason() {
 score() {
     "$PYTHON" -m llava.benchmarks score "$benchmark" --root "$root" --answers "$1" --save-path "$2" "${@:3}"
     [[ -z ${SCORED:-} ]] || printf '%s\n' "$2/metrics.json" >>"$SCORED" # all.sh asks which files there are
+}
+
+# judged PARTS FILE...: prints the newest of FILEs, a judge's grades, that are there. Those that are older than the
+# answers in PARTS are of others.
+judged() {
+    local answers=$1/journal/run.json file newest=''
+    shift
+    for file in "$@"; do
+        if [[ ! -e $file ]]; then continue; fi # a pattern that nothing matches
+        if [[ $file -ot $answers ]]; then
+            echo "left out: $file is older than the answers" >&2
+        elif [[ -z $newest || $file -nt $newest ]]; then
+            newest=$file
+        fi
+    done
+    printf '%s' "$newest"
 }
 
 # submit ANSWERS FILE [FLAG...]: the file that the benchmark's server or judge takes.

@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# MM-Vet: answer, merge, write what its judge takes (a paid model; it alone can score).
+# MM-Vet: answer, merge, write what its judge takes (a paid model), score by its grades where they are there.
 #
 #   bash scripts/v1_5/eval/mmvet.sh [MODEL_PATH] [MODEL_NAME]
 #   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/v1_5/eval/mmvet.sh ./checkpoints/llava-v1.5-7b llava-v1.5-7b
 #
-# Reads $EVAL_ROOT/mm-vet: llava-mm-vet.jsonl, images/. Settings: _common.sh.
-# Writes there answers/NAME.jsonl and results/NAME.json.
+# Reads $EVAL_ROOT/mm-vet: llava-mm-vet.jsonl, images/; and, where they are there and not older than the answers, the
+# grades results/NAME_gpt-4-grade-1runs.json (of any GPT and number of runs; the newest) with mm-vet.json.
+# Settings: _common.sh.
+# Writes there answers/NAME.jsonl, results/NAME.json and, from grades, answers/NAME/metrics.json.
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start mmvet mm-vet "$@"
 
 prepare "$root/llava-mm-vet.jsonl"
+makes "$root/results/$name.json" "$root/answers/$name/metrics.json"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa \
     --question-file "$root/llava-mm-vet.jsonl" --image-folder "$root/images"
 "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../convert_mmvet_for_eval.py" \
     --src "$root/answers/$name.jsonl" --dst "$root/results/$name.json"
+grades=$(judged "$root/answers/$name" "$root/results/${name}_gpt-"*-grade-*runs.json)
+[[ -z $grades ]] || score "$grades" "$root/answers/$name"

@@ -13,6 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 start scienceqa scienceqa "$@"
 
 prepare "$root/llava_test_CQM-A.json"
+makes "$root/answers/${name}_output.jsonl" "$root/answers/${name}_result.json" "$root/answers/$name/metrics.json"
 ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_science \
     --question-file "$root/llava_test_CQM-A.json" --image-folder "$root/images/test" --single-pred-prompt
 "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../../llava/eval/eval_science_qa.py" --base-dir "$root" \
