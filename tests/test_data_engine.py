@@ -243,6 +243,18 @@ def test_every_record_is_used_or_listed_with_its_place(tmp_path: Path) -> None:
     assert (report["records"], report["used"], sum(report["reasons"].values())) == (7, 2, 6)
 
 
+def test_a_record_of_which_nothing_was_used_makes_no_later_one_a_duplicate(tmp_path: Path) -> None:
+    rows = [record(choide_answer="E"), record(), record(), record(image="b.jpg", answer=None), record()]
+    samples, report = convert(tmp_path, rows, modes=("mc",))
+    assert [sample["id"] for sample in samples] == ["engine_mc_1", "engine_mc_3"]
+    assert [(row["n"], row["reason"]) for row in problems(tmp_path)] == [
+        (0, "letter_out_of_range"),
+        (2, "duplicate"),
+        (4, "duplicate"),
+    ]
+    assert (report["records"], report["used"]) == (5, 2)
+
+
 # --- how it is asked ---
 
 

@@ -137,6 +137,8 @@ class Conversion:
             faults = [(fault, lost) for fault, lost in faults if lost]
             if asked:
                 tally.used += 1
+                # Only now: a faulty record must not make a later, correct one its duplicate.
+                self._seen.add(_question_digest(record))
             elif not faults:
                 faults = [(Unusable("nothing_to_ask", f"no field for {','.join(modes)}"), list(modes))]
             for fault, lost in faults:
@@ -156,7 +158,8 @@ class Conversion:
                     if self._skills is not None and record.skill not in self._skills:
                         self.tally.filtered += 1
                         continue
-                    self._refuse_duplicate(record)
+                    if _question_digest(record) in self._seen:
+                        raise Unusable("duplicate", "same image and instruction as an earlier record")
                     missing = self._missing_image(record)
                 except Unusable as fault:
                     self._note(source, index, position, fault, lost=list(self.settings.modes))
@@ -164,13 +167,6 @@ class Conversion:
                 if missing:
                     self._note(source, index, position, missing, lost=[])
                 yield source, index, record
-
-    def _refuse_duplicate(self, record: EngineRecord) -> None:
-        # A digest, not the texts: 220,000 records' questions would stay in memory.
-        key = blake2b(f"{record.image}\n{record.instruction}".encode(), digest_size=16).digest()
-        if key in self._seen:
-            raise Unusable("duplicate", "same image and instruction as an earlier record")
-        self._seen.add(key)
 
     def _missing_image(self, record: EngineRecord) -> Unusable | None:
         """What to note about an image that is not there when its record is used all the same."""
@@ -200,6 +196,11 @@ class Conversion:
                 "modes_lost": lost,
             }
         )
+
+
+def _question_digest(record: EngineRecord) -> bytes:
+    # A digest, not the texts: 220,000 records' questions would stay in memory.
+    return blake2b(f"{record.image}\n{record.instruction}".encode(), digest_size=16).digest()
 
 
 def _modes_on(needs: str, modes: tuple[str, ...]) -> list[str]:
