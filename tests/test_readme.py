@@ -274,6 +274,13 @@ def test_every_path_in_the_documents_exists(document: str) -> None:
             assert name.rstrip("/") in tracked(), f"{document} names {name}"
 
 
+@pytest.mark.parametrize("said", ["`--allow-missing`", "`answer_id`", "`<unk>` is attended to"])
+def test_deviations_from_the_original_are_said(said: str) -> None:
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    differences = text[text.index("What is different from the original") :].split("\n\n")[0]
+    assert said in differences.replace("\n", " ")
+
+
 def test_every_file_a_script_names_exists() -> None:
     scripts = [name for name in tracked() if name.endswith(".sh") or name == ".ci/run"]
     assert len(scripts) > 10
