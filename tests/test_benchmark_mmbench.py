@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import openpyxl
@@ -12,6 +13,7 @@ from benchmark_downloads import MAKERS
 from llava import benchmarks
 from llava.benchmarks import mmbench
 from llava.errors import AnswersError, DataError
+from llava.eval.model_vqa_mmbench import asks_of
 from llava.schema import Answer, Scores
 
 MMBENCH = benchmarks.get("mmbench")
@@ -82,6 +84,15 @@ def test_all_rounds_count_as_rotations(tmp_path: Path) -> None:
     assert MMBENCH.score(tmp_path, answers).get("circular").value == 100.0
     spoiled = [*answers[:-1], Answer(8, "", "C", extra={"round_id": 2})]
     assert MMBENCH.score(tmp_path, spoiled).get("circular").value == 50.0
+
+
+def test_a_round_is_asked_with_the_text_that_scoring_gives_its_question(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    first, _, third = (replace(item, image="aW1n") for item in mmbench.read_items(tmp_path / TSV))
+    asked = [ask.head["prompt"] for ask in asks_of(third, "", rounds=True, suffix=None)]
+    assert asked == [third.moved_on(number).text for number in range(3)]
+    assert asked[1] == "Why?\nA. NA\nB. rain\nC. None"
+    assert next(asks_of(first, "", rounds=False, suffix="?")).text == f"{first.text}\n?"
 
 
 def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:

@@ -389,8 +389,10 @@ def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> No
     ]
     shown = run("row", "--name", "tuned", *folders).stdout.splitlines()
     assert shown[1].split() == ["tuned", "100.00", "100.00", "600.0/-", "-", "100.00", "100.00/100.00"]
-    assert shown[2].startswith("published: 7b-lora, DataEngine's baseline")
+    assert shown[2].startswith("published: DataEngine baseline 7B LoRA ")
+    assert shown[2].split()[-7:] == ["66.04", "66.66", "1475/290", "(1765)", "57.27", "77.56", "70.67/68.27"]
     assert shown[3].split()[-7:] == ["68.57", "67.18", "1511/303", "(1814)", "58.02", "78.18", "73.17/71.15"]
+    assert shown[4].split()[-6:] == ["-", "66.1", "1476.9/-", "63.0", "79.1", "-/68.4"]
 
 
 def test_what_lacks_is_named_with_where_to_get_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -243,6 +244,18 @@ def test_every_record_is_used_or_listed_with_its_place(tmp_path: Path) -> None:
     assert (report["records"], report["used"], sum(report["reasons"].values())) == (7, 2, 6)
 
 
+def test_a_record_of_which_nothing_was_used_makes_no_later_one_a_duplicate(tmp_path: Path) -> None:
+    rows = [record(choide_answer="E"), record(), record(), record(image="b.jpg", answer=None), record()]
+    samples, report = convert(tmp_path, rows, modes=("mc",))
+    assert [sample["id"] for sample in samples] == ["engine_mc_1", "engine_mc_3"]
+    assert [(row["n"], row["reason"]) for row in problems(tmp_path)] == [
+        (0, "letter_out_of_range"),
+        (2, "duplicate"),
+        (4, "duplicate"),
+    ]
+    assert (report["records"], report["used"]) == (5, 2)
+
+
 # --- how it is asked ---
 
 
@@ -340,7 +353,7 @@ def test_two_runs_are_equal_and_another_seed_moves_only_the_shuffle(tmp_path: Pa
 
 def test_files_are_numbered_through(tmp_path: Path) -> None:
     files = tuple(write(tmp_path / f"{n}.json", [record(instruction=f"q{n}")]) for n in range(3))
-    conversion = Conversion(Settings(engine=files, modes=("da",)))
+    conversion = Conversion(Settings(engine=files, modes=("da",)), StringIO())
     assert [sample.id for sample in conversion.samples()] == ["engine_da_0", "engine_da_1", "engine_da_2"]
 
 
@@ -404,7 +417,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 @pytest.mark.parametrize("label", ["10", "0", "Text Understandng", ""])
 def test_a_skill_that_does_not_exist_is_refused(label: str) -> None:
     with pytest.raises(SettingsError, match=rf"no skill '{label}'; there are: 1 Scene Understanding, 2 "):
-        Conversion(Settings(engine=(Path("engine.json"),), skills=("1", label)))
+        Conversion(Settings(engine=(Path("engine.json"),), skills=("1", label)), StringIO())
 
 
 # --- properties ---

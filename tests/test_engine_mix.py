@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from llava.data_engine.__main__ import main
 from llava.data_engine.mix import Mixed, write_samples
 from llava.data_engine.pipeline import mix_files
+from llava.data_engine.seen import Seen
 from llava.errors import DataError, LlavaError, SettingsError
 from llava.samples import read_samples
 from llava.schema import Sample, Turn
@@ -77,7 +79,7 @@ def test_steps_are_those_of_one_epoch_at_a_batch_of_128() -> None:
     ("samples", "error", "message"),
     [
         ([sample("wgByO4Y_0")], DataError, "id 'wgByO4Y_0' comes twice; has .*base.json been mixed before"),
-        ([sample(), sample()], DataError, "id 'engine_da_0' comes twice"),
+        ([sample("a")], DataError, "id 'a' comes twice"),
         ([sample("12345678901234567890123")], DataError, "comes twice"),
         (
             [sample(image="VG_100K/2.jpg")],
@@ -97,6 +99,24 @@ def test_clashes_are_refused_and_nothing_is_written(
         write_samples(output, samples, base=base)
     assert output.read_text() == "older"
     assert [path.name for path in output.parent.iterdir()] == ["mixed.json"]
+
+
+def test_samples_of_any_origin_must_have_ids_of_their_own(base: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "1.json", tmp_path / "2.json"]
+    write_samples(files[0], [sample(), sample("5")])
+    write_samples(files[1], [sample("engine_da_1"), sample("5")])
+    with pytest.raises(DataError, match="id '5' comes twice in the samples"):
+        mix_files(base, files, tmp_path / "mixed.json")
+
+
+def test_what_was_seen_is_told_from_what_was_not() -> None:
+    seen = Seen()
+    for number in range(0, 20_000, 2):
+        seen.add(f"id {number}")
+    seen.add("half \ud83d")
+    assert [f"id {number}" in seen for number in range(20_000)] == [True, False] * 10_000
+    assert "half \ud83d" in seen
+    assert "half ?" not in seen
 
 
 def test_an_image_that_is_there_under_its_name_is_no_clash(base: Path, tmp_path: Path) -> None:
@@ -236,35 +256,57 @@ def test_what_the_user_can_mend_is_said(
     assert not (tmp_path / "out.json").exists()
 
 
-def test_sixty_megabytes_are_mixed_in_little_memory(base: Path, tmp_path: Path) -> None:
-    row = {
+def long_record(number: int) -> dict[str, Any]:
+    return {
         "instruction": "Where is it? " * 5,
         "answer": "It is there. " * 6,
         "options": ["a", "b", "c", "d"],
         "choice_answer": "C",
-        "image": "vg/VG_100K/1.jpg",
+        "image": f"vg/VG_100K/{number}.jpg",
         "qtype": 4,
         "undocumented": "x" * 4500,
     }
-    with (tmp_path / "engine.json").open("w") as stream:
-        for number in range(12_500):
-            stream.write(("," if number else "[") + json.dumps(row | {"image": f"vg/VG_100K/{number}.jpg"}))
-        stream.write("]")
-    assert (tmp_path / "engine.json").stat().st_size > 58e6
+
+
+def short_record(number: int) -> dict[str, Any]:
+    """About 500 bytes; of every other record one field is refused."""
+    letter = "X" if number % 2 else "C"
+    return long_record(number) | {"choice_answer": letter, "undocumented": "x" * 200}
+
+
+@pytest.mark.parametrize(
+    ("record", "count", "flags"),
+    [
+        (long_record, 12_500, []),
+        (short_record, 20_000, []),
+        (short_record, 15_000, ["--group", "image"]),
+    ],
+    ids=["long", "short", "short and grouped"],
+)
+def test_memory_does_not_grow_with_the_input(
+    base: Path, tmp_path: Path, record: Callable[[int], dict[str, Any]], count: int, flags: list[str]
+) -> None:
     code = (
         # Not getrusage: its peak is inherited from the process that started this one.
         "import re, sys; from llava.data_engine.__main__ import main; main();"
         "status = open('/proc/self/status').read();"
         "sys.stderr.write('\\npeak ' + re.search(r'VmHWM:\\s+(\\d+)', status)[1])"
     )
-    flags = ["mix", "--base", base, "--engine", tmp_path / "engine.json", "--output", tmp_path / "mixed.json"]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, flags)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert "37,500 new = 37,504" in result.stdout
-    peak_kilobytes = int(result.stderr.rsplit("peak ", 1)[1])
-    assert peak_kilobytes < 100_000
+
+    def peak_kilobytes(records: int) -> int:
+        with (tmp_path / "engine.json").open("w") as stream:
+            for number in range(records):
+                stream.write(("," if number else "[") + json.dumps(record(number)))
+            stream.write("]")
+        files = ["--base", base, "--engine", tmp_path / "engine.json", "--output", tmp_path / "mixed.json"]
+        result = subprocess.run(
+            [sys.executable, "-c", code, "mix", *map(str, files), *flags],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert f"records: {records:,} read, {records:,} used" in result.stdout
+        return int(result.stderr.rsplit("peak ", 1)[1])
+
+    assert peak_kilobytes(count) - peak_kilobytes(count // 5) < 6_000

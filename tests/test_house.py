@@ -13,7 +13,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "llava"
 
-GROUND = {"constants", "errors", "schema", "files", "log", "command", "intervals", "metrics"}
+GROUND = {"constants", "errors", "schema", "files", "log", "command", "intervals", "metrics", "published"}
 TEXT = {"samples", "conversation", "prompts"}
 PIXELS_AND_IDS = {"images", "anyres", "tokenizer"}
 TEXT_SIDE = {"benchmarks", "data_engine", "report", "layout"}

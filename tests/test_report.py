@@ -146,6 +146,14 @@ def test_published_figures_are_labelled() -> None:
     assert "| published: DataEngine baseline 7B LoRA |  | 66.04 |" in text
 
 
+def test_published_figures_are_shown_as_published_and_their_parts_are_not() -> None:
+    runs = [Run("mine", replace(BASE, benchmark="mme"))]
+    text = to_markdown(runs, compare(runs), published=True)
+    assert "| published: DataEngine baseline 7B LoRA |  | 1475 |" in text
+    assert "| published: LLaVA-1.5-7B LoRA |  | 1476.9 |" in text
+    assert "290" not in text
+
+
 def test_json_holds_scores_and_differences() -> None:
     runs = [Run("base", BASE), Run("tuned", BETTER)]
     value = json.loads(to_json(runs, compare(runs)))

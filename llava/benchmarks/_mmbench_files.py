@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Item:
         """Hint, question and options as asked, without the sentence that asks for a letter."""
         hint = f"{self.hint}\n" if self.hint else ""
         return options_text(hint + self.question, self.options)
+
+    def moved_on(self, turned: int) -> Item:
+        """The item in round `turned` of --all-rounds: its options moved left by as many; `truth` stays."""
+        return replace(self, options=(*self.options[turned:], *self.options[:turned]), turned=turned)
 
 
 def read_items(path: Path, *, images: bool = True) -> list[Item]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llava.metrics import plain_table
+from llava.published import DATA_ENGINE, DATA_ENGINE_BASELINE, LLAVA_LORA, PUBLISHED
 from llava.schema import Score, Scores
 
 COLUMNS = ("SEED", "MMBench", "MME", "GQA", "VQAv2", "ScienceQA")
-# Source: the MLLM-DataEngine README; LLaVA docs/MODEL_ZOO.md for the last row (its SEED is images and video).
-PUBLISHED = {
-    "7b-lora, DataEngine's baseline": ("66.04", "66.66", "1475/290 (1765)", "57.27", "77.56", "70.67/68.27"),
-    "7b-lora + data engine (220k)": ("68.57", "67.18", "1511/303 (1814)", "58.02", "78.18", "73.17/71.15"),
-    "7b-lora, LLaVA's model zoo": ("-", "66.1", "1476.9/-", "63.0", "79.1", "-/68.4"),
-}  # fmt: skip
+COMPARED = (DATA_ENGINE_BASELINE, DATA_ENGINE, LLAVA_LORA)
 NOTE = "SEED: image part. MME: perception/cognition (total). ScienceQA: ALL/IMG. -: not scored here."
 
 
@@ -29,9 +25,26 @@ def table(name: str, runs: Sequence[Scores]) -> str:
         _number(by_benchmark.get("vqav2"), "overall"),
         "/".join(_number(by_benchmark.get("scienceqa"), part) for part in ("ALL", "IMG")),
     ]
-    published = [(f"published: {model}", *figures) for model, figures in PUBLISHED.items()]
+    published = [_published_row(model) for model in COMPARED]
     notes = [f"{scores.benchmark}: {note}." for scores in runs for note in scores.notes]
     return "\n".join([plain_table(("model", *COLUMNS), [ours, *published]), NOTE, *notes])
+
+
+def _published_row(model: str) -> list[str]:
+    def figure(name: str) -> str:
+        return PUBLISHED[model].get(name, "-")
+
+    mme = [figure("mme"), figure("mme/cognition")]
+    total = "" if "-" in mme else f" ({sum(map(int, mme))})"
+    return [
+        f"published: {model}",
+        figure("seed"),
+        figure("mmbench"),
+        "/".join(mme) + total,
+        figure("gqa"),
+        figure("vqav2"),
+        f"{figure('scienceqa/ALL')}/{figure('scienceqa')}",
+    ]
 
 
 def _found(scores: Scores | None, name: str) -> Score | None:

@@ -105,11 +105,10 @@ def _truth(task: Task, tsv: str) -> list[Item]:
 
 def _rotations(item: Item) -> Iterator[Item]:
     """The rounds of --all-rounds: options move left by one each time, and the true letter with them."""
-    options = item.options
-    for turned in range(len(options)):
-        moved = (*options[turned:], *options[:turned])
-        truth = LETTERS[(LETTERS.index(item.truth) - turned) % len(options)] if item.truth else ""
-        yield replace(item, options=moved, truth=truth, turned=turned)
+    count = len(item.options)
+    for turned in range(count):
+        truth = LETTERS[(LETTERS.index(item.truth) - turned) % count] if item.truth else ""
+        yield replace(item.moved_on(turned), truth=truth)
 
 
 def _scores_of(benchmark: str, rows: Sequence[Asked], matched: Matched, split: str) -> Scores:

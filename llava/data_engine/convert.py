@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from itertools import groupby, islice
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, Literal, get_args
+from typing import IO, Literal, get_args
 
 from llava.data_engine.formats import DEFAULT_MODES, MODES, Exchange
 from llava.data_engine.question_types import SKILLS, find_skill
 from llava.data_engine.records import UNLABELLED, EngineRecord, parse_record, read_rows
+from llava.data_engine.seen import Seen
 from llava.data_engine.text import Unusable
 from llava.errors import DataError, SettingsError
 from llava.schema import Sample
@@ -25,6 +27,12 @@ Group = Literal["none", "image"]
 MissingImages = Literal["skip", "warn", "error"]
 # A conversation of more exchanges could outgrow the model's context; the next one goes on.
 EXCHANGES_PER_GROUP = 10
+# Each image and mode in the place of its first exchange.
+_BY_IMAGE = """
+    SELECT image, mode, row
+    FROM (SELECT *, rowid AS place, MIN(rowid) OVER (PARTITION BY image, mode) AS first FROM exchanges)
+    ORDER BY first, place
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class Tally:
         records: Read. Of these, `used` gave an exchange and `filtered` are of a skill that was not asked for.
         exchanges: Questions with answers, by mode; `by_skill` and `letters` divide them further.
         absent: By mode, the records that simply do not have its field.
-        reasons: How often each reason stands in `problems`, which lists every refused record or field.
+        reasons: How many records or fields were refused (or noted) for each reason.
     """
 
     records: int = 0
@@ -89,16 +97,19 @@ class Tally:
     letters: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     absent: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    problems: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Conversion:
-    """One pass over the engine files. Use `samples` up, then read `tally`."""
+    """One pass over the engine files. Use `samples` up, then read `tally`.
 
-    def __init__(self, settings: Settings) -> None:
+    Every refused record or field is a line of JSON in `problems`, as soon as it is met.
+    """
+
+    def __init__(self, settings: Settings, problems: IO[str]) -> None:
         self.settings = settings
         self.tally = Tally()
-        self._seen: set[bytes] = set()
+        self._problems = problems
+        self._seen = Seen()
         self._skills = None if settings.skills is None else _skill_names(settings.skills)
 
     def samples(self) -> Iterator[Sample]:
@@ -137,6 +148,8 @@ class Conversion:
             faults = [(fault, lost) for fault, lost in faults if lost]
             if asked:
                 tally.used += 1
+                # Only now: a faulty record must not make a later, correct one its duplicate.
+                self._seen.add(_question(record))
             elif not faults:
                 faults = [(Unusable("nothing_to_ask", f"no field for {','.join(modes)}"), list(modes))]
             for fault, lost in faults:
@@ -156,7 +169,8 @@ class Conversion:
                     if self._skills is not None and record.skill not in self._skills:
                         self.tally.filtered += 1
                         continue
-                    self._refuse_duplicate(record)
+                    if _question(record) in self._seen:
+                        raise Unusable("duplicate", "same image and instruction as an earlier record")
                     missing = self._missing_image(record)
                 except Unusable as fault:
                     self._note(source, index, position, fault, lost=list(self.settings.modes))
@@ -164,13 +178,6 @@ class Conversion:
                 if missing:
                     self._note(source, index, position, missing, lost=[])
                 yield source, index, record
-
-    def _refuse_duplicate(self, record: EngineRecord) -> None:
-        # A digest, not the texts: 220,000 records' questions would stay in memory.
-        key = blake2b(f"{record.image}\n{record.instruction}".encode(), digest_size=16).digest()
-        if key in self._seen:
-            raise Unusable("duplicate", "same image and instruction as an earlier record")
-        self._seen.add(key)
 
     def _missing_image(self, record: EngineRecord) -> Unusable | None:
         """What to note about an image that is not there when its record is used all the same."""
@@ -190,16 +197,19 @@ class Conversion:
 
     def _note(self, source: Path, index: int, position: int, fault: Unusable, *, lost: list[str]) -> None:
         self.tally.reasons[fault.reason] += 1
-        self.tally.problems.append(
-            {
-                "file": str(source),
-                "index": index,
-                "n": position,
-                "reason": fault.reason,
-                "detail": fault.detail[:200],
-                "modes_lost": lost,
-            }
-        )
+        problem = {
+            "file": str(source),
+            "index": index,
+            "n": position,
+            "reason": fault.reason,
+            "detail": fault.detail[:200],
+            "modes_lost": lost,
+        }
+        self._problems.write(json.dumps(problem) + "\n")
+
+
+def _question(record: EngineRecord) -> str:
+    return f"{record.image}\n{record.instruction}"
 
 
 def _modes_on(needs: str, modes: tuple[str, ...]) -> list[str]:
@@ -223,21 +233,14 @@ def _singly(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator
 def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
     """One conversation an image and mode, named after its first record, of the type all its questions are of.
 
-    An image's exchanges lie far apart in the source, so they wait in a temporary file; memory holds only
-    their places in it.
+    An image's exchanges lie far apart in the source, so a database in a temporary file sorts them.
     """
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)
-    with TemporaryFile() as spool:
-        for record, mode, exchange in exchanges:
-            places[record.image, mode].append(spool.tell())
-            row = [record.position, record.skill, exchange.question, exchange.answer, exchange.suffix]
-            spool.write(json.dumps(row).encode() + b"\n")
-        for (image, mode), offsets in places.items():
-            for start in range(0, len(offsets), EXCHANGES_PER_GROUP):
-                rows = []
-                for offset in offsets[start : start + EXCHANGES_PER_GROUP]:
-                    spool.seek(offset)
-                    rows.append(json.loads(spool.readline()))
+    with closing(sqlite3.connect("")) as spool:
+        spool.execute("CREATE TABLE exchanges (image, mode, row)")
+        spool.executemany("INSERT INTO exchanges VALUES (?, ?, ?)", _spool_rows(exchanges))
+        for (image, mode), found in groupby(spool.execute(_BY_IMAGE), key=lambda row: row[:2]):
+            while batch := list(islice(found, EXCHANGES_PER_GROUP)):
+                rows = [json.loads(row) for *_, row in batch]
                 turns = [
                     turn
                     for place, (_, _, question, answer, suffix) in enumerate(rows)
@@ -245,6 +248,12 @@ def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterato
                 ]
                 kind = _type({skill for _, skill, *_ in rows})
                 yield Sample(f"engine_{mode}_{rows[0][0]}", tuple(turns), image, kind)
+
+
+def _spool_rows(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[tuple[str, str, str]]:
+    for record, mode, exchange in exchanges:
+        row = [record.position, record.skill, exchange.question, exchange.answer, exchange.suffix]
+        yield record.image, mode, json.dumps(row)
 
 
 def _type(skills: set[str]) -> str | None:

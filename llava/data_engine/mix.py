@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from llava.data_engine.records import read_rows
+from llava.data_engine.seen import Seen
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
 from llava.log import progress
@@ -47,10 +48,11 @@ def write_samples(
 ) -> Mixed:
     """Write `base`'s records, then `samples`, as one JSON array with a record a line.
 
-    An image that is there under `image_root` never counts as one that is named from another folder.
+    An image that is there under `image_root` never counts as one that is named from another folder. New ids
+    are compared with the base's, not with one another: see `each_id_once`.
 
     Raises:
-        DataError: The base is missing or is no training file, an id comes twice, or image folders do not fit.
+        DataError: The base is missing, is no training file or has a new id, or image folders do not fit.
         SettingsError: The output is the base itself.
     """
     if base is not None:
@@ -72,6 +74,20 @@ def write_samples(
             counts[1] += 1
         writer.close()
     return Mixed(counts[0], counts[1], digest.hexdigest())
+
+
+def each_id_once(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples as they come; not needed for those of one conversion, which have ids of their own.
+
+    Raises:
+        DataError: An id comes twice.
+    """
+    seen = Seen()
+    for sample in samples:
+        if str(sample.id) in seen:
+            raise DataError(f"id {sample.id!r} comes twice in the samples; convert all engine files together")
+        seen.add(str(sample.id))
+        yield sample
 
 
 def require_base(base: Path) -> None:
@@ -119,7 +135,7 @@ class _Clashes:
     def __init__(self, base: Path | None, image_root: Path | None) -> None:
         self._base = base
         self._image_root = image_root
-        self._ids: set[str] = set()
+        self._ids = Seen()
         self._folders: set[str] = set()
         self._fitting: set[str] = set()
 
@@ -131,7 +147,7 @@ class _Clashes:
             self._folders.add(_folder(image))
 
     def refuse(self, sample: Sample) -> None:
-        """Take in a new sample.
+        """Check a new sample.
 
         Raises:
             DataError: Its id is taken, or its image is named from another root folder than the base's: with
@@ -142,7 +158,6 @@ class _Clashes:
                 f"id {sample.id!r} comes twice; has {self._base} been mixed before? Give the base as it was"
                 " downloaded, and all engine files together"
             )
-        self._ids.add(str(sample.id))
         if sample.image is None or (folder := _folder(sample.image)) in self._fitting:
             return
         other = next((name for name in self._folders if _one_ends_in_the_other(folder, name)), None)

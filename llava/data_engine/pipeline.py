@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from llava.data_engine.convert import Conversion, Settings, Tally
-from llava.data_engine.mix import BATCH_SIZE, Mixed, require_base, write_samples
+from llava.data_engine.mix import BATCH_SIZE, Mixed, each_id_once, require_base, write_samples
 from llava.data_engine.question_types import SKILLS
 from llava.data_engine.records import EngineRecord, parse_record, read_rows, require_records
 from llava.data_engine.text import Unusable
 from llava.errors import SettingsError
-from llava.files import write_json, write_jsonl
+from llava.files import atomic_write, write_json
 from llava.samples import read_samples
 
 logger = logging.getLogger(__name__)
@@ -74,12 +76,15 @@ def convert_files(
     report = report or output.with_suffix(".report.json")
     problems = problems or output.with_suffix(".problems.jsonl")
     _refuse_overwriting(settings.engine, (output, report, problems))
-    conversion = Conversion(settings)
     started = time.perf_counter()
-    try:
-        mixed = write_samples(output, conversion.samples(), base=base, image_root=settings.image_root)
-    finally:
-        write_jsonl(problems, conversion.tally.problems)
+    with TemporaryFile("w+", encoding="utf-8") as listed:
+        conversion = Conversion(settings, listed)
+        try:
+            mixed = write_samples(output, conversion.samples(), base=base, image_root=settings.image_root)
+        finally:
+            listed.seek(0)
+            with atomic_write(problems) as stream:
+                shutil.copyfileobj(listed, stream)
     seconds = time.perf_counter() - started
     found = _report(settings, conversion.tally, mixed, output=output, base=base, problems=problems)
     write_json(report, found)
@@ -103,7 +108,7 @@ def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: 
     """
     _refuse_overwriting(samples, (output,))
     rows = chain.from_iterable(map(read_samples, samples))
-    return write_samples(output, rows, base=base, image_root=image_root)
+    return write_samples(output, each_id_once(rows), base=base, image_root=image_root)
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from llava.benchmarks._base import options_text
 from llava.benchmarks.mmbench import LETTERS, Item, read_items
 from llava.benchmarks.mmbench_cn import LETTER_CN
 from llava.command import run
@@ -36,16 +35,14 @@ def asks_of(item: Item, where: str, *, rounds: bool, suffix: str | None) -> Iter
     for what, found in needed.items():
         if not found:
             raise DataError(f"{where}: question {item.index}: has no {what}")
-    options, letters = list(item.options), list(LETTERS[: len(item.options)])
-    hint = f"{item.hint}\n" if item.hint else ""
-    for number in range(len(options) if rounds else 1):
-        moved, moved_letters = options[number:] + options[:number], letters[number:] + letters[:number]
-        prompt = options_text(hint + item.question, moved)
+    letters = list(LETTERS[: len(item.options)])
+    for number in range(len(letters) if rounds else 1):
+        asked = item.moved_on(number)
         yield Ask(
-            head={"question_id": item.index, "round_id": number, "prompt": prompt},
-            text=prompt if suffix is None else f"{prompt}\n{suffix}",
+            head={"question_id": item.index, "round_id": number, "prompt": asked.text},
+            text=asked.text if suffix is None else f"{asked.text}\n{suffix}",
             image=ImageText(item.image),
-            tail={"options": moved, "option_char": moved_letters},
+            tail={"options": list(asked.options), "option_char": letters[number:] + letters[:number]},
         )
 
 

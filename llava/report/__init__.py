@@ -5,7 +5,6 @@ python -m llava.report training RUN OTHER_RUN                   curves as a PNG,
 """
 
 from llava.report.comparison import (
-    PUBLISHED,
     Difference,
     Row,
     Run,
@@ -17,7 +16,6 @@ from llava.report.comparison import (
 )
 
 __all__ = [
-    "PUBLISHED",
     "Difference",
     "Row",
     "Run",

@@ -22,31 +22,11 @@ from llava import intervals
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
 from llava.metrics import DETAILS, FILE_NAME, read_scores, show_interval, show_value
+from llava.published import PUBLISHED
 from llava.report.names import shortest
 from llava.schema import Score, Scores, Verdict
 
 PERCENT = 100.0
-# Source: LLaVA docs/MODEL_ZOO.md and the MLLM-DataEngine README (7B with LoRA, trained on mix665k).
-PUBLISHED: dict[str, dict[str, float]] = {
-    "LLaVA-1.5-7B": {
-        "vqav2": 78.5, "gqa": 62.0, "vizwiz": 50.0, "scienceqa": 66.8, "textvqa": 58.2, "pope": 85.9,
-        "mme": 1510.7, "mmbench": 64.3, "mmbench_cn": 58.3, "llava_bench": 65.4, "mmvet": 31.1,
-    },
-    "LLaVA-1.5-7B LoRA": {
-        "vqav2": 79.1, "gqa": 63.0, "vizwiz": 47.8, "scienceqa": 68.4, "textvqa": 58.2, "pope": 86.4,
-        "mme": 1476.9, "mmbench": 66.1, "mmbench_cn": 58.9, "llava_bench": 67.9, "mmvet": 30.2,
-    },
-    "LLaVA-1.5-13B": {
-        "vqav2": 80.0, "gqa": 63.3, "vizwiz": 53.6, "scienceqa": 71.6, "textvqa": 61.3, "pope": 85.9,
-        "mme": 1531.3, "mmbench": 67.7, "mmbench_cn": 63.6, "llava_bench": 72.5, "mmvet": 36.1, "seed": 68.2,
-    },
-    "DataEngine baseline 7B LoRA": {
-        "seed": 66.04, "mmbench": 66.66, "mme": 1475.0, "gqa": 57.27, "vqav2": 77.56, "scienceqa": 68.27,
-    },
-    "DataEngine 7B LoRA + engine data": {
-        "seed": 68.57, "mmbench": 67.18, "mme": 1511.0, "gqa": 58.02, "vqav2": 78.18, "scienceqa": 71.15,
-    },
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +223,7 @@ def to_markdown(runs: Sequence[Run], rows: Sequence[Row], *, published: bool = F
         if published:
             width = len(header) - 3
             lines += [
-                [f"published: {model}", "", show_value(figures[benchmark]), *[""] * width]
+                [f"published: {model}", "", figures[benchmark], *[""] * width]
                 for model, figures in PUBLISHED.items()
                 if benchmark in figures
             ]
