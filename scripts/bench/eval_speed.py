@@ -155,6 +155,7 @@ class PieceTokenizer:
 
 def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded:
     """A model of random weights, its tower written to `folder` first."""
+    torch.manual_seed(0)
     width, layers, heads, inner = sizes.vision
     CLIPVisionModel(
         CLIPVisionConfig(
@@ -185,7 +186,6 @@ def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded
         mm_vision_select_feature="patch",
         image_aspect_ratio="pad",
     )
-    torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device(device):
         model = LlavaLlamaForCausalLM(config)
