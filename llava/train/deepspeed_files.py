@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def guarded(checkpoints: Checkpoints) -> Iterator[None]:
     def save(self: Any, state_dict: Any, path: str) -> None:
         # Its processes wait for each other after writing, so all must get there.
         with checkpoints.noting_failure():
-            plain_save(self, state_dict, path)
+            plain_save(self, _numbered(state_dict), path)
 
     @wraps(plain_checkpoint)  # transformers looks at its parameters
     def save_checkpoint(self: Any, *settings: Any, **more: Any) -> Any:
@@ -49,6 +50,15 @@ def guarded(checkpoints: Checkpoints) -> Iterator[None]:
     finally:
         TorchCheckpointEngine.save, TorchCheckpointEngine.load = plain_save, plain_load
         DeepSpeedEngine.save_checkpoint = plain_checkpoint
+
+
+def _numbered(value: Any) -> Any:
+    """With numbers for members of enumerations, which Python before 3.11.4 stores as a call of `getattr`."""
+    if type(value) is dict:
+        return {key: _numbered(each) for key, each in value.items()}
+    if type(value) is list:
+        return [_numbered(each) for each in value]
+    return int(value) if isinstance(value, Enum) and isinstance(value, int) else value
 
 
 def _classes() -> list[Any]:
