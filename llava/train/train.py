@@ -28,6 +28,7 @@ from llava.train.checkpoints import InTime
 from llava.train.deepspeed_files import guarded
 from llava.train.leaving import Signals
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.processes import part
 from llava.train.resume import STATE_FILE, find_start
 from llava.train.save import (
     alone,
@@ -219,6 +220,7 @@ def quiet_libraries() -> None:
 def main() -> None:
     quiet_libraries()
     train()
+    part()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 from transformers.utils import is_flash_attn_2_available
 
 from llava.command import run
+from llava.train.processes import part
 from llava.train.train import quiet_libraries, train
 
 logger = logging.getLogger("llava.train.train_mem")  # by path this module is __main__
@@ -16,11 +17,12 @@ def main() -> None:
     quiet_libraries()
     if is_flash_attn_2_available():
         train(attn_implementation="flash_attention_2")
-        return
-    logger.warning(
-        "flash-attn is not installed, or there is no GPU for it: using PyTorch's own attention (SDPA)"
-    )
-    train(attn_implementation="sdpa")
+    else:
+        logger.warning(
+            "flash-attn is not installed, or there is no GPU for it: using PyTorch's own attention (SDPA)"
+        )
+        train(attn_implementation="sdpa")
+    part()
 
 
 if __name__ == "__main__":
