@@ -294,8 +294,10 @@ def test_a_full_disk_ends_tensorboards_curves_and_not_the_run(
     small_disk: Callable[[int], Path],
     at_step: Callable[[dict[int, Callable[[], Any]]], None],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     disk = small_disk(512)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "set by --logging_dir, and to be gone afterwards")
 
     def fill() -> None:
         with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -143,6 +144,7 @@ def _work(work: Callable[[], object], cwd: Path, log: Path, settings: dict[str, 
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # as on a terminal
     quiet_libraries()
 
     def main() -> None:

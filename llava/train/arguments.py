@@ -22,12 +22,12 @@ from typing import Any, NoReturn
 import torch
 import transformers
 from transformers import HfArgumentParser
-from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from llava.data.policy import POLICIES
 from llava.errors import SettingsError
 from llava.model.multimodal_projector.builder import is_projector_type
+from llava.train.board import reporters
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
 from llava.train.init_adapter import unlike_flags
 from llava.train.recipe import recipe_problems
@@ -152,7 +152,7 @@ class TrainingArguments(transformers.TrainingArguments):
             value = getattr(self, name)
             if value and getattr(self, new_name) == defaults[new_name]:
                 setattr(self, new_name, convert(value))
-        self.report_to, self.unfit = _reports(self.report_to)
+        self.report_to, self.unfit = reporters(self.report_to)
         self.per_device_eval_batch_size = 1
         self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
         self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
@@ -217,25 +217,6 @@ HARMLESS_FLAGS = (
 )
 MINUTES = 30.0  # what a killed run loses at most; the published --save_steps never come in an epoch
 BIASES = ("none", "all", "lora_only")
-
-
-def _reports(wanted: Sequence[str] | str | None) -> tuple[list[str], list[str]]:
-    """Where metrics go, of what is installed; and what is wrong with what else is asked for."""
-    installed = get_available_reporting_integrations()
-    if wanted is None:
-        return ["tensorboard"] if "tensorboard" in installed else [], []
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    if "none" in names:
-        return [], []
-    if "all" in names:
-        return list(installed), []
-    there = ", ".join(installed)
-    missing = [
-        f"--report_to {name}: not installed; pip install {name}, or choose from: {there}, none"
-        for name in names
-        if name not in installed
-    ]
-    return [name for name in names if name in installed], missing
 
 
 class _Parser(HfArgumentParser):
