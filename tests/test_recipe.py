@@ -16,6 +16,7 @@ from llava.data.dataset import count_learnable
 from llava.data.pack import count_positions, count_rows, deal, take
 from llava.errors import DataError, SettingsError
 from llava.model.builder import load_pretrained_model
+from llava.model.fused import fuse_layers, unfit_for_fusing
 from llava.model.lora import wrap
 from llava.model.packed_attention import PACKED, enable_packing
 from llava.model.shortcuts import Shortcuts
@@ -134,6 +135,17 @@ def test_unread_layers_of_the_tower_change_neither_loss_nor_gradients(model: Any
     assert tower.depth < len(hooks)
     assert short[0] == whole[0]
     assert all(torch.equal(gradient, whole[1][name]) for name, gradient in short[1].items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(unfit_for_fusing() is not None, reason=f"Liger: {unfit_for_fusing()}")
+@pytest.mark.parametrize("kind", BATCHES)
+def test_ligers_kernels_change_loss_and_gradients_by_rounding_alone(kind: str, model: Any) -> None:
+    model.to("cuda").config.tokenizer_model_max_length = 64
+    inputs = {name: each.to("cuda") for name, each in BATCHES[kind].items()}
+    plain = learned(model, inputs)
+    fuse_layers(model)
+    assert_equal(learned(model, inputs), plain)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
