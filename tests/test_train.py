@@ -628,6 +628,14 @@ def test_a_loss_that_is_no_number_names_the_samples(golden: Path, tmp_path: Path
         fit(assembled)
 
 
+def test_a_layer_that_the_tower_has_not_is_refused_before_weights_are_read(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.train.assemble._load_language_model", None)
+    with pytest.raises(CheckpointError, match=r"mm_vision_select_layer is -99, the tower has \d+ layers"):
+        assembled_from(short(golden, tmp_path, "--mm_vision_select_layer", "-99"))
+
+
 def test_a_gradient_that_is_no_number_changes_no_weight(golden: Path, tmp_path: Path) -> None:
     assembled = assembled_from(short(golden, tmp_path))
     weight = assembled.model.get_model().mm_projector[0].weight

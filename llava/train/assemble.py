@@ -187,6 +187,7 @@ def _image_positions(model_args: ModelArguments, folder: Path) -> int:
         return 1
     tower_folder = locate(model_args.vision_tower, near=[folder], what="--vision_tower")
     tower = CLIPVisionTower(str(tower_folder), model_args, delay_load=True)
+    _ = tower.depth  # a layer that it has not is refused here, before the language model is read
     return tower.num_patches + (tower.select_feature == "cls_patch")
 
 
