@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import RandomSampler
 
 from llava.data.sampler import EpochSampler
 from llava.train.supported import unsupported
 from tiny_checkpoints import adapter, self_trained
-from training_processes import train_many
+from training_processes import train_many, trained_weights
 
 STEPS, BATCH, SEED = 3, 2, 42
 # The batches as two processes take them in turn: i a sample with image, t one of text alone.
@@ -88,17 +87,6 @@ def common_flags(golden: Path, data: Path) -> list[str]:
 def logged(folder: Path, what: str) -> list[float]:
     state = json.loads((folder / "trainer_state.json").read_text())
     return [entry[what] for entry in state["log_history"] if what in entry and "loss" in entry]
-
-
-def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """What was saved, adapter and projector in one."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in folder.iterdir():
-        if path.suffix == ".safetensors":
-            tensors |= load_file(path)
-        elif path.name in ("non_lora_trainables.bin", "mm_projector.bin"):
-            tensors |= torch.load(path, weights_only=True)
-    return tensors
 
 
 def differences(ours: Path, alone: Path, precision: str) -> list[str]:

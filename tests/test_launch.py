@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from llava.errors import SettingsError
 from llava.train.launch import Here, Launch, plan
 from llava.train.resume import is_complete
+from training_processes import free_port
 
 TRAIN = "TRAIN"
 HOSTS = "gpu01 slots=2\ngpu02 slots=2\n"
@@ -259,12 +259,6 @@ def test_deepspeed_reaches_the_machines_of_a_list(repo: Path, golden: Path, tmp_
     result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(losses(tmp_path / "out")) == 2
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return str(free.getsockname()[1])
 
 
 def by_deepspeed(folder: Path) -> dict[str, str]:

@@ -47,9 +47,7 @@ class Started:
         self.log = log
         shared = dict(settings or {})
         if processes > 1:
-            with socket.socket() as free:
-                free.bind(("", 0))
-                shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+            shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
             shared["WORLD_SIZE"] = str(processes)
         self.processes: list[ForkServerProcess] = []
         for rank in range(processes):
@@ -82,6 +80,13 @@ class Started:
     def said(self) -> str:
         """What was written to stderr and stdout."""
         return self.log.read_text(errors="replace") if self.log.is_file() else ""
+
+
+def free_port() -> str:
+    """One that nobody listens at now."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
 
 
 def recorded_flags(golden: Path, kind: str) -> list[str]:

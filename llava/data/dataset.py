@@ -72,7 +72,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self.data_args = data_args
         self.template = template or default_conversation
         self.bad_samples = bad_samples
-        self.keeps_going = bad_samples != "error"
+        self.keeps_going = False
         self.token_lengths: Lengths | None = None
         self.index = open_index(self.data_path)
         self.samples, self.problems = choose(self.index, self.template, bad_samples)
@@ -126,11 +126,12 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             try:
                 item["image"] = self._read(sample, index)
             except DataError as error:
-                if not self.keeps_going or not self._image_folder.is_dir():
+                is_refused = self.bad_samples == "error"
+                if (is_refused and not self.keeps_going) or not self._image_folder.is_dir():
                     raise
                 logger.warning("%s; nothing is learned from it", error)
                 item |= {"image": self._black(), "problem": UNREADABLE}
-                item["refused"] = str(error) if self.bad_samples == "error" else None
+                item["refused"] = str(error) if is_refused else None
                 item["labels"].fill_(IGNORE_INDEX)
         elif self.data_args.is_multimodal:
             item["image"] = self._black()

@@ -93,7 +93,7 @@ def preflight(dataset: LazySupervisedDataset, settings: Settings) -> Preflight:
     bad = [problem.row for problem in images.problems if problem.outcome != "mended"]
     usable = dataset.subset(np.flatnonzero(~np.isin(dataset.samples.rows, bad)))
     usable.samples.images = images.renamed
-    usable.bad_samples, usable.keeps_going = settings.policy, settings.policy != "error"
+    usable.bad_samples = settings.policy
     problems = [
         replace(problem, outcome=_lost(settings)) if problem.outcome != "mended" else problem
         for problem in dataset.problems
