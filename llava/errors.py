@@ -4,7 +4,19 @@ from __future__ import annotations
 
 
 class LlavaError(Exception):
-    """Something the user can mend. The message says where, what was found, what was wanted, what to do."""
+    """An error that the user can fix. The message says where, what was found, what was wanted, what to do.
+
+    Attributes:
+        code: A short, stable name of what went wrong ("missing-answers"). Programs and tests match on it,
+            so that the wording can improve. It survives pickling, as from a data loader's worker.
+    """
+
+    code = "unspecified"
+
+    def __init__(self, *args: object, code: str | None = None) -> None:
+        super().__init__(*args)
+        if code is not None:
+            self.code = code
 
 
 class DataError(LlavaError):

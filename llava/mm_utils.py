@@ -10,7 +10,7 @@ from llava.anyres import (
     select_best_resolution,
 )
 from llava.images import expand2square, load_image_from_base64, process_images
-from llava.infer.names import get_model_name_from_path
+from llava.infer.jobs.names import get_model_name_from_path
 from llava.model.stopping import KeywordsStoppingCriteria
 from llava.prompts.encode import tokenizer_image_token
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.benchmarks._answers import read_answers
-from llava.benchmarks.gqa import write_predictions
+from llava.benchmarks.answers import read_answers
+from llava.benchmarks.tasks.gqa import write_predictions
 from llava.command import run
 
 

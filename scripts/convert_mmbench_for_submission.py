@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from llava.benchmarks._answers import read_answers
-from llava.benchmarks.mmbench import write_upload
+from llava.benchmarks.answers import read_answers
+from llava.benchmarks.tasks.mmbench import write_upload
 from llava.command import run
 
 logger = logging.getLogger("llava.convert_mmbench")

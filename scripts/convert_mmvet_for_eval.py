@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.benchmarks._answers import read_answers
-from llava.benchmarks.mmvet import write_results
+from llava.benchmarks.answers import read_answers
+from llava.benchmarks.tasks.mmvet import write_results
 from llava.command import run
 
 

@@ -1,8 +1,8 @@
 """Score LLaVA's SEED-Bench answers, print the accuracies, and write the leaderboard's upload.
 
 With --save-path (MLLM-DataEngine's flag) metrics.json is written there, in the one schema of
-`llava.metrics`, with the fork's flat percentages beside it: every question type, "total" and "image". The
-fork wrote its file twice, and the second time kept "image" alone; here all numbers stay. As in the fork,
+`llava.scoring.metrics`, with the fork's flat percentages beside it: every question type, "total" and "image".
+The fork wrote its file twice, and the second time kept "image" alone; here all numbers stay. As in the fork,
 --save-path leaves out the video line. Questions of a kind (video) that nobody answered were not asked and
 are left out; a missing answer among those asked is an error, unless --allow-missing counts it as wrong.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.benchmarks import seed
-from llava.benchmarks._answers import read_answers
+from llava.benchmarks.answers import read_answers
+from llava.benchmarks.tasks import seed
 from llava.command import run
-from llava.metrics import write_scores
 from llava.schema import Scores
+from llava.scoring.metrics import write_scores
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.benchmarks._scienceqa_formats import write_conversations, write_instructions
+from llava.benchmarks.scienceqa_formats import write_conversations, write_instructions
 from llava.command import run
 
 

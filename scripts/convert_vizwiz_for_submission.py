@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.benchmarks._answers import read_answers
-from llava.benchmarks.vizwiz import read_images, write_upload
+from llava.benchmarks.answers import read_answers
+from llava.benchmarks.tasks.vizwiz import read_images, write_upload
 from llava.command import run
 
 

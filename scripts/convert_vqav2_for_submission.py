@@ -10,8 +10,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from llava.benchmarks._answers import match, read_answers
-from llava.benchmarks.vqav2 import UPLOADED, uploaded_ids, write_upload
+from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.tasks.vqav2 import UPLOADED, uploaded_ids, write_upload
 from llava.command import run
 
 logger = logging.getLogger("llava.convert_vqav2")

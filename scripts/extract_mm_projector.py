@@ -14,11 +14,11 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="the file to write, mm_projector.bin say")
     args = parser.parse_args()
 
-    from llava.model.checkpoint import (
+    from llava.model.loading.checkpoint import (
         projector_in,
         write_projector_file,
     )  # after the flags: --help needs no torch
-    from llava.model.locate import locate
+    from llava.model.loading.locate import locate
 
     write_projector_file(args.output, projector_in(locate(args.model_path)))
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # All checks: ruff format and lint, mypy, shellcheck, pytest. Makes and uses the same environment as quickstart.sh.
 #
-#   bash scripts/test.sh [PYTEST ARGUMENTS...]      e.g. bash scripts/test.sh tests/test_tokenizer.py -x
+#   bash scripts/test.sh [PYTEST ARGUMENTS...]      e.g. bash scripts/test.sh tests/golden/test_tokenizer.py -x
 #
-# Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; tests that need it are skipped and counted without it
+# Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; tests of what may not be shipped are skipped without it
 #           TEST_WORKERS     pytest processes (default: the number of cores), one torch thread each
 set -euo pipefail
 

@@ -9,19 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from support.shared_data import golden_folder, realdata_folder
+
 # Before anything imports torch: two workers with two threads each would fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-REPO = Path(__file__).resolve().parent.parent
-
-
-def _data(folder: str, request: pytest.FixtureRequest) -> Path:
-    root = os.environ.get("LLAVA_TEST_DATA")
-    if root and (Path(root) / folder).is_dir():
-        return Path(root) / folder
-    pytest.skip(f"needs {folder}/ of the shared test data: set LLAVA_TEST_DATA to the folder that holds it")
+REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,15 +34,15 @@ def repo() -> Path:
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Path:
+def golden() -> Path:
     """The folder of the original's outputs on tiny weights."""
-    return _data("golden", request)
+    return golden_folder()
 
 
 @pytest.fixture
-def realdata(request: pytest.FixtureRequest) -> Path:
+def realdata() -> Path:
     """The folder of real questions, answers and photos."""
-    return _data("realdata", request)
+    return realdata_folder()
 
 
 @pytest.fixture

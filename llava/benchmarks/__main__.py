@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from llava import benchmarks, command
-from llava.benchmarks import _paper
-from llava.benchmarks._base import Benchmark
+from llava.benchmarks import paper
+from llava.benchmarks.base import Benchmark
 from llava.errors import DataError
-from llava.metrics import DETAILS, plain_table, read_scores, show_interval, show_value, write_scores
 from llava.schema import Scores
+from llava.scoring.metrics import DETAILS, plain_table, read_scores, show_interval, show_value, write_scores
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _present(args: argparse.Namespace) -> None:
 
 
 def _row(args: argparse.Namespace) -> None:
-    sys.stdout.write(_paper.table(args.name, [read_scores(path) for path in args.metrics]) + "\n")
+    sys.stdout.write(paper.table(args.name, [read_scores(path) for path in args.metrics]) + "\n")
 
 
 def _prepare(args: argparse.Namespace) -> None:

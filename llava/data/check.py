@@ -20,9 +20,9 @@ import numpy as np
 from llava.command import run
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
+from llava.data.checks.policy import POLICIES, refuse
+from llava.data.checks.preflight import Preflight, Settings, preflight
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.policy import POLICIES, refuse
-from llava.data.preflight import Preflight, Settings, preflight
 from llava.errors import DataError
 from llava.files import write_json
 from llava.tokenizer import load_tokenizer

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, default_conversation
-from llava.data.image_files import UNREADABLE
+from llava.data.checks.image_files import UNREADABLE
+from llava.data.checks.lengths import Lengths
+from llava.data.checks.policy import Policy, choose, refuse
 from llava.data.index import open_index
-from llava.data.lengths import Lengths
-from llava.data.policy import Policy, choose, refuse
 from llava.errors import DataError
 from llava.images import process_images, read_image
 from llava.prompts.labels import Supervised, supervise
@@ -40,7 +40,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             in the index.
         problems: What was wrong with records, and what became of them.
         bad_samples: What becomes of an image that cannot be read when it is its turn.
-        token_lengths: Each sample's positions, once they are counted (llava/data/preflight.py).
+        token_lengths: Each sample's positions, once they are counted (llava/data/checks/preflight.py).
     """
 
     def __init__(

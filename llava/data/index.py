@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from llava.conversation import SeparatorStyle, conv_templates
-from llava.data.repair import mend
+from llava.data.checks.repair import mend
 from llava.errors import DataError
 from llava.files import atomic_write, read_json, write_json
 from llava.log import progress_bar

@@ -12,8 +12,8 @@ import logging
 import sys
 from pathlib import Path
 
-from llava.benchmarks import pope
-from llava.benchmarks._answers import match, read_answers
+from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.tasks import pope
 from llava.command import run
 from llava.errors import DataError
 

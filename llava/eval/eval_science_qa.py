@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.benchmarks import _letters, scienceqa
-from llava.benchmarks._answers import match, read_answers
-from llava.benchmarks.scienceqa import Problem
+from llava.benchmarks import letter_rules
+from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.tasks import scienceqa
+from llava.benchmarks.tasks.scienceqa import Problem
 from llava.command import run
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
@@ -69,7 +70,7 @@ def _analysis(problem: Problem, given: Mapping[str, Answer], letters: str) -> di
     answer = given.get(problem.id, NO_ANSWER)
     return {
         "question_id": problem.id,
-        "parsed_ans": _letters.scienceqa(answer.text, letters) or "FAILED",
+        "parsed_ans": letter_rules.scienceqa(answer.text, letters) or "FAILED",
         "ground_truth": letters[problem.answer],
         "question": answer.prompt,
         "pred": answer.text,

@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from llava.benchmarks import textvqa
-from llava.benchmarks._answers import read_answers
-from llava.benchmarks._vqa_answers import normalised_accuracy
+from llava.benchmarks.answers import read_answers
+from llava.benchmarks.tasks import textvqa
+from llava.benchmarks.vqa_answers import normalised_accuracy
 from llava.command import run
 from llava.errors import AnswersError, SettingsError
 

@@ -1,4 +1,4 @@
-"""The names of the original's m4c_evaluator, over `llava.benchmarks._vqa_answers`.
+"""The names of the original's m4c_evaluator, over `llava.benchmarks.vqa_answers`.
 
 Source of the interface: LLaVA v1.2.2 llava/eval/m4c_evaluator.py.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.benchmarks._vqa_answers import normalise, normalised_accuracy
+from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 
 

@@ -11,10 +11,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.benchmarks._base import read_jsonl_questions
+from llava.benchmarks.base import read_jsonl_questions
 from llava.command import run
-from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
-from llava.infer.run import Ask, Run, answer, asks_about_images
+from llava.infer.jobs.flags import (
+    add_model_flags,
+    add_run_flags,
+    add_sampling_flags,
+    answering_run,
+    generation,
+)
+from llava.infer.jobs.run import Ask, Run, answer, asks_about_images
 
 
 def read_jsonl_job(

@@ -17,7 +17,7 @@ from typing import Any
 
 from llava.command import run
 from llava.errors import SettingsError
-from llava.infer.run import answer, check_asks
+from llava.infer.jobs.run import answer, check_asks
 
 MODULES = ("model_vqa", "model_vqa_loader", "model_vqa_mmbench", "model_vqa_science")
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def main() -> None:
 
     @functools.lru_cache(maxsize=1)
     def load_once(choice: Any) -> Any:
-        from llava.infer.load import load  # torch, only where there is something to ask
+        from llava.infer.engine.load import load  # torch, only where there is something to ask
 
         return load(choice)
 

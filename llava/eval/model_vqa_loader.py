@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llava.command import run
 from llava.eval.model_vqa import read_jsonl_job
-from llava.infer.run import Ask, Run, answer
+from llava.infer.jobs.run import Ask, Run, answer
 
 
 def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:

@@ -12,13 +12,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from llava.benchmarks.mmbench import LETTERS, Item, read_items
-from llava.benchmarks.mmbench_cn import LETTER_CN
+from llava.benchmarks.tasks.mmbench import LETTERS, Item, read_items
+from llava.benchmarks.tasks.mmbench_cn import LETTER_CN
 from llava.command import run
 from llava.errors import DataError
-from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
-from llava.infer.requests import ImageText
-from llava.infer.run import Ask, Run, answer
+from llava.infer.engine.requests import ImageText
+from llava.infer.jobs.flags import (
+    add_model_flags,
+    add_run_flags,
+    add_sampling_flags,
+    answering_run,
+    generation,
+)
+from llava.infer.jobs.run import Ask, Run, answer
 from llava.prompts.wording import LETTER_SUFFIX
 
 

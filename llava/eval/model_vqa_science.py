@@ -18,9 +18,15 @@ from llava.command import run
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.files import read_json
-from llava.infer.flags import add_model_flags, add_run_flags, add_sampling_flags, answering_run, generation
-from llava.infer.requests import ImageFile
-from llava.infer.run import Ask, Run, answer
+from llava.infer.engine.requests import ImageFile
+from llava.infer.jobs.flags import (
+    add_model_flags,
+    add_run_flags,
+    add_sampling_flags,
+    answering_run,
+    generation,
+)
+from llava.infer.jobs.run import Ask, Run, answer
 from llava.prompts.wording import LETTER_SUFFIX
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from llava.command import run
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.errors import DataError
+from llava.infer.engine.requests import Request
 from llava.infer.fetch import image_source
-from llava.infer.flags import add_model_flags, add_sampling_flags, generation, model_choice
-from llava.infer.prompting import image_line, image_token, prompt_of, template_for_chat
-from llava.infer.requests import Request
+from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation, model_choice
+from llava.infer.jobs.prompting import image_line, image_token, prompt_of, template_for_chat
 
 
 def eval_model(args: Any) -> None:
@@ -43,8 +43,8 @@ def eval_model(args: Any) -> None:
     if not flags.query.strip():
         raise DataError("--query is empty")
 
-    from llava.infer.engine import Engine  # torch, only once the flags are known to be good
-    from llava.infer.load import load
+    from llava.infer.engine.engine import Engine  # torch, only once the flags are known to be good
+    from llava.infer.engine.load import load
 
     engine = Engine(load(choice), picking)
     query, opening = flags.query, ""

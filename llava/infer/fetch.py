@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 
 from llava.errors import DataError
-from llava.infer.requests import ImageFile, ImageSource, ImageText
+from llava.infer.engine.requests import ImageFile, ImageSource, ImageText
 
 _TIMEOUT_S = 30
 

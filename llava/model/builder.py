@@ -15,18 +15,17 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.errors import CheckpointError
-from llava.model.checkpoint import (
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.llava_arch import load_projector
+from llava.model.loading.checkpoint import (
     PROJECTOR_FILES,
     first_file,
     read_non_lora,
 )
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.llava_arch import load_projector
-from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
-from llava.model.placement import Placement, as_dtype, avoid_unfit_kernels, plan
-from llava.model.source import Source, find_source
-from llava.model.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
-from llava.model.weights import (
+from llava.model.loading.placement import Placement, as_dtype, avoid_unfit_kernels, plan
+from llava.model.loading.source import Source, find_source
+from llava.model.loading.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
+from llava.model.loading.weights import (
     Tensors,
     check_weights,
     read_projector,
@@ -34,6 +33,7 @@ from llava.model.weights import (
     report_left_to_us,
     tensor_names,
 )
+from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from torch import nn
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import CheckpointError, DataError
+from llava.model.loading.vocabulary import add_image_tokens, take_pretrained_rows
+from llava.model.loading.weights import in_one_piece, read_projector
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import Side, SplicedBatch, check_counts, count_slots, splice
-from llava.model.vocabulary import add_image_tokens, take_pretrained_rows
-from llava.model.weights import in_one_piece, read_projector
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 Sizes = Sequence[tuple[int, int]] | None

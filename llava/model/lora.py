@@ -18,8 +18,8 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.files import atomic_write, write_json
-from llava.model.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, first_file
-from llava.model.weights import Tensors, in_one_piece, tensor_names
+from llava.model.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, first_file
+from llava.model.loading.weights import Tensors, in_one_piece, tensor_names
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import torch
 from llava.errors import CheckpointError
 from llava.model import lora
 from llava.model.builder import assemble, load_pretrained_model, load_tower, read_tokenizer
-from llava.model.folder import new_folder
-from llava.model.locate import find_folder
-from llava.model.placement import plan
-from llava.model.source import Source, find_source
+from llava.model.loading.folder import new_folder
+from llava.model.loading.locate import find_folder
+from llava.model.loading.placement import plan
+from llava.model.loading.source import Source, find_source
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava import intervals
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
-from llava.metrics import DETAILS, FILE_NAME, read_scores, show_interval, show_value
-from llava.published import PUBLISHED
 from llava.report.names import shortest
 from llava.schema import Score, Scores, Verdict
+from llava.scoring import intervals
+from llava.scoring.metrics import DETAILS, FILE_NAME, read_scores, show_interval, show_value
+from llava.scoring.published import PUBLISHED
 
 PERCENT = 100.0
 

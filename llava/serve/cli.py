@@ -14,10 +14,10 @@ from typing import Any
 
 from llava.command import run
 from llava.conversation import conv_templates
+from llava.infer.engine.requests import Request
 from llava.infer.fetch import image_source
-from llava.infer.flags import add_model_flags, add_sampling_flags, generation, model_choice
-from llava.infer.prompting import image_line, template_for_chat
-from llava.infer.requests import Request
+from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation, model_choice
+from llava.infer.jobs.prompting import image_line, template_for_chat
 
 
 def chat(flags: argparse.Namespace) -> None:
@@ -30,8 +30,8 @@ def chat(flags: argparse.Namespace) -> None:
 
     from transformers import TextStreamer
 
-    from llava.infer.engine import Engine  # torch, only once the flags are known to be good
-    from llava.infer.load import load
+    from llava.infer.engine.engine import Engine  # torch, only once the flags are known to be good
+    from llava.infer.engine.load import load
 
     loaded = load(choice)
     engine = Engine(loaded, picking)

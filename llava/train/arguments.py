@@ -24,13 +24,13 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from llava.data.policy import POLICIES
+from llava.data.checks.policy import POLICIES
 from llava.errors import SettingsError
 from llava.model.multimodal_projector.builder import is_projector_type
-from llava.train.board import reporters
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
 from llava.train.init_adapter import unlike_flags
-from llava.train.recipe import recipe_problems
+from llava.train.reporters import reporters
+from llava.train.step.recipe import recipe_problems
 from llava.train.supported import unsupported
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class TrainingArguments(transformers.TrainingArguments):
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it has its own.")
     group_by_modality_length: bool = _flag(False, "Batches of like length, with or without images.")
 
-    # How a step is computed, not what it is; see llava/train/recipe.py. None: as the recipe says.
+    # How a step is computed, not what it is; see llava/train/step/recipe.py. None: as the recipe says.
     recipe: str = _flag("fast", "exact: as the original computes; fast: the same losses in less time.")
     pack: bool | None = _flag(None, "Samples of a batch behind one another in rows without padding.")
     micro_batch_tokens: int | None = _flag(None, "Positions of such a row, at most; 0 for one row a batch.")
@@ -143,7 +143,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     # What this machine cannot do; refused with the other wrong flags.
     unfit: list[str] = field(default_factory=list, init=False, repr=False)
-    # Filled in when all flags are read: what decides what is learned, by flag; see llava/train/resume.py.
+    # Filled in when all flags are read: what decides what is learned, by flag; see checkpointing/resume.py.
     learned_from: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -25,18 +25,18 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.held_out import hold_out, warn_of_shared_images
 from llava.errors import CheckpointError, SettingsError
 from llava.model import lora
-from llava.model.checkpoint import PROJECTOR_FILES, first_file
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.locate import locate
+from llava.model.loading.checkpoint import PROJECTOR_FILES, first_file
+from llava.model.loading.locate import locate
+from llava.model.loading.placement import UNQUANTISED
+from llava.model.loading.vocabulary import grow_tables
+from llava.model.loading.weights import check_file, check_weights
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.placement import UNQUANTISED
-from llava.model.vocabulary import grow_tables
-from llava.model.weights import check_file, check_weights
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.check_data import open_checked
-from llava.train.footprint import numel
 from llava.train.init_adapter import locate_adapter, set_trained_beside
+from llava.train.planning.footprint import numel
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from llava.conversation import Conversation
 from llava.data.check import lines, report
+from llava.data.checks.policy import Policy, refuse
+from llava.data.checks.preflight import Settings, preflight
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.policy import Policy, refuse
-from llava.data.preflight import Settings, preflight
 from llava.errors import DataError, SettingsError
 from llava.files import write_json
 from llava.train.arguments import DataArguments, TrainingArguments

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from llava.errors import CheckpointError, SettingsError
-from llava.model.checkpoint import ADAPTER_CONFIG, json_object, model_name, read_non_lora
-from llava.model.locate import locate
-from llava.model.weights import in_one_piece
+from llava.model.loading.checkpoint import ADAPTER_CONFIG, json_object, model_name, read_non_lora
+from llava.model.loading.locate import locate
+from llava.model.loading.weights import in_one_piece
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llava.command import ERROR_FILE, run
 from llava.errors import LlavaError, SettingsError
-from llava.train.leaving import NOTED
+from llava.train.checkpointing.signals import NOTED
 
 REPO = Path(__file__).resolve().parents[2]
 MEETING_PORT = 29500  # torchrun's own default: the same on all machines without being told

@@ -20,22 +20,22 @@ from transformers.integrations import TensorBoardCallback
 from llava.data.collate import NOTES, Note
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
-from llava.model.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
 from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.loading.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
+from llava.model.loading.weights import Tensors, read_tensors
 from llava.model.packed_attention import enable_packing
-from llava.model.weights import Tensors, read_tensors
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
-from llava.train.board import LenientTensorBoard
-from llava.train.checkpoints import Checkpoints
-from llava.train.leaving import leave_signals_to_parent
-from llava.train.meter import Meter
-from llava.train.recipe import settle
-from llava.train.recompute import recompute_first
-from llava.train.resume import SETTINGS, unfit_named
-from llava.train.rows import deferred, rows_of
-from llava.train.save import save_lora, save_projector, write_config, written_whole
+from llava.train.checkpointing.checkpoints import Checkpoints
+from llava.train.checkpointing.resume import SETTINGS, unfit_named
+from llava.train.checkpointing.save import save_lora, save_projector, write_config, written_whole
+from llava.train.checkpointing.signals import leave_signals_to_parent
+from llava.train.planning.recompute import recompute_first
+from llava.train.planning.throughput import Meter
+from llava.train.reporters import LenientTensorBoard
+from llava.train.step.recipe import settle
+from llava.train.step.rows import deferred, rows_of
 from llava.train.validation import ValidatingTrainer
 
 logger = logging.getLogger(__name__)

@@ -24,13 +24,10 @@ from llava.model.lora import lora_targets as find_all_linear_names
 from llava.model.lora import whole as maybe_zero_3
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.assemble import Assembled, assemble
-from llava.train.checkpoints import InTime
-from llava.train.deepspeed_files import guarded
-from llava.train.leaving import Signals
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.processes import part
-from llava.train.resume import STATE_FILE, find_start
-from llava.train.save import (
+from llava.train.checkpointing.checkpoints import InTime
+from llava.train.checkpointing.deepspeed_files import guarded
+from llava.train.checkpointing.resume import STATE_FILE, find_start
+from llava.train.checkpointing.save import (
     alone,
     errors_name,
     get_mm_adapter_state_maybe_zero_3,
@@ -38,7 +35,10 @@ from llava.train.save import (
     get_peft_state_non_lora_maybe_zero_3,
     require_space,
 )
-from llava.train.startup import announce
+from llava.train.checkpointing.signals import Signals
+from llava.train.distributed import part
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.planning.startup import announce
 
 __all__ = [
     "Assembled",

@@ -7,7 +7,7 @@ import logging
 from transformers.utils import is_flash_attn_2_available
 
 from llava.command import run
-from llava.train.processes import part
+from llava.train.distributed import part
 from llava.train.train import quiet_libraries, train
 
 logger = logging.getLogger("llava.train.train_mem")  # by path this module is __main__

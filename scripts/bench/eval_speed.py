@@ -35,10 +35,10 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from llava.command import run
 from llava.images import process_images, read_image
-from llava.infer.engine import Engine
-from llava.infer.load import Loaded
-from llava.infer.prompting import prompt_of
-from llava.infer.requests import Generation, ImageFile, Request
+from llava.infer.engine.engine import Engine
+from llava.infer.engine.load import Loaded
+from llava.infer.engine.requests import Generation, ImageFile, Request
+from llava.infer.jobs.prompting import prompt_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.prompts.encode import tokenizer_image_token
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX

@@ -29,9 +29,9 @@ import torch
 from llava.command import run
 from llava.files import write_json
 from llava.log import progress
-from llava.model.checkpoint import NON_LORA_FILES, PROJECTOR_FILES
-from llava.model.weights import read_tensors
-from llava.train.resume import is_complete
+from llava.model.loading.checkpoint import NON_LORA_FILES, PROJECTOR_FILES
+from llava.model.loading.weights import read_tensors
+from llava.train.checkpointing.resume import is_complete
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = {"lora": "finetune_task_lora", "projector": "pretrain", "full": "finetune_task"}

@@ -37,10 +37,10 @@ from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import supervise
 from llava.samples import group_lengths, read_samples
 from llava.tokenizer import load_tokenizer
-from llava.train.flops import measured_rate, training_flops
-from llava.train.recipe import Recipe
-from llava.train.recompute import recompute_first
-from llava.train.rows import rows_of
+from llava.train.planning.flops import measured_rate, training_flops
+from llava.train.planning.recompute import recompute_first
+from llava.train.step.recipe import Recipe
+from llava.train.step.rows import rows_of
 
 COLUMNS = (
     *("recipe", "loss", "s a batch", "samples/s", "tokens/s", "supervised tokens/s", "ratio"),

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError
-from llava.model.checkpoint import owner_of
-from llava.model.locate import locate
-from llava.model.weights import check_weights, report_left_to_us
+from llava.model.loading.checkpoint import owner_of
+from llava.model.loading.locate import locate
+from llava.model.loading.weights import check_weights, report_left_to_us
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from llava.errors import CheckpointError
-from llava.model.checkpoint import owner_of
+from llava.model.loading.checkpoint import owner_of
 
 if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaConfig

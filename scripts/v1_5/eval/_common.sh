@@ -69,10 +69,10 @@ ask() {
     flags=(--model-path "$model_path" --temperature 0 --conv-mode vicuna_v1 "$@" "${extra[@]}")
     [[ -z ${MODEL_BASE:-} ]] || flags+=(--model-base "$MODEL_BASE")
     mkdir -p "$parts"
-    read -r count index local_index < <("$PYTHON" -m llava.infer.chunks launched)
+    read -r count index local_index < <("$PYTHON" -m llava.infer.jobs.shards launched)
     if [[ -n ${OVERWRITE:-} ]]; then
         ((count == 1)) || die "OVERWRITE is for one machine; remove $parts before the processes start"
-        "$PYTHON" -m llava.infer.chunks discard "$parts"
+        "$PYTHON" -m llava.infer.jobs.shards discard "$parts"
         rm -f "$merged" "${made[@]}"
     fi
     if [[ -n ${ASK_LATER:-} ]]; then
@@ -81,7 +81,7 @@ ask() {
     fi
     answer_in_shards
     if ((index > 0)); then exit 0; fi # the first process of the job does the rest
-    "$PYTHON" -m llava.infer.chunks merge "$parts" --out "$merged" --wait-s "$wait_s"
+    "$PYTHON" -m llava.infer.jobs.shards merge "$parts" --out "$merged" --wait-s "$wait_s"
 }
 
 # Starts this machine's processes and waits for them. Uses its caller's count, index, local_index, wait_s, module,

@@ -44,7 +44,7 @@ done
 unset OVERWRITE # done; what is answered from here on is to stay
 
 parts='' wait_s=0 module=llava.eval.model_vqa_all
-read -r count index local_index < <("$PYTHON" -m llava.infer.chunks launched)
+read -r count index local_index < <("$PYTHON" -m llava.infer.jobs.shards launched)
 answer_in_shards
 failed=()
 touch "$notes/scored"

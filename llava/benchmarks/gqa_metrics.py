@@ -1,0 +1,188 @@
+"""GQA's metrics beyond accuracy: consistency, validity, plausibility, grounding, distribution.
+
+Source: the official eval.py of GQA (Hudson and Manning, CVPR 2019); every formula is its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from llava.benchmarks import aggregate
+from llava.schema import Score
+from llava.scoring import intervals
+
+PERCENT = 100.0
+RESAMPLES = 200
+SEED = 0
+COMMON_ANSWERS = ("color", "material", "shape")
+Box = tuple[float, float, float, float]
+
+
+def further(
+    questions: Mapping[str, Any],
+    said: Mapping[str, str | None],
+    choices: Mapping[str, Any] | None,
+    scene_graphs: Mapping[str, Any] | None,
+    attentions: Mapping[str, Any] | None,
+) -> list[Score]:
+    """The five metrics; those whose inputs are absent have no value and say why.
+
+    Args:
+        questions: Question id -> the official record, unbalanced ones included.
+        said: Question id -> prediction, None where an answer is missing.
+        choices: Question id -> {"valid": [...], "plausible": [...]}.
+        scene_graphs: Image id -> its objects.
+        attentions: Question id -> a square of weights, or boxes [x0, y0, x1, y1, weight].
+    """
+    balanced = {key: row for key, row in questions.items() if row["isBalanced"]}
+    return [
+        _consistency(balanced, questions, said),
+        _belonging("validity", "valid", balanced, said, choices),
+        _belonging("plausibility", "plausible", balanced, said, choices),
+        _grounding(balanced, scene_graphs, attentions),
+        _distribution(balanced, said),
+    ]
+
+
+def _consistency(
+    balanced: Mapping[str, Any], questions: Mapping[str, Any], said: Mapping[str, str | None]
+) -> Score:
+    """Over rightly answered questions: the share of their entailed questions that are right too."""
+    units: dict[str, float] = {}
+    for key, row in balanced.items():
+        entailed = [other for other in row["entailed"] if other != key]
+        if not entailed or said[key] != row["answer"]:
+            continue
+        lacking = [other for other in entailed if other not in questions or other not in said]
+        if lacking:
+            return aggregate.not_available(
+                "consistency", f"needs questions and predictions for entailed ones too, such as {lacking[0]}"
+            )
+        right = sum(said[other] == questions[other]["answer"] for other in entailed)
+        units[key] = PERCENT * (right / len(entailed))
+    if not units:
+        return aggregate.not_available("consistency", "no rightly answered question entails another")
+    value = sum(unit / PERCENT for unit in units.values()) / len(units) * PERCENT
+    return aggregate.mean_of_units("consistency", units, value=value)
+
+
+def _belonging(
+    name: str,
+    key: str,
+    balanced: Mapping[str, Any],
+    said: Mapping[str, str | None],
+    choices: Mapping[str, Any] | None,
+) -> Score:
+    if choices is None:
+        return aggregate.not_available(name, "needs the choices file")
+    units = {}
+    for identifier, row in balanced.items():
+        group = COMMON_ANSWERS if "Common" in row["types"]["detailed"] else choices[identifier][key]
+        units[identifier] = PERCENT * (said[identifier] in group)
+    return aggregate.share_of_units(name, units)
+
+
+def _grounding(
+    balanced: Mapping[str, Any], scene_graphs: Mapping[str, Any] | None, attentions: Mapping[str, Any] | None
+) -> Score:
+    if scene_graphs is None or attentions is None:
+        return aggregate.not_available("grounding", "needs attentions and scene graphs")
+    points = {
+        key: _attention_on_regions(row, scene_graphs[row["imageId"]], attentions[key])
+        for key, row in balanced.items()
+        if key in attentions and row["imageId"] in scene_graphs
+    }
+    if len(points) < len(balanced):
+        return aggregate.not_available(
+            "grounding", f"{len(balanced) - len(points)} questions lack attention or scene graph"
+        )
+    units = {key: PERCENT * point for key, point in points.items()}
+    return aggregate.mean_of_units("grounding", units, value=sum(points.values()) / len(points) * PERCENT)
+
+
+def _attention_on_regions(
+    row: Mapping[str, Any], graph: Mapping[str, Any], attention: Sequence[Sequence[float]]
+) -> float:
+    """How much attention lies on the objects that question and full answer point at."""
+    notes = row["annotations"]
+    pointers = [*notes["question"].values(), *notes["fullAnswer"].values()]
+    regions = [_region(graph, pointer) for pointer in pointers]
+    cells = _cells(attention)
+    return sum(weight * _covered(cell, region) for region in regions for cell, weight in cells)
+
+
+def _cells(attention: Sequence[Sequence[float]]) -> list[tuple[Box, float]]:
+    """Boxes with their weights: those given, or the equal cells of a square map (first index across)."""
+    size = len(attention)
+    if any(len(row) != size for row in attention):
+        return [((x0, y0, x1, y1), weight) for x0, y0, x1, y1, weight in attention]
+    edge = 1.0 / size
+    return [
+        ((edge * i, edge * j, edge * (i + 1), edge * (j + 1)), attention[i][j])
+        for i in range(size)
+        for j in range(size)
+    ]
+
+
+def _region(graph: Mapping[str, Any], pointer: str) -> Box:
+    thing = graph["objects"][pointer]
+    width, height = graph["width"], graph["height"]
+    return (
+        float(thing["x"]) / width,
+        float(thing["y"]) / height,
+        float(thing["x"] + thing["w"]) / width,
+        float(thing["y"] + thing["h"]) / height,
+    )
+
+
+def _covered(cell: Box, region: Box) -> float:
+    """The share of `cell` inside `region`."""
+    width = min(cell[2], region[2]) - max(cell[0], region[0])
+    height = min(cell[3], region[3]) - max(cell[1], region[1])
+    size = (cell[2] - cell[0]) * (cell[3] - cell[1])
+    return max(width, 0.0) * max(height, 0.0) / size if size else 0.0
+
+
+def _distribution(balanced: Mapping[str, Any], said: Mapping[str, str | None]) -> Score:
+    """Chi-square of predicted against true answers within each answer group, / 100; lower is better."""
+    rows = [
+        (row["groups"]["global"], row["answer"], said[key])
+        for key, row in balanced.items()
+        if row["groups"]["global"] is not None
+    ]
+    if not rows:
+        return aggregate.not_available("distribution", "no question has an answer group")
+    value = _chi_square(rows) / PERCENT
+    low, high = intervals.around(value, _resampled_variance(rows))
+    return Score(
+        "distribution", value, len(rows), "total", max(0.0, low), high, "bootstrap",
+        better="lower", note="lower is better; not percent",
+    )  # fmt: skip
+
+
+def _chi_square(rows: Sequence[tuple[str, str, str | None]]) -> float:
+    gold: dict[str, Counter[str]] = defaultdict(Counter)
+    predicted: dict[str, Counter[str | None]] = defaultdict(Counter)
+    for group, truth, guess in rows:
+        gold[group][truth] += 1
+        predicted[group][guess] += 1
+    total, overall = 0.0, 0
+    for group, answers in gold.items():
+        size = answers.total()
+        score = sum((predicted[group][answer] - count) ** 2 / count for answer, count in answers.items())
+        total += score * size
+        overall += size
+    return total / overall
+
+
+def _resampled_variance(rows: Sequence[tuple[str, str, str | None]]) -> float:
+    """The bootstrap variance of the chi-square / 100 over resampled questions, seeded."""
+    import random
+
+    rng = random.Random(SEED)
+    values = [_chi_square(rng.choices(rows, k=len(rows))) / PERCENT for _ in range(RESAMPLES)]
+    centre = fmean(values)
+    return fmean((value - centre) ** 2 for value in values)

@@ -1,0 +1,180 @@
+"""GQA testdev_balanced: questions about scene graphs, one short answer each.
+
+Rule (the official eval.py): the prediction, LLaVA's text in lower case without final periods, must equal the
+answer. Accuracy over balanced questions, binary and open, per structural and semantic type, reasoning steps
+and words. Consistency, validity, plausibility, distribution and grounding are computed when what they need is
+there, and "not available" otherwise (the original printed 0): choices, scene graphs, attentions, or
+predictions for the entailed questions too.
+
+Under the root or its data/ or questions/: <split>_questions.json, and where there are any
+<split>_choices.json, <split>_sceneGraphs.json and <split>_attentions.json (all also without "_balanced").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.benchmarks import aggregate, gqa_metrics
+from llava.benchmarks.answers import first, match
+from llava.benchmarks.base import Benchmark, Task, find
+from llava.errors import AnswersError, DataError
+from llava.files import atomic_write, read_json
+from llava.prompts.wording import SHORT_SUFFIX
+from llava.schema import Answer, Question, Score, Scores, Verdict
+
+SOURCE = "GQA eval.py (official), predictions as in LLaVA v1.2.2 scripts/convert_gqa_for_eval.py"
+FOLDERS = ("", "data/", "data/questions/", "questions/")
+SKIPPED_STEPS = ("exist", "query: name", "choose name")
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The ground truth that there is: the questions, and what the further metrics need."""
+
+    questions: Mapping[str, Any]
+    choices: Mapping[str, Any] | None
+    scene_graphs: Mapping[str, Any] | None
+    attentions: Mapping[str, Any] | None
+
+
+def prediction(text: str) -> str:
+    """What LLaVA sends to the evaluator for the answer `text`."""
+    return text.rstrip(".").lower()
+
+
+def read_truth(root: Path, split: str, path: Path | None = None) -> Truth:
+    """Everything the official evaluator reads except the predictions.
+
+    `path` is the questions file, whose neighbours are the others: `x_questions.json` stands beside
+    `x_choices.json`, `x_sceneGraphs.json` and `x_attentions.json`.
+    """
+    path = path or _find(root, split, "questions")
+    if path is None:
+        raise DataError(
+            f"{root}: no {split}_questions.json here or in data/; GQA cannot be scored without it"
+        )
+    start = path.name.removesuffix("questions.json")
+    return Truth(
+        questions=_object(path),
+        choices=_neighbour(path.parent, root, split, start, "choices"),
+        scene_graphs=_neighbour(path.parent, root, split, start, "sceneGraphs"),
+        attentions=_neighbour(path.parent, root, split, start, "attentions"),
+    )
+
+
+def _find(root: Path, split: str, what: str) -> Path | None:
+    names = (f"{split}_{what}.json", f"{split.removesuffix('_balanced')}_{what}.json")
+    return find(root, *(f"{folder}{name}" for folder in FOLDERS for name in names))
+
+
+def _neighbour(folder: Path, root: Path, split: str, start: str, what: str) -> Mapping[str, Any] | None:
+    path = find(folder, f"{start}{what}.json") or _find(root, split, what)
+    if path is None:
+        return None
+    value = read_json(path)
+    if isinstance(value, list):
+        return {str(row["questionId"]): row["attention"] for row in value}
+    return _object(path)
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: found {type(value).__name__}, wanted a JSON object by question id")
+    return value
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    truth = read_truth(root, split)
+    return [
+        Question(identifier, f"{row['question']}\n{SHORT_SUFFIX}", f"{row['imageId']}.jpg")
+        for identifier, row in truth.questions.items()
+        if row["isBalanced"]
+    ]
+
+
+def _judge(task: Task) -> Scores:
+    truth = read_truth(task.root, task.split, task.truth)
+    balanced = {key: row for key, row in truth.questions.items() if row["isBalanced"]}
+    extra = {key for key in truth.questions if key not in balanced}
+    asked = [answer for answer in task.answers if str(answer.question_id) not in extra]
+    questions = [Question(key, f"{row['question']}\n{SHORT_SUFFIX}") for key, row in balanced.items()]
+    matched = match(questions, asked, allow_missing=task.allow_missing, name="gqa")
+    rows = zip(balanced.items(), matched.answers, strict=True)
+    verdicts = [_verdict(key, row, answer) for (key, row), answer in rows]
+    said = {key: v.answer for key, v in zip(balanced, verdicts, strict=True)}
+    said |= {str(a.question_id): prediction(a.text) for a in task.answers if str(a.question_id) in extra}
+    scores: list[Score] = [
+        aggregate.accuracy(verdicts, kind, over={"answer": kind}) for kind in ("binary", "open")
+    ]
+    scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
+    scores += gqa_metrics.further(truth.questions, said, truth.choices, truth.scene_graphs, truth.attentions)
+    scores += aggregate.accuracy_by(verdicts, names=sorted({v.type for v in verdicts}))
+    for facet in ("semantic", "steps", "words"):
+        values = {v.facets[facet] for v in verdicts}
+        scores += aggregate.accuracy_by(verdicts, facet, names=sorted(values, key=lambda x: (len(x), x)))
+    return aggregate.collect("gqa", "accuracy", scores, verdicts, matched, source=SOURCE, split=task.split)
+
+
+def _verdict(key: str, row: Mapping[str, Any], answer: Answer | None) -> Verdict:
+    said = prediction(answer.text) if answer else None
+    types = row["types"]
+    return Verdict(
+        question_id=key,
+        type=types["structural"],
+        score=float(said == row["answer"]),
+        answer=said,
+        truth=row["answer"],
+        status="unanswered" if said is None else "answered" if said else "unparsable",
+        facets={
+            "semantic": types["semantic"],
+            "answer": "open" if types["structural"] == "query" else "binary",
+            "steps": str(_steps(row["semantic"])),
+            "words": str(len(row["question"].split())),
+        },
+        image=f"{row['imageId']}.jpg",
+        question=row["question"],
+    )
+
+
+def _steps(operations: Sequence[Mapping[str, str]]) -> int:
+    texts = [f"{operation['operation']}: {operation['argument']}" for operation in operations]
+    return sum(not any(word in text for word in SKIPPED_STEPS) for text in texts)
+
+
+def write_predictions(answers: Sequence[Answer], path: Path) -> None:
+    """Write the evaluator's JSON list of questionId and prediction, as the original does.
+
+    Raises:
+        AnswersError: An id is answered twice with different words.
+    """
+    said: dict[str, str] = {}
+    clashes = [a.question_id for a in answers if said.setdefault(str(a.question_id), a.text) != a.text]
+    if clashes:
+        raise AnswersError(f"gqa: {len(clashes)} questions have answers that contradict: {first(clashes)}")
+    with atomic_write(path) as stream:
+        json.dump([{"questionId": a.question_id, "prediction": prediction(a.text)} for a in answers], stream)
+
+
+def _submit(task: Task, path: Path) -> None:
+    asked = BENCHMARK.read_questions(task.root, task.split)
+    match(asked, task.answers, allow_missing=task.allow_missing, name="gqa")
+    write_predictions(task.answers, path)
+
+
+BENCHMARK = Benchmark(
+    name="gqa",
+    title="GQA testdev_balanced",
+    source=SOURCE,
+    folder="gqa",
+    question_files={"testdev_balanced": "llava_gqa_testdev_balanced.jsonl"},
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+    needs=(tuple(f"{folder}testdev_balanced_questions.json" for folder in FOLDERS), ("data/images/*",)),
+    download="https://cs.stanford.edu/people/dorarad/gqa/download.html",
+)

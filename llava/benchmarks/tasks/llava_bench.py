@@ -1,0 +1,177 @@
+"""LLaVA-Bench (in the wild): open questions, the answer weighed against GPT-4's by a GPT-4 judge.
+
+Rule (LLaVA v1.2.2 summarize_gpt_review.py): the judge gives both answers points; the score is 100 x the
+model's mean over GPT-4's mean (each rounded to three places), over all questions and per category. What is
+scored here is the judge's review file; for answers without reviews there is no local score, and the judge's
+prompts are written instead, a line a question.
+
+Under the root: questions.jsonl, and for the prompts context.jsonl, rule.json (LLaVA's
+llava/eval/table/rule.json) and answers_gpt4.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llava.benchmarks import aggregate
+from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.base import Benchmark, Task, read_jsonl_questions, require
+from llava.errors import AnswersError
+from llava.files import read_json, read_jsonl, write_jsonl
+from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.scoring import intervals
+
+SOURCE = "LLaVA v1.2.2 llava/eval/summarize_gpt_review.py, from stored reviews"
+PREFIX = "llava_bench_"
+REVIEW = "review"
+GPT4 = "answers_gpt4.jsonl"
+PERCENT = 100.0
+TOP_GRADE = 10.0
+# What a missing review counts as: all points for GPT-4, none for the model.
+LOST = (TOP_GRADE, 0.0)
+GPT4_POINTS = "GPT-4's points"
+MODEL_POINTS = "model's points"
+
+
+def read_reviewed(path: Path) -> list[Answer]:
+    """The answers in `path`; those of a review file carry the review and no text."""
+    rows = list(read_jsonl(path)) if path.suffix == ".jsonl" else []
+    if not rows or "tuple" not in rows[0][1]:
+        return read_answers(path)
+    answers = []
+    for line, row in rows:
+        points = row.get("tuple")
+        if not isinstance(points, list) or len(points) != 2 or "question_id" not in row:
+            raise AnswersError(f"{path}:{line}: wanted a review with question_id and a tuple of two points")
+        answers.append(Answer(row["question_id"], "", "", extra={REVIEW: row}))
+    return answers
+
+
+def _questions(task: Task) -> list[Question]:
+    """The questions of the root, else, when reviews are scored, those that the reviews name."""
+    path = task.root / "questions.jsonl"
+    if path.is_file():
+        return read_jsonl_questions(path)
+    reviewed = [answer for answer in task.answers if REVIEW in answer.extra]
+    if reviewed:
+        return [Question(a.question_id, "", category=a.extra[REVIEW]["category"]) for a in reviewed]
+    return _build(task.root, task.split)
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    path = require(root, "questions.jsonl", what="LLaVA-Bench's questions")
+    return read_jsonl_questions(path)
+
+
+def _judge(task: Task) -> Scores:
+    questions = _questions(task)
+    matched = match(questions, task.answers, allow_missing=task.allow_missing, name="llava_bench")
+    if not any(answer and REVIEW in answer.extra for answer in matched.answers):
+        scores = [aggregate.not_available("all", "needs the judge's reviews; score its review file")]
+        verdicts = aggregate.unjudged(questions, matched)
+        return aggregate.collect(
+            "llava_bench", "all", scores, verdicts, matched, source=SOURCE, split=task.split
+        )
+    verdicts = [_verdict(q, a) for q, a in zip(questions, matched.answers, strict=True)]
+    points = {
+        str(q.id): (q.category, *(a.extra[REVIEW]["tuple"] if a else LOST))
+        for q, a in zip(questions, matched.answers, strict=True)
+    }
+    scores = [
+        score
+        for category in sorted({category for category, _, _ in points.values()})
+        for score in _relative(category.removeprefix(PREFIX), "type", points, category)
+    ]
+    scores += _relative("all", "total", points, None)
+    failed = sum(verdict.status == "unparsable" for verdict in verdicts)
+    notes = [f"{failed} reviews have no points and count as -1, as in the original"] if failed else []
+    return aggregate.collect(
+        "llava_bench", "all", scores, verdicts, matched, source=SOURCE, split=task.split, notes=notes
+    )
+
+
+def _relative(
+    name: str, group: str, points: Mapping[str, tuple[str, float, float]], category: str | None
+) -> list[Score]:
+    """The relative score of the questions of `category` (None: all), and the two means it is made of."""
+    mine = {key: (gpt4, model) for key, (kind, gpt4, model) in points.items() if category in (None, kind)}
+    gpt4, model = [one for one, _ in mine.values()], [two for _, two in mine.values()]
+    mean_gpt4, mean_model = round(fmean(gpt4), 3), round(fmean(model), 3)
+    means = [
+        aggregate.mean_of_units(name, {key: TOP_GRADE * one for key, (one, _) in mine.items()},
+                              group=GPT4_POINTS, value=TOP_GRADE * mean_gpt4),
+        aggregate.mean_of_units(name, {key: TOP_GRADE * two for key, (_, two) in mine.items()},
+                              group=MODEL_POINTS, value=TOP_GRADE * mean_model),
+    ]  # fmt: skip
+    if not mean_gpt4:
+        return [aggregate.not_available(name, "GPT-4's answers have no points", group=group), *means]
+    values = intervals.ratio_units(model, gpt4)
+    units = {key: PERCENT * value for key, value in zip(mine, values, strict=True)}
+    value = PERCENT * (mean_model / mean_gpt4)
+    return [aggregate.mean_of_units(name, units, group=group, value=value, note="% of GPT-4"), *means]
+
+
+def _verdict(question: Question, answer: Answer | None) -> Verdict:
+    review: Mapping[str, Any] = answer.extra[REVIEW] if answer else {"tuple": LOST}
+    gpt4, model = review["tuple"]
+    failed = gpt4 < 0 or model < 0
+    return Verdict(
+        question_id=question.id,
+        type=question.category.removeprefix(PREFIX),
+        score=max(0.0, model / TOP_GRADE),
+        answer=None,
+        truth="",
+        status="unanswered" if answer is None else "unparsable" if failed else "answered",
+        facets={"gpt4": str(gpt4), "model": str(model)},
+        image=question.image,
+        question=question.text,
+    )
+
+
+def _submit(task: Task, path: Path) -> None:
+    """Write the judge's prompts: question_id, category and prompt, a line a question."""
+    questions = _build(task.root, task.split)
+    matched = match(questions, task.answers, allow_missing=task.allow_missing, name="llava_bench")
+    contexts = _by_id(require(task.root, "context.jsonl", what="the images' captions"), key="image")
+    gpt4 = _by_id(require(task.root, GPT4, what="GPT-4's answers"), key="question_id")
+    rules = read_json(require(task.root, "rule.json", what="the judge's rules"))
+    rows = []
+    for question, answer in zip(questions, matched.answers, strict=True):
+        category = f"{PREFIX}{question.category}"
+        context = contexts[str(question.image)]["caption"]
+        caption = context if isinstance(context, str) else "\n".join(context)
+        texts = [gpt4[str(question.id)]["text"], answer.text if answer else ""]
+        prompt = judge_prompt(caption, question.text, rules[category], texts)
+        rows.append({"question_id": question.id, "category": category, "prompt": prompt})
+    write_jsonl(path, rows)
+
+
+def judge_prompt(caption: str, question: str, rule: Mapping[str, str], texts: Sequence[str]) -> str:
+    """What the judge reads about one question: caption, question, both answers, and the rule."""
+    role = rule["role"]
+    said = [f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in enumerate(texts, start=1)]
+    return f"[Context]\n{caption}\n\n[Question]\n{question}\n\n{''.join(said)}[System]\n{rule['prompt']}\n\n"
+
+
+def _by_id(path: Path, *, key: str) -> dict[str, Mapping[str, Any]]:
+    return {str(row[key]): row for _, row in read_jsonl(path)}
+
+
+BENCHMARK = Benchmark(
+    name="llava_bench",
+    title="LLaVA-Bench (in the wild)",
+    source=SOURCE,
+    folder="llava-bench-in-the-wild",
+    question_files={"test": "questions.jsonl"},
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+    submission_suffix=".jsonl",
+    answers_from=read_reviewed,
+    aliases=("llavabench",),
+    needs=(("questions.jsonl",), ("images/*",), ("context.jsonl",), (GPT4,), ("rule.json",)),
+    download="liuhaotian/llava-bench-in-the-wild on the hub; rule.json from LLaVA's llava/eval/table",
+)

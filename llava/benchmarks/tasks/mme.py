@@ -1,0 +1,286 @@
+"""MME: two yes/no questions about each image, in fourteen subtasks of perception and cognition.
+
+Rule (the official eval_tool/calculation.py): the first four characters of the lower-cased answer say yes or
+no, anything else is "other" and wrong. Per subtask: acc = right questions, acc+ = images with both questions
+right, score = both in percent added up (200 at most); perception and cognition add up scores. The official
+program pairs consecutive lines; here the two questions of an image are found by its name, so a lost line is
+an error instead of a shift.
+
+Ground truth under the root: MME_Benchmark_release_version (a folder a subtask; each image's two lines in
+<subtask>/*.txt beside the images, or in <subtask>/questions_answers_YN/*.txt with <subtask>/images/), or the
+eval tool's Your_Results/<subtask>.txt (image, question, Yes|No by tabs). Answers may be LLaVA's rows or a
+folder of <subtask>.txt with the response as fourth column. Intervals: the two questions of an image are one
+unit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llava.benchmarks import aggregate
+from llava.benchmarks.answers import Matched, match, read_answers
+from llava.benchmarks.base import Benchmark, Task, find
+from llava.errors import AnswersError, DataError
+from llava.files import atomic_write
+from llava.prompts.wording import SHORT_SUFFIX
+from llava.schema import Answer, Question, Score, Scores, Status, Verdict
+
+SOURCE = "MME eval_tool/calculation.py (BradyFU, branch Evaluation)"
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+SUBTASKS = PERCEPTION + COGNITION
+# The subtasks whose release keeps images in a folder of their own; LLaVA's question ids name that folder.
+WITH_IMAGE_FOLDER = frozenset({"artwork", "celebrity", "landmark", "posters", "scene"})
+YES_NO = "Please answer yes or no."
+IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
+LOOKED_AT = 4
+PERCENT = 100.0
+# The official counts as (truth, said), with "yes" as positive.
+CONFUSION = {"TP": ("yes", "yes"), "FN": ("yes", "no"), "TN": ("no", "no"), "FP": ("no", "yes")}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One ground-truth line. `stem` is the image's name without folder and suffix."""
+
+    subtask: str
+    stem: str
+    question: str
+    truth: str
+    image: str
+
+    @property
+    def text(self) -> str:
+        """The question as LLaVA asks it: without the yes/no sentence, with the short-answer sentence."""
+        return f"{_bare(self.question)}\n{SHORT_SUFFIX}"
+
+
+def read_items(folder: Path) -> list[Item]:
+    """The ground truth in `folder`, in either layout, subtask by subtask.
+
+    Raises:
+        DataError: There is none, a line is damaged, or an image does not have exactly two questions.
+    """
+    items = [item for subtask in SUBTASKS for item in _subtask(folder, subtask)]
+    if not items:
+        raise DataError(f"{folder}: found neither <subtask>.txt nor <subtask>/ of MME, e.g. {SUBTASKS[0]}")
+    per_image: dict[tuple[str, str], int] = defaultdict(int)
+    for item in items:
+        per_image[item.subtask, item.stem] += 1
+    odd = [f"{subtask}/{stem} ({count})" for (subtask, stem), count in per_image.items() if count != 2]
+    if odd:
+        raise DataError(f"{folder}: {len(odd)} images do not have two questions: {', '.join(odd[:5])}")
+    return items
+
+
+def _subtask(folder: Path, subtask: str) -> Iterator[Item]:
+    table, inside = folder / f"{subtask}.txt", folder / subtask
+    if table.is_file():
+        for number, row in _rows(table, columns=3):
+            image = f"images/{row[0]}" if subtask in WITH_IMAGE_FOLDER else row[0]
+            yield _item(subtask, row[0], row[1], row[2], f"{subtask}/{image}", f"{table}:{number}")
+        return
+    texts = inside / "questions_answers_YN"
+    images = inside / "images" if texts.is_dir() else inside
+    for path in sorted((texts if texts.is_dir() else inside).glob("*.txt")):
+        names = (f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)
+        name = next((name for name in names if (images / name).is_file()), f"{path.stem}.jpg")
+        image = (images / name).relative_to(folder).as_posix()
+        for number, row in _rows(path, columns=2):
+            yield _item(subtask, path.stem, row[0], row[1], image, f"{path}:{number}")
+
+
+def _rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = line.rstrip("\r").split("\t")
+        if len(row) < columns:
+            raise DataError(f"{path}:{number}: found {len(row)} columns, wanted {columns} parted by tabs")
+        yield number, row
+
+
+def _item(subtask: str, image: str, question: str, truth: str, path: str, where: str) -> Item:
+    truth = truth.strip().lower()
+    if truth not in {"yes", "no"}:
+        raise DataError(f"{where}: the answer is {truth!r}, wanted Yes or No")
+    return Item(subtask, Path(image).stem, question, truth, path)
+
+
+def _bare(question: str) -> str:
+    return question.replace(YES_NO, "").strip()
+
+
+def _key(identifier: str) -> str:
+    """`posters/images/tt1.jpg` and `posters/tt1.png` are the same image: subtask and stem."""
+    parts = identifier.split("/")
+    return f"{parts[0]}/{Path(parts[-1]).stem}"
+
+
+def read_responses(path: Path) -> list[Answer]:
+    """The answers in a file of LLaVA's rows, or in a folder of the eval tool's <subtask>.txt."""
+    if not path.is_dir():
+        return read_answers(path)
+    answers = []
+    for subtask in SUBTASKS:
+        if (path / f"{subtask}.txt").is_file():
+            for _, row in _rows(path / f"{subtask}.txt", columns=4):
+                answers.append(Answer(f"{subtask}/{row[0]}", _bare(row[1]), "\t".join(row[3:])))
+    if not answers:
+        raise AnswersError(f"{path}: this folder holds no <subtask>.txt of MME")
+    return answers
+
+
+def says(text: str) -> str | None:
+    """ "yes" or "no" by the official rule, None for the official "other"."""
+    start = text.lower()[:LOOKED_AT]
+    if "yes" in start:
+        return "yes"
+    return "no" if "no" in start else None
+
+
+def _truth_folder(task: Task) -> Path:
+    folder = task.truth or find(
+        task.root, "MME_Benchmark_release_version", "eval_tool/*Your_Results", "*Your_Results"
+    )
+    if folder is None:
+        raise DataError(
+            f"{task.root}: no ground truth; wanted MME_Benchmark_release_version/ or eval_tool/Your_Results/"
+        )
+    return folder
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    items = read_items(_truth_folder(Task(root, split, ())))
+    return [Question(item.image, item.text, item.image, item.subtask) for item in items]
+
+
+def _matched(task: Task, items: Sequence[Item]) -> Matched:
+    questions = [Question(f"{item.subtask}/{item.stem}", _bare(item.question)) for item in items]
+    answers = [
+        replace(
+            answer,
+            question_id=_key(str(answer.question_id)),
+            prompt=answer.prompt.removesuffix(SHORT_SUFFIX).strip(),
+        )
+        for answer in task.answers
+    ]
+    return match(questions, answers, allow_missing=task.allow_missing, name="mme")
+
+
+def _judge(task: Task) -> Scores:
+    items = read_items(_truth_folder(task))
+    matched = _matched(task, items)
+    verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
+    scores: list[Score] = []
+    parts: dict[str, Score] = {}
+    for subtask in SUBTASKS:
+        mine = [verdict for verdict in verdicts if verdict.type == subtask]
+        if mine:
+            total, others = _subtask_scores(subtask, mine)
+            parts[subtask] = total
+            scores += [total, *others]
+    for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        present = [parts[subtask] for subtask in subtasks if subtask in parts]
+        if present:
+            scores.append(aggregate.sum_of(name, present, note=f"of {200 * len(present)}"))
+    scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
+    headline = "perception" if any(subtask in parts for subtask in PERCEPTION) else "cognition"
+    return aggregate.collect("mme", headline, scores, verdicts, matched, source=SOURCE, split=task.split)
+
+
+def _verdict(item: Item, answer: Answer | None) -> Verdict:
+    said = says(answer.text) if answer else None
+    status: Status = "unanswered" if answer is None else "unparsable" if said is None else "answered"
+    return Verdict(
+        question_id=item.image,
+        type=item.subtask,
+        score=float(said == item.truth),
+        answer=answer.text if answer else None,
+        truth=item.truth,
+        status=status,
+        facets={"says": said or "other", "image": f"{item.subtask}/{item.stem}"},
+        image=item.image,
+        question=item.text,
+    )
+
+
+def _subtask_scores(subtask: str, verdicts: Sequence[Verdict]) -> tuple[Score, list[Score]]:
+    """The score of one subtask, and its acc, acc+ and confusion counts."""
+    images: dict[str, list[float]] = defaultdict(list)
+    for verdict in verdicts:
+        images[verdict.facets["image"]].append(verdict.score)
+    both = {image: PERCENT * (sum(points) == len(points)) for image, points in images.items()}
+    acc = sum(verdict.score for verdict in verdicts) / len(verdicts) * PERCENT
+    acc_plus = sum(value > 0 for value in both.values()) / len(both) * PERCENT
+    units = {image: PERCENT * sum(points) / len(points) + both[image] for image, points in images.items()}
+    score = aggregate.mean_of_units(
+        subtask, units, group="type", value=acc + acc_plus, n=len(verdicts), note="of 200"
+    )
+    return score, [
+        aggregate.accuracy(verdicts, subtask, group="acc", over={"type": subtask}),
+        aggregate.share_of_units(subtask, both, group="acc+"),
+        *_confusion(subtask, verdicts),
+    ]
+
+
+def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
+    """The official counts; precision and recall (of 1) leave "other" out."""
+    images: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for verdict in verdicts:
+        images[verdict.facets["image"]].append((verdict.truth, verdict.facets["says"]))
+    pairs = [pair for mine in images.values() for pair in mine]
+    table = {name: pairs.count(pair) for name, pair in CONFUSION.items()}
+    table["other"] = len(pairs) - sum(table.values())
+    scores = [Score(f"{subtask} {name}", count, len(pairs), "confusion") for name, count in table.items()]
+    for name, lost in (("precision", "FP"), ("recall", "FN")):
+        tp, bottom = table["TP"], table["TP"] + table[lost]
+        terms = {
+            image: (mine.count(CONFUSION["TP"]), mine.count(CONFUSION["TP"]) + mine.count(CONFUSION[lost]))
+            for image, mine in images.items()
+        }
+        scores.append(
+            aggregate.ratio_of_units(
+                f"{subtask} {name}",
+                terms,
+                group="confusion",
+                value=tp / bottom if bottom else 0.0,
+                n=len(pairs),
+                scale=1.0,
+            )
+        )
+    return scores
+
+
+def _submit(task: Task, folder: Path) -> None:
+    """Write the eval tool's folder: <subtask>.txt of image, question, truth and response."""
+    items = read_items(_truth_folder(task))
+    matched = _matched(task, items)
+    for subtask in dict.fromkeys(item.subtask for item in items):
+        with atomic_write(folder / f"{subtask}.txt") as stream:
+            for item, answer in zip(items, matched.answers, strict=True):
+                if item.subtask == subtask and answer:
+                    response = " ".join(answer.text.split())
+                    name = Path(item.image).name
+                    stream.write(f"{name}\t{item.question}\t{item.truth.capitalize()}\t{response}\n")
+
+
+BENCHMARK = Benchmark(
+    name="mme",
+    title="MME",
+    source=SOURCE,
+    folder="MME",
+    question_files={"test": "llava_mme.jsonl"},
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+    submission_suffix="",
+    answers_from=read_responses,
+    needs=(("MME_Benchmark_release_version/*",),),
+    download="the authors of MME, on request (BradyFU's Evaluation branch)",
+)

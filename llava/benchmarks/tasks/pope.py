@@ -1,0 +1,286 @@
+"""POPE: is this object in the image? Three lists of yes/no questions about 500 COCO images.
+
+Rule (LLaVA v1.2.2 eval_pope.py): the text before the first period, commas dropped, split at spaces; "No",
+"no" or "not" among the words means no, anything else yes. Per list: accuracy, precision, recall, F1 with
+"yes" as positive, and the share of yes; the quoted number is the mean of the three F1. Labels
+(coco_pope_<list>.json, one object a line) go to the questions of a list by position; the lengths, and the
+texts where both have them, must agree. The original zips what there is and divides by zero on an empty
+list. As there, a list without label file is not scored; the scores say so.
+
+Intervals of F1, precision, recall and yes share take an image with all its questions as one unit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.benchmarks import aggregate
+from llava.benchmarks.answers import match
+from llava.benchmarks.base import Benchmark, Task, find, require_keys
+from llava.errors import DataError
+from llava.files import read_jsonl, write_jsonl
+from llava.prompts.wording import SHORT_SUFFIX
+from llava.schema import Answer, Question, Score, Scores, Verdict
+
+SOURCE = "LLaVA v1.2.2 llava/eval/eval_pope.py"
+PREFIX = "coco_pope_"
+QUESTION_FILE = "llava_pope_test.jsonl"
+# In the order of LLaVA's question file, with the number its ids start behind in each list.
+LISTS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
+NO_WORDS = frozenset({"No", "no", "not"})
+YES_WORDS = frozenset({"yes", "Yes"})
+# What a missing answer counts as: the wrong one of the two.
+WRONG = {"yes": "no", "no": "yes"}
+PERCENT = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The confusion of one list with "yes" as positive."""
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return (self.tp + self.tn) / (self.tp + self.tn + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """The share of right ones among "yes" answers; 0 when there is none."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """The share of "yes" truths that were found; 0 when there is none."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; 0 when both are."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """The share of "yes" answers."""
+        return (self.tp + self.fp) / (self.tp + self.tn + self.fp + self.fn)
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if bottom else 0.0
+
+
+def says(text: str) -> str:
+    """ "yes" or "no" by the rule above."""
+    return "no" if NO_WORDS & set(_words(text)) else "yes"
+
+
+def _words(text: str) -> list[str]:
+    return text.split(".")[0].replace(",", "").split(" ")
+
+
+def count(pairs: Sequence[tuple[str, str]]) -> Counts:
+    """The confusion of (truth, said) pairs."""
+    return Counts(
+        tp=pairs.count(("yes", "yes")),
+        fp=pairs.count(("no", "yes")),
+        tn=pairs.count(("no", "no")),
+        fn=pairs.count(("yes", "no")),
+    )
+
+
+def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """List name -> its rows with a yes/no label, for every coco_pope_*.json in `folder`.
+
+    Raises:
+        DataError: There is none, one is empty, or a label is neither yes nor no.
+    """
+    files = sorted(folder.glob(f"{PREFIX}*.json"))
+    if not files:
+        raise DataError(f"{folder}: there is no {PREFIX}*.json")
+    labels: dict[str, list[dict[str, Any]]] = {}
+    for path in files:
+        rows = []
+        for line, row in read_jsonl(path):
+            require_keys(row, ["label"], f"{path}:{line}")
+            if row["label"] not in {"yes", "no"}:
+                raise DataError(f"{path}:{line}: label is {row['label']!r}, wanted 'yes' or 'no'")
+            rows.append(row)
+        if not rows:
+            raise DataError(f"{path}: this list is empty")
+        labels[path.stem.removeprefix(PREFIX)] = rows
+    return labels
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of LLaVA's file, of which id and list count."""
+    questions = []
+    for line, row in read_jsonl(path):
+        require_keys(row, ("question_id", "category"), f"{path}:{line}")
+        questions.append(Question(row["question_id"], row.get("text", ""), row.get("image"), row["category"]))
+    return questions
+
+
+def label_folder(root: Path) -> Path:
+    """The folder of the label files: <root>/coco, or the root itself."""
+    found = find(root, f"coco/{PREFIX}*.json", f"{PREFIX}*.json")
+    if found is None:
+        raise DataError(f"{root}: there is no {PREFIX}*.json here or in coco/")
+    return found.parent
+
+
+def truths(
+    questions: Sequence[Question], labels: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[str | None]:
+    """The label of each question, None for a list without label file; by position within each list.
+
+    Raises:
+        DataError: A list has more or fewer questions than labels, or another text in the same place.
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        places[question.category].append(index)
+    found: list[str | None] = [None] * len(questions)
+    for name, rows in labels.items():
+        if len(places[name]) != len(rows):
+            raise DataError(f"POPE {name}: {len(places[name])} questions but {len(rows)} labels")
+        for index, row in zip(places[name], rows, strict=True):
+            asked = questions[index].text.removesuffix(SHORT_SUFFIX).strip()
+            if "text" in row and asked and row["text"].strip() != asked:
+                raise DataError(
+                    f"POPE {name}: question {questions[index].id} asks {asked!r}, label: {row['text']!r}"
+                )
+            found[index] = row["label"]
+    return found
+
+
+def labelled(
+    questions: Sequence[Question], labels: Sequence[str | None], answers: Sequence[Answer]
+) -> tuple[list[tuple[Question, str]], list[Answer], list[str]]:
+    """The questions with their labels, the answers to them, and what must be said about those left out."""
+    known = [(question, label) for question, label in zip(questions, labels, strict=True) if label]
+    unknown = [question for question, label in zip(questions, labels, strict=True) if not label]
+    if not unknown:
+        return known, list(answers), []
+    ids = {str(question.id) for question in unknown}
+    kept = [answer for answer in answers if str(answer.question_id) not in ids]
+    lists = ", ".join(dict.fromkeys(question.category for question in unknown))
+    note = f"{len(unknown)} questions are of lists without labels ({lists}); they are left out"
+    return known, kept, [note]
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    labels = read_labels(label_folder(root))
+    return [
+        Question(LISTS[name] + number, f"{row['text']}\n{SHORT_SUFFIX}", row["image"], name)
+        for name in LISTS
+        for number, row in enumerate(labels.get(name, []), start=1)
+    ]
+
+
+def _judge(task: Task) -> Scores:
+    asked = BENCHMARK.read_questions(task.root, task.split)
+    labels = truths(asked, read_labels(task.truth or label_folder(task.root)))
+    known, answers, notes = labelled(asked, labels, task.answers)
+    matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
+    verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
+    scores: list[Score] = []
+    f1_units: list[dict[str, float]] = []
+    f1_values: list[float] = []
+    for name in dict.fromkeys(verdict.type for verdict in verdicts):
+        mine = [verdict for verdict in verdicts if verdict.type == name]
+        listed, units = _list_scores(name, mine)
+        scores += listed
+        f1_units.append(units)
+        f1_values.append(next(s.value or 0.0 for s in listed if s.group == "F1"))
+    scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
+    scores.append(_mean_f1(f1_units, f1_values, len(verdicts)))
+    return aggregate.collect(
+        "pope", "F1", scores, verdicts, matched, source=SOURCE, split=task.split, notes=notes
+    )
+
+
+def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
+    said = says(answer.text) if answer else WRONG[label]
+    clear = answer is not None and (said == "no" or bool(YES_WORDS & set(_words(answer.text))))
+    return Verdict(
+        question_id=question.id,
+        type=question.category,
+        score=float(said == label),
+        answer=answer.text if answer else None,
+        truth=label,
+        status="unanswered" if answer is None else "answered" if clear else "unparsable",
+        facets={"says": said},
+        image=question.image,
+        question=question.text,
+    )
+
+
+def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], dict[str, float]]:
+    """Accuracy, F1, precision, recall, yes share and counts of one list; and F1's value for each image."""
+    confusion = count([(verdict.truth, verdict.facets["says"]) for verdict in verdicts])
+    missing = sum(verdict.status == "unanswered" for verdict in verdicts)
+    images: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for verdict in verdicts:
+        images[str(verdict.image)].append((verdict.truth, verdict.facets["says"]))
+    per_image = {image: count(pairs) for image, pairs in images.items()}
+    parts: dict[str, tuple[float, Callable[[Counts], tuple[int, int]]]] = {
+        "F1": (confusion.f1, lambda c: (2 * c.tp, 2 * c.tp + c.fp + c.fn)),
+        "precision": (confusion.precision, lambda c: (c.tp, c.tp + c.fp)),
+        "recall": (confusion.recall, lambda c: (c.tp, c.tp + c.fn)),
+        "yes share": (confusion.yes_ratio, lambda c: (c.tp + c.fp, c.tp + c.fp + c.tn + c.fn)),
+    }
+    ratios = [
+        aggregate.ratio_of_units(
+            name,
+            {image: terms(c) for image, c in per_image.items()},
+            group=group,
+            value=value,
+            n=len(verdicts),
+        )
+        for group, (value, terms) in parts.items()
+    ]
+    scores = [aggregate.accuracy(verdicts, name, group="type", over={"type": name}), *ratios]
+    table = {"TP": confusion.tp, "FP": confusion.fp, "TN": confusion.tn, "FN": confusion.fn}
+    table["no answer"] = missing
+    scores += [Score(f"{name} {key}", number, len(verdicts), "confusion") for key, number in table.items()]
+    return scores, ratios[0].units or {}
+
+
+def _mean_f1(lists: Sequence[Mapping[str, float]], values: Sequence[float], n: int) -> Score:
+    """The mean of the lists' F1; an image counts once, with what it adds to every list it is in."""
+    value = sum(values) / len(values)
+    images = list(dict.fromkeys(image for units in lists for image in units))
+    units = dict.fromkeys(images, 0.0)
+    for own, mean in zip(lists, values, strict=True):
+        for image in images:
+            stretch = len(images) / len(own) if own else 0.0
+            units[image] += (mean + (stretch * (own[image] - mean) if image in own else 0.0)) / len(lists)
+    return aggregate.mean_of_units("F1", units, value=value, n=n, note="mean of the lists' F1")
+
+
+def _submit(task: Task, path: Path) -> None:
+    """POPE has no server: question_id and the yes or no that was read, a line each."""
+    write_jsonl(path, ({"question_id": a.question_id, "answer": says(a.text)} for a in task.answers))
+
+
+BENCHMARK = Benchmark(
+    name="pope",
+    title="POPE (COCO)",
+    source=SOURCE,
+    folder="pope",
+    question_files={"test": QUESTION_FILE},
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+    submission_suffix=".jsonl",
+    needs=((f"coco/{PREFIX}*.json", f"{PREFIX}*.json"), ("val2014/*",)),
+    download="https://github.com/AoiDragon/POPE (lists) and COCO val2014",
+)

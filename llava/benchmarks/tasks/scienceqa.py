@@ -1,0 +1,271 @@
+"""ScienceQA test: school questions with 2 to 5 options, about half of them with an image.
+
+Rule (LLaVA v1.2.2 eval_science_qa.py): `letter_rules.scienceqa` reads the letter; one beyond the question's
+choices is wrong. ALL is the share of right questions, IMG that among questions with an image (the number that
+LLaVA's model zoo calls SQA). Where problems.json tells subject, grade and topic, the official breakdown
+(ScienceQA tools/evaluate_acc.py) is given too.
+
+Under the root: problems.json and pid_splits.json, or llava_test_CQM-A.json, from which choices and answers
+can be read as well (it has no subjects). Without the latter it is built: hint as "Context: ...", question,
+one line an option; runs of two spaces become one space, once, as in the original's file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.benchmarks import aggregate, letter_rules
+from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.base import Benchmark, Task, find, options_text, require_keys
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import AnswersError, DataError
+from llava.files import atomic_write, read_json
+from llava.prompts.wording import LETTER_SUFFIX
+from llava.schema import Answer, Question, Score, Scores, Status, Verdict
+
+SOURCE = "LLaVA v1.2.2 llava/eval/eval_science_qa.py; breakdown of ScienceQA tools/evaluate_acc.py"
+QUESTION_FILE = "llava_test_CQM-A.json"
+SPLIT = "test"
+LETTERS = "ABCDE"
+SUBJECTS = ("natural science", "social science", "language science")
+YOUNGER = frozenset(f"grade{number}" for number in range(1, 7))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question; `text` is as asked, without image token and the sentence that asks for a letter."""
+
+    id: str
+    text: str
+    choices: tuple[str, ...]
+    answer: int
+    image: str | None
+    facets: dict[str, str]
+
+    @property
+    def truth(self) -> str:
+        """The letter of the right choice."""
+        return LETTERS[self.answer]
+
+
+def read_problems(root: Path, split: str = SPLIT) -> list[Problem]:
+    """The problems of `split` in the order of the official list of ids, else of LLaVA's question file."""
+    problems, splits = root / "problems.json", root / "pid_splits.json"
+    if problems.is_file() and splits.is_file():
+        return official_problems(problems, splits, split)
+    path = find(root, QUESTION_FILE)
+    if path is None:
+        raise DataError(f"{root}: found neither problems.json with pid_splits.json nor {QUESTION_FILE}")
+    return [_from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_json(path))]
+
+
+def read_tool_output(path: Path) -> list[Answer]:
+    """The answers in an answers file, or in either of the files that the original's evaluator writes."""
+    try:
+        value = read_json(path)
+    except DataError:
+        return read_answers(path)
+    try:
+        if isinstance(value, dict) and "outputs" in value:
+            return [Answer(key, "", text) for key, text in value["outputs"].items()]
+        if isinstance(value, dict) and {"correct", "incorrect"} <= value.keys():
+            rows = [*value["correct"], *value["incorrect"]]
+            return [Answer(row["question_id"], row["question"], row["pred"]) for row in rows]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AnswersError(f"{path}: no output or result file of eval_science_qa.py ({error!r})") from error
+    return read_answers(path)
+
+
+def official_problems(problems: Path, splits: Path, split: str) -> list[Problem]:
+    """The problems of the official download whose ids `splits` lists for `split`."""
+    records, ids = read_json(problems), read_json(splits)
+    if split not in ids:
+        raise DataError(f"{splits}: no split {split!r}; there are: {', '.join(ids)}")
+    lacking = [key for key in ids[split] if str(key) not in records]
+    if lacking:
+        raise DataError(
+            f"{problems}: {len(lacking)} problems of split {split} are missing, e.g. {lacking[0]}"
+        )
+    for key in ids[split]:
+        require_keys(records[str(key)], ("choices", "answer"), f"{problems}: problem {key}")
+    return [_problem(str(key), records[str(key)]) for key in ids[split]]
+
+
+def _problem(key: str, record: Mapping[str, Any]) -> Problem:
+    hint, image = record.get("hint", ""), record.get("image")
+    question = f"Context: {hint}\n{record.get('question', '')}" if hint else record.get("question", "")
+    return Problem(
+        id=key,
+        text=options_text(question, record["choices"]).replace("  ", " ").strip(),
+        choices=tuple(record["choices"]),
+        answer=record["answer"],
+        image=f"{key}/{image}" if image else None,
+        facets=_facets(record, hint, image),
+    )
+
+
+def _facets(record: Mapping[str, Any], hint: str, image: str | None) -> dict[str, str]:
+    facets = {"image": "yes" if image else "no"}
+    if {"subject", "grade", "topic"} <= record.keys():
+        facets |= {
+            "subject": record["subject"],
+            "topic": record["topic"],
+            "grade": "1-6" if record["grade"] in YOUNGER else "7-12",
+            "text context": "yes" if hint else "no",
+            "no context": "no" if hint or image else "yes",
+        }
+    return facets
+
+
+def _from_conversation(record: Mapping[str, Any], where: str) -> Problem:
+    try:
+        asked, told = record["conversations"][0]["value"], record["conversations"][1]["value"]
+        text = asked.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        return Problem(
+            id=str(record["id"]),
+            text=text,
+            choices=tuple(_options(text)),
+            answer=LETTERS.index(told),
+            image=record.get("image"),
+            facets={"image": "yes" if record.get("image") else "no"},
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise DataError(f"{where}: no LLaVA question of ScienceQA ({error})") from error
+
+
+def _options(text: str) -> list[str]:
+    """The options at the end of `text`: what follows the last "\\nA. ", "\\nB. " after it, and so on."""
+    start = text.rfind("\nA. ")
+    options: list[str] = []
+    for letter, following in zip(LETTERS, f"{LETTERS[1:]}\n", strict=True):
+        if start < 0:
+            break
+        end = text.find(f"\n{following}. ", start + 1)
+        options.append(text[start + len(f"\n{letter}. ") : end if end >= 0 else len(text)])
+        start = end
+    return options
+
+
+def write_question_file(root: Path, split: str, path: Path) -> int:
+    """Write LLaVA's question file from the official download; how many questions it holds."""
+    problems = official_problems(root / "problems.json", root / "pid_splits.json", split)
+    records = []
+    for problem in problems:
+        token = f"{DEFAULT_IMAGE_TOKEN}\n" if problem.image else ""
+        turns = [
+            {"from": "human", "value": token + problem.text},
+            {"from": "gpt", "value": problem.truth},
+        ]
+        image = {"image": problem.image} if problem.image else {}
+        records.append({"id": problem.id, **image, "conversations": turns})
+    with atomic_write(path) as stream:
+        json.dump(records, stream, indent=2)
+    return len(records)
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    return [Question(p.id, f"{p.text}\n{LETTER_SUFFIX}", p.image) for p in read_problems(root, split)]
+
+
+def _judge(task: Task) -> Scores:
+    problems = read_problems(task.truth or task.root, task.split)
+    questions = [Question(problem.id, problem.text) for problem in problems]
+    matched = match(questions, task.answers, allow_missing=task.allow_missing, name="scienceqa")
+    verdicts = [_verdict(p, answer) for p, answer in zip(problems, matched.answers, strict=True)]
+    scores = [
+        aggregate.accuracy(verdicts, "ALL", over={}),
+        aggregate.accuracy(verdicts, "IMG", over={"image": "yes"}),
+        *breakdown(verdicts),
+    ]
+    headline = "IMG" if scores[1].n else "ALL"
+    return aggregate.collect(
+        "scienceqa", headline, scores, verdicts, matched, source=SOURCE, split=task.split
+    )
+
+
+def _verdict(problem: Problem, answer: Answer | None) -> Verdict:
+    letter = letter_rules.scienceqa(answer.text, LETTERS) if answer else None
+    status: Status = "unanswered" if answer is None else "unparsable" if letter is None else "answered"
+    return Verdict(
+        question_id=problem.id,
+        type=problem.facets.get("subject", "all"),
+        score=float(letter is not None and choice_index(letter, problem.choices) == problem.answer),
+        answer=answer.text if answer else None,
+        truth=problem.truth,
+        status=status,
+        facets=problem.facets,
+        image=problem.image,
+        question=problem.text,
+    )
+
+
+def choice_index(letter: str, choices: Sequence[str], letters: str = LETTERS) -> int:
+    """The place of `letter` among the choices, -1 when there is no such choice."""
+    return letters.index(letter) if letter in tuple(letters[: len(choices)]) else -1
+
+
+def breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
+    """The official classes, where the problems tell them: subject, context, grade, topic."""
+    known = [verdict for verdict in verdicts if "subject" in verdict.facets]
+    if not known:
+        return []
+    subjects = [name for name in SUBJECTS if any(v.type == name for v in known)]
+    topics = sorted({verdict.facets["topic"] for verdict in known})
+    return [
+        *aggregate.accuracy_by(known, names=subjects),
+        aggregate.accuracy(known, "text", group="context", over={"text context": "yes"}),
+        aggregate.accuracy(known, "image", group="context", over={"image": "yes"}),
+        aggregate.accuracy(known, "none", group="context", over={"no context": "yes"}),
+        *aggregate.accuracy_by(known, "grade", names=["1-6", "7-12"]),
+        *aggregate.accuracy_by(known, "topic", names=topics),
+    ]
+
+
+def results(
+    problems: Sequence[Problem], answers: Mapping[str, Answer], letters: str = LETTERS
+) -> dict[str, Any]:
+    """The original's result file: accuracy, and each problem's chosen index (-1: none) and text."""
+    indices, texts = {}, {}
+    for problem in problems:
+        text = answers[problem.id].text if problem.id in answers else "FAILED"
+        letter = letter_rules.scienceqa(text, letters)
+        indices[problem.id] = -1 if letter is None else choice_index(letter, problem.choices, letters)
+        texts[problem.id] = text
+    right = sum(indices[problem.id] == problem.answer for problem in problems)
+    return {
+        "acc": right / len(problems) * 100,
+        "correct": right,
+        "count": len(problems),
+        "results": indices,
+        "outputs": texts,
+    }
+
+
+def _submit(task: Task, path: Path) -> None:
+    problems = read_problems(task.truth or task.root, task.split)
+    questions = [Question(problem.id, problem.text) for problem in problems]
+    matched = match(questions, task.answers, allow_missing=task.allow_missing, name="scienceqa")
+    given = {str(answer.question_id): answer for answer in matched.answers if answer}
+    with atomic_write(path) as stream:
+        json.dump(results(problems, given), stream, indent=2)
+
+
+BENCHMARK = Benchmark(
+    name="scienceqa",
+    title="ScienceQA test",
+    source=SOURCE,
+    folder="scienceqa",
+    question_files={SPLIT: QUESTION_FILE},
+    write_file=write_question_file,
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+    aliases=("sqa",),
+    answers_from=read_tool_output,
+    needs=(("problems.json",), ("pid_splits.json",), ("images/test/*",)),
+    download="https://github.com/lupantech/ScienceQA",
+)

@@ -1,0 +1,177 @@
+"""SEED-Bench-1: multiple choice about images (nine skills) and video frames (three more).
+
+Rule (LLaVA v1.2.2, convert_seed_for_submission.py): the answer is right when it equals the letter exactly;
+accuracy per skill, over image questions, over video questions, and over all of them. The fork's scripts ask
+the image questions alone, so video questions are scored only when at least one of them is answered; "image"
+is the headline either way. One id (49914) occurs twice and is matched by position.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.benchmarks import aggregate
+from llava.benchmarks.answers import match
+from llava.benchmarks.base import Benchmark, Task, as_number, options_text, require
+from llava.errors import DataError
+from llava.files import read_json, write_jsonl
+from llava.prompts.wording import LETTER_SUFFIX
+from llava.schema import Answer, Question, Scores, Status, Verdict
+
+SOURCE = "LLaVA v1.2.2 scripts/convert_seed_for_submission.py (exact letter)"
+ANNOTATIONS = "SEED-Bench.json"
+LETTERS = frozenset("ABCD")
+VIDEO_ID = re.compile(r"v\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row of SEED-Bench.json: its question, true letter, skill and kind ("image" or "video")."""
+
+    question: Question
+    truth: str
+    skill_id: int
+    skill: str
+    kind: str
+
+
+def read_items(path: Path) -> list[Item]:
+    """The rows of SEED-Bench.json (or of a file of its shape) in its order."""
+    value = read_json(path)
+    if not isinstance(value, dict) or not {"questions", "question_type"} <= value.keys():
+        raise DataError(f"{path}: wanted a JSON object with the keys questions and question_type")
+    skills = {number: name for name, number in value["question_type"].items()}
+    items = []
+    for index, row in enumerate(value["questions"]):
+        try:
+            number = row["question_type_id"]
+            items.append(
+                Item(_question(row), row["answer"], number, skills.get(number, str(number)), row["data_type"])
+            )
+        except KeyError as error:
+            raise DataError(f"{path}: question {index} has no key {error}") from error
+        if items[-1].truth not in LETTERS:
+            raise DataError(f"{path}: question {index} has the answer {row['answer']!r}, wanted A, B, C or D")
+    return items
+
+
+def _question(row: dict[str, str]) -> Question:
+    options = [row[f"choice_{letter}"] for letter in "abcd" if f"choice_{letter}" in row]
+    text = options_text(row.get("question", ""), options) + f"\n{LETTER_SUFFIX}"
+    if row["data_type"] == "image":
+        image = f"SEED-Bench-image/{row.get('data_id', '')}"
+    else:
+        image = f"SEED-Bench-video-image/{row['question_id']}.png"
+    return Question(as_number(str(row["question_id"])), text, image)
+
+
+def asked(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
+    """The image questions, and the video questions too when an answer is for one of them."""
+    videos = {str(item.question.id) for item in items if item.kind != "image"}
+    if any(str(answer.question_id) in videos for answer in answers):
+        return list(items)
+    return [item for item in items if item.kind == "image"]
+
+
+def without_unknown_video(items: Sequence[Item], answers: Sequence[Answer]) -> list[Answer]:
+    """`answers` less those to video questions ("v12") that `items` do not hold.
+
+    Annotations are often cut down to images, or to questions whose truth is known, while an upload has all.
+    """
+    known = {str(item.question.id) for item in items}
+    return [
+        answer
+        for answer in answers
+        if str(answer.question_id) in known or not VIDEO_ID.fullmatch(str(answer.question_id))
+    ]
+
+
+def judge_items(
+    items: Sequence[Item], answers: Sequence[Answer], *, allow_missing: bool, split: str = "image"
+) -> Scores:
+    """Score `answers` against `items`, the questions asked; those to unknown video questions are counted."""
+    kept = without_unknown_video(items, answers)
+    matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
+    verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
+    skills = {item.skill_id: item.skill for item in items}
+    kinds = [kind for kind in ("image", "video") if any(item.kind == kind for item in items)]
+    scores = [
+        *aggregate.accuracy_by(verdicts, names=[skills[number] for number in sorted(skills)]),
+        *(aggregate.accuracy(verdicts, kind, over={"kind": kind}) for kind in kinds),
+        *([aggregate.accuracy(verdicts, "total", over={})] if len(kinds) > 1 else []),
+    ]
+    headline = kinds[0] if kinds else "total"
+    dropped = len(answers) - len(kept)
+    note = f"{dropped} answers are for video questions that the annotations do not hold; they are left out"
+    notes = [note] if dropped else []
+    return aggregate.collect(
+        "seed", headline, scores, verdicts, matched, source=SOURCE, split=split, notes=notes
+    )
+
+
+def _verdict(item: Item, answer: Answer | None) -> Verdict:
+    said = answer.text if answer else None
+    status: Status = "unanswered" if said is None else "answered" if said in LETTERS else "unparsable"
+    return Verdict(
+        question_id=item.question.id,
+        type=item.skill,
+        score=float(said == item.truth),
+        answer=said,
+        truth=item.truth,
+        status=status,
+        facets={"kind": item.kind, "skill_id": str(item.skill_id)},
+        image=item.question.image,
+        question=item.question.text,
+    )
+
+
+def write_upload(
+    items: Sequence[Item], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
+) -> None:
+    """Write the leaderboard's jsonl, a line for each answered item: question_id as text, prediction."""
+    kept = without_unknown_video(items, answers)
+    matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
+    write_jsonl(
+        path,
+        (
+            {"question_id": str(item.question.id), "prediction": answer.text}
+            for item, answer in zip(items, matched.answers, strict=True)
+            if answer
+        ),
+    )
+
+
+def _items(root: Path, truth: Path | None = None) -> list[Item]:
+    return read_items(truth or require(root, ANNOTATIONS, what="SEED-Bench's questions and answers"))
+
+
+def _build(root: Path, split: str) -> list[Question]:
+    return [item.question for item in _items(root) if split == "all" or item.kind == split]
+
+
+def _judge(task: Task) -> Scores:
+    items = asked(_items(task.root, task.truth), task.answers)
+    return judge_items(items, task.answers, allow_missing=task.allow_missing, split=task.split)
+
+
+def _submit(task: Task, path: Path) -> None:
+    items = asked(_items(task.root, task.truth), task.answers)
+    write_upload(items, task.answers, path, allow_missing=task.allow_missing)
+
+
+BENCHMARK = Benchmark(
+    name="seed",
+    title="SEED-Bench (image)",
+    source=SOURCE,
+    folder="seed_bench",
+    question_files={"image": "llava-seed-bench-image.jsonl", "all": "llava-seed-bench.jsonl"},
+    build=_build,
+    judge=_judge,
+    submit=_submit,
+    submission_suffix=".jsonl",
+    needs=((ANNOTATIONS,), ("SEED-Bench-image/*",)),
+    download="AILab-CVC/SEED-Bench on the hub",
+)

@@ -1,0 +1,1 @@
+"""Check training data before the first step, and repair what can be repaired."""

@@ -1,0 +1,1 @@
+"""Generate answers to requests that share images and prompts."""

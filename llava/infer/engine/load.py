@@ -1,0 +1,81 @@
+"""A model loaded for answering, and how long that took."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from llava.infer.engine.requests import ModelChoice
+from llava.model.loading.placement import plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to answer. `image_processor` is None for a plain language model."""
+
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    context_length: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts go in."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+
+def settle(choice: ModelChoice, local_rank: int | None = None) -> ModelChoice:
+    """`choice` with `auto` decided: the device there is, and the precision that goes with it.
+
+    Args:
+        choice: Weights, device and precision as asked for.
+        local_rank: Which of the machine's GPUs a launcher meant for this process.
+
+    Raises:
+        SettingsError: The device is not there.
+    """
+    placement = plan(
+        device=None if choice.device == "auto" else choice.device,
+        device_map="auto",
+        dtype=None if choice.dtype == "auto" else choice.dtype,
+        load_8bit=choice.load_8bit,
+        load_4bit=choice.load_4bit,
+        use_flash_attn=False,
+    )
+    device_map = placement.settings["device_map"]
+    device = str(device_map[""]) if isinstance(device_map, dict) else "cuda"
+    if device == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
+        device = f"cuda:{local_rank % torch.cuda.device_count()}"
+    return replace(choice, device=device, dtype=str(placement.dtype).removeprefix("torch."))
+
+
+def load(choice: ModelChoice) -> Loaded:
+    """Load the chosen model.
+
+    Raises:
+        CheckpointError: The weights cannot be loaded.
+        SettingsError: The device is not there.
+    """
+    from llava.model.builder import load_pretrained_model  # slow, and a run with nothing to ask only settles
+
+    choice = settle(choice)
+    began = time.monotonic()
+    tokenizer, model, image_processor, context_length = load_pretrained_model(
+        choice.path,
+        choice.base,
+        choice.name,
+        load_8bit=choice.load_8bit,
+        load_4bit=choice.load_4bit,
+        device=choice.device,
+        dtype=choice.dtype,
+    )
+    seconds = time.monotonic() - began
+    logger.info(f"{choice.name} loaded on {choice.device} in {choice.dtype}, {seconds:.1f} s")
+    return Loaded(tokenizer, model, image_processor, context_length)

@@ -1,0 +1,1 @@
+"""Answer a question file: shards, journal, merge."""

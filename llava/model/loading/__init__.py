@@ -1,0 +1,1 @@
+"""Find, read and place the files of a checkpoint."""

@@ -1,0 +1,1 @@
+"""Metrics of a run, their intervals, and the published figures to compare with."""

@@ -1,0 +1,1 @@
+"""Writing checkpoints, finding the one to resume from, and stopping on a signal."""

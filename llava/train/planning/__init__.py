@@ -1,0 +1,1 @@
+"""Estimates for a run before it starts, and its throughput while it runs."""

@@ -1,0 +1,57 @@
+"""A batch as the forward and backward passes it is computed in: by samples or, packed, by rows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from llava.data.pack import count_positions, count_rows, deal, take
+from llava.model.shortcuts import Shortcuts
+from llava.train.distributed import largest
+from llava.train.step.recipe import Recipe
+
+
+def rows_of(
+    inputs: dict[str, Any],
+    recipe: Recipe,
+    *,
+    supervised: torch.Tensor,
+    image_positions: int,
+    max_length: int,
+) -> list[dict[str, Any]]:
+    """The keyword arguments of one forward pass each, whose losses sum up to the batch's.
+
+    Every process makes as many as the one that needs most: some backends talk to each other in each pass.
+
+    Args:
+        inputs: A collated batch.
+        recipe: The shortcuts to take.
+        supervised: () int64, how many labels of the batch count.
+        image_positions: Positions one image takes.
+        max_length: Positions after which a sample is cut.
+    """
+    shortcuts = Shortcuts(recipe.pack, recipe.sparse_loss, recipe.skip_blank_images, supervised)
+    if not recipe.pack:
+        is_plain = not (recipe.sparse_loss or recipe.skip_blank_images)
+        return [inputs if is_plain else {**inputs, "shortcuts": shortcuts}]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
+    (count,) = largest(count_rows(lengths, recipe.micro_batch_tokens))
+    return [{**take(inputs, places), "shortcuts": shortcuts} for places in deal(lengths, count)]
+
+
+@contextmanager
+def deferred(accelerator: Accelerator, model: Any) -> Iterator[None]:
+    """Backward passes in here add to gradients that are not final: no step, no exchange that can wait."""
+    state = accelerator.gradient_state
+    before = state.sync_gradients
+    state._set_sync_gradients(False)
+    try:
+        with accelerator.no_sync(model):
+            yield
+    finally:
+        state._set_sync_gradients(before)

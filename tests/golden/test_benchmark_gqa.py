@@ -1,0 +1,98 @@
+"""GQA: every official metric, what is not available, and the predictions file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava import benchmarks
+from llava.errors import AnswersError, DataError
+from llava.schema import Answer
+from support.benchmark_downloads import MAKERS
+
+GQA = benchmarks.get("gqa")
+
+
+def test_every_metric_is_the_official_programs(realdata: Path) -> None:
+    folder = realdata / "gqa/synthetic_golden"
+    expected = json.loads((folder / "expected.json").read_text())
+    answers = GQA.read_answers(folder / "synth_predictions.json")
+    scores = GQA.score(folder, answers, truth=folder / "synth_questions.json")
+    for name in (
+        "binary",
+        "open",
+        "accuracy",
+        "consistency",
+        "validity",
+        "plausibility",
+        "grounding",
+        "distribution",
+    ):
+        assert scores.get(name).value == expected[name], name
+        assert scores.get(name).low is not None
+    groups = {"type": "accuracyPerStructuralType", "semantic": "accuracyPerSemanticType",
+              "steps": "accuracyPerSteps", "words": "accuracyPerLength"}  # fmt: skip
+    for group, key in groups.items():
+        got = {s.name: {"accuracy": s.value, "count": s.n} for s in scores.scores if s.group == group}
+        assert got == expected[key]
+    assert scores.get("distribution").better == "lower"
+
+
+def test_what_needs_more_files_is_not_available_rather_than_zero(tmp_path: Path) -> None:
+    tiny = MAKERS["gqa"](tmp_path)
+    scores = GQA.score(tmp_path, tiny.answers)
+    for name, needed in (("validity", "choices"), ("plausibility", "choices"), ("grounding", "scene graphs")):
+        assert scores.get(name).value is None
+        assert needed in scores.get(name).note
+
+
+def test_consistency_wants_the_entailed_questions_answered_too(realdata: Path) -> None:
+    folder = realdata / "gqa/synthetic_golden"
+    questions = json.loads((folder / "synth_questions.json").read_text())
+    answers = GQA.read_answers(folder / "synth_predictions.json")
+    balanced = [answer for answer in answers if questions[str(answer.question_id)]["isBalanced"]]
+    scores = GQA.score(folder, balanced, truth=folder / "synth_questions.json")
+    assert scores.get("accuracy").value == pytest.approx(59.88112927191679)
+    assert scores.get("consistency").value is None
+    assert "needs questions and predictions for entailed ones" in scores.get("consistency").note
+
+
+def test_predictions_are_lower_case_without_final_periods(tmp_path: Path) -> None:
+    tiny = MAKERS["gqa"](tmp_path)
+    GQA.write_submission(tmp_path, tiny.answers, tmp_path / "p.json")
+    assert (tmp_path / "p.json").read_text() == (
+        '[{"questionId": "201", "prediction": "yes"}, {"questionId": "202", "prediction": "dark blue"}]'
+    )
+
+
+def test_contradicting_answers_are_not_sent_in(tmp_path: Path) -> None:
+    tiny = MAKERS["gqa"](tmp_path)
+    with pytest.raises(AnswersError, match="contradict"):
+        GQA.write_submission(tmp_path, [*tiny.answers, Answer("201", "", "no")], tmp_path / "p.json")
+
+
+def test_llavas_question_file_is_what_would_be_built(realdata: Path, tmp_path: Path) -> None:
+    theirs = GQA.read_questions(realdata / "gqa")
+    rows = {
+        str(q.id): {
+            "question": q.text.split("\n")[0],
+            "imageId": (q.image or "").removesuffix(".jpg"),
+            "isBalanced": True,
+        }
+        for q in theirs
+    }
+    (tmp_path / "testdev_balanced_questions.json").write_text(json.dumps(rows))
+    assert GQA.prepare(tmp_path, tmp_path / "q.jsonl") == 12_578
+    assert (tmp_path / "q.jsonl").read_bytes() == (
+        realdata / "gqa/llava_gqa_testdev_balanced.jsonl"
+    ).read_bytes()
+
+
+def test_a_record_without_a_key_is_the_users_error(tmp_path: Path) -> None:
+    tiny = MAKERS["gqa"](tmp_path)
+    path = tmp_path / "data/testdev_balanced_questions.json"
+    path.write_text(path.read_text().replace('"structural"', '"structure"'))
+    with pytest.raises(DataError, match=r"gqa: a record under .* lacks the key 'structural'"):
+        GQA.score(tmp_path, tiny.answers)

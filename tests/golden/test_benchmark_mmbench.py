@@ -1,0 +1,176 @@
+"""MMBench: circular and plain, three readings of a letter, categories, literal "None", the upload's cells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from llava import benchmarks
+from llava.benchmarks.tasks import mmbench
+from llava.errors import AnswersError, DataError
+from llava.eval.model_vqa_mmbench import asks_of
+from llava.schema import Answer, Scores
+from support.benchmark_downloads import MAKERS
+from support.shared_data import realdata_folder
+
+MMBENCH = benchmarks.get("mmbench")
+TSV = "mmbench_dev_20230712.tsv"
+
+
+@pytest.fixture(
+    scope="module", params=[("mmbench", "llava-v1.5-7b"), ("mmbench_cn", "llava-v1.5-7b.dev_cn_20231003")]
+)
+def real(request: pytest.FixtureRequest) -> tuple[Scores, dict[str, object]]:
+    folder = realdata_folder() / "mmbench"
+    name, file = request.param
+    benchmark = benchmarks.get(name)
+    answers = benchmark.read_answers(folder / "answers_upload" / f"{file}.xlsx")
+    return benchmark.score(folder, answers), json.loads((folder / "expected.json").read_text())[file]
+
+
+def test_real_answers_score_as_the_official_evaluators_say(real: tuple[Scores, dict[str, object]]) -> None:
+    scores, expected = real
+    strict, first = expected["circular_strict_letter_equality"], expected["circular_first_char"]
+    assert isinstance(strict, dict)
+    assert isinstance(first, dict)
+    assert scores.get("circular").value == expected["lmms_eval_static_overall"]
+    assert scores.get("circular").n == expected["base_questions"]
+    assert scores.get("circular_strict").value == strict["acc"]
+    assert scores.get("circular_first_character").value == first["acc"]
+    assert scores.get("plain_first_character").value == expected["vanilla_first_char_base_rows_acc"]
+    assert f"{expected['rows']} rows make {expected['base_questions']} base questions" in scores.notes[0]
+
+
+def test_a_base_question_counts_only_when_every_rotation_is_right(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    scores = MMBENCH.score(tmp_path, [Answer(7, "", "B"), Answer(1000007, "", "B"), Answer(8, "", "C. rain")])
+    assert scores.get("circular").value == 50.0
+    assert scores.get("circular_strict").value == 0.0
+    assert scores.get("plain").value == 100.0
+    assert scores.get("object", "type").value == 0.0
+    assert scores.get("cause", "type").value == 100.0
+    assert scores.get("LR", "l2-category").value == 100.0
+    verdict = scores.verdicts[0]
+    assert (verdict.answer, verdict.truth) == ("B | B", "B | A")
+
+
+def test_prompts_hold_hint_and_literal_none(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    first, _, third = MMBENCH.read_questions(tmp_path)
+    suffix = "Answer with the option's letter from the given choices directly."
+    assert first.text == f"Look.\nWhich?\nA. cat\nB. dog\n{suffix}"
+    assert third.text == f"Why?\nA. None\nB. NA\nC. rain\n{suffix}"
+    assert first.image_base64 == "aW1n"
+
+
+def test_chinese_questions_end_with_the_chinese_sentence(tmp_path: Path) -> None:
+    MAKERS["mmbench_cn"](tmp_path)
+    assert benchmarks.get("mmbench_cn").read_questions(tmp_path)[0].text.endswith("\n请直接回答选项字母。")
+
+
+def test_all_rounds_count_as_rotations(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    rows = [(7, "BA"), (1000007, "AB"), (8, "CBA")]  # rotated left: the truth moves one letter down a round
+    answers = [
+        Answer(index, "", letter, extra={"round_id": number})
+        for index, letters in rows
+        for number, letter in enumerate(letters)
+    ]
+    assert MMBENCH.score(tmp_path, answers).get("circular").value == 100.0
+    spoiled = [*answers[:-1], Answer(8, "", "C", extra={"round_id": 2})]
+    assert MMBENCH.score(tmp_path, spoiled).get("circular").value == 50.0
+
+
+def test_a_round_is_asked_with_the_text_that_scoring_gives_its_question(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path)
+    first, _, third = (replace(item, image="aW1n") for item in mmbench.read_items(tmp_path / TSV))
+    asked = [ask.head["prompt"] for ask in asks_of(third, "", rounds=True, suffix=None)]
+    assert asked == [third.moved_on(number).text for number in range(3)]
+    assert asked[1] == "Why?\nA. NA\nB. rain\nC. None"
+    assert next(asks_of(first, "", rounds=False, suffix="?")).text == f"{first.text}\n?"
+
+
+def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    MMBENCH.write_submission(tmp_path, tiny.answers, tmp_path / "up.xlsx")
+    rows = list(openpyxl.load_workbook(tmp_path / "up.xlsx").worksheets[0].iter_rows(values_only=True))
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert rows[1] == (7, "Which?", "cat", "dog", None, None, "B", "B", "dev")
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+        MMBENCH.write_submission(tmp_path, tiny.answers[:2], tmp_path / "none.xlsx")
+    assert not (tmp_path / "none.xlsx").exists()
+
+
+def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    mmbench.write_upload(tmp_path / TSV, tiny.answers[:2], tmp_path / "up.xlsx", name="mmbench")
+    answers = MMBENCH.read_answers(tmp_path / "up.xlsx")
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+        MMBENCH.score(tmp_path, answers)
+    (tmp_path / TSV).unlink()
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+        MMBENCH.score(tmp_path, answers)
+
+
+def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / TSV).read_text().splitlines()]
+    lines = ["\t".join(row[:7] + row[8:]) + "\n" for row in rows]  # column 7 is the answer
+    (tmp_path / TSV).write_text("".join(lines))
+    score = MMBENCH.score(tmp_path, tiny.answers).get("circular")
+    assert score.value is None
+    assert "server" in score.note
+
+
+def test_an_upload_may_be_the_truth_for_other_answers(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    mmbench.write_upload(tmp_path / TSV, tiny.answers, tmp_path / "up.xlsx", name="mmbench")
+    assert MMBENCH.score(tmp_path, tiny.answers, truth=tmp_path / "up.xlsx").get("circular").value == 100.0
+
+
+@pytest.mark.parametrize("text", ["", "AB", "ABCD"])
+def test_several_letters_or_none_are_no_letter(tmp_path: Path, text: str) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    scores = MMBENCH.score(tmp_path, [Answer(7, "", text), *tiny.answers[1:]])
+    assert scores.get("circular_strict").value == 50.0
+    assert scores.verdicts[0].status == "unparsable"
+    assert "1 rows name no option, 1 are not a letter alone" in scores.notes[0]
+
+
+def test_a_test_split_is_its_own_tsv_and_its_upload_leaves_out_control_characters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    lines = (tmp_path / TSV).read_text().splitlines()
+    place = lines[0].split("\t").index("answer")
+    bare = ["\t".join(c for n, c in enumerate(line.split("\t")) if n != place) for line in lines]
+    (tmp_path / TSV).unlink()
+    test = tmp_path / "mmbench_test_20230712.tsv"
+    test.write_text("\n".join(bare) + "\n")
+    said = [Answer(a.question_id, "", f"{a.text}\x05\n") for a in tiny.answers]
+    assert MMBENCH.score(tmp_path, said, split="test_20230712").get("circular").value is None
+    MMBENCH.write_submission(tmp_path, said, tmp_path / "a.xlsx", split="test_20230712")
+    MMBENCH.write_submission(tmp_path, said, tmp_path / "b.xlsx", truth=test)
+    for name in ("a.xlsx", "b.xlsx"):
+        rows = list(openpyxl.load_workbook(tmp_path / name).active.iter_rows(values_only=True))
+        column = rows[0].index("prediction")
+        assert [row[column] for row in rows[1:]] == [f"{answer.text}\n" for answer in tiny.answers]
+    assert f"{len(said)} predictions lose control characters" in caplog.text
+
+
+@pytest.mark.parametrize("truth", ["", "C", "AB"])
+def test_a_row_without_a_true_letter_is_not_scored_as_wrong(tmp_path: Path, truth: str) -> None:
+    (tmp_path / TSV).write_text(f"index\tquestion\tA\tB\tanswer\n7\tq\tx\ty\tA\n8\tq\tx\ty\t{truth}\n")
+    with pytest.raises(DataError, match=f"mmbench: 1 of 2 rows have no true letter, e.g. index 8: '{truth}'"):
+        MMBENCH.score(tmp_path, [Answer(7, "", "A"), Answer(8, "", "A")])
+
+
+def test_an_uploads_blanked_last_option_may_be_the_true_one(tmp_path: Path) -> None:
+    (tmp_path / TSV).write_text("index\tquestion\tA\tB\tC\tanswer\n7\tq\tx\ty\tNone\tC\n")
+    said = [Answer(7, "", "C")]
+    mmbench.write_upload(tmp_path / TSV, said, tmp_path / "up.xlsx", name="mmbench")
+    assert MMBENCH.score(tmp_path, said, truth=tmp_path / "up.xlsx").get("circular").value == 100.0

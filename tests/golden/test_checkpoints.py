@@ -1,0 +1,570 @@
+"""Every layout that LLaVA-1.5 checkpoints have been published or left behind in loads, told by its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import is_flash_attn_2_available
+
+from llava.errors import CheckpointError, SettingsError
+from llava.images import process_images, read_image
+from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.loading.checkpoint import kind_of, model_name
+from support import tiny_checkpoints as tiny
+
+Build = Callable[[Path, Path], Path]
+
+WHOLE: dict[str, Build] = {
+    "released": tiny.released,
+    "self_trained": tiny.self_trained,
+    "self_trained_shards": partial(tiny.self_trained, shards=2),
+    "tower_keys_of_transformers_5": partial(tiny.self_trained, prefix="model.vision_tower.vision_tower."),
+}
+OVER_A_BASE: dict[str, Build] = {"projector": tiny.projector_only}
+ADAPTERS: dict[str, Build] = {
+    "peft_0.7": tiny.adapter,
+    "peft_0.4": partial(tiny.adapter, suffix=".bin", model_type="llava"),
+    "short_prefix": partial(tiny.adapter, prefix="base_model.model."),
+    "no_prefix": partial(tiny.adapter, prefix="model."),
+    "merged_prefix": partial(tiny.adapter, prefix="model.model."),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_bars() -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+def image_logits(golden: Path, loaded: tuple[Any, ...], ids: list[int]) -> np.ndarray:
+    """Logits of a prompt about the first golden image, by a loaded model."""
+    _, model, processor, _ = loaded
+    pixels = process_images([read_image(golden / "images/a_640x480.png")], processor, model.config)
+    with torch.no_grad():
+        return model(torch.tensor([ids]), images=pixels).logits[0].numpy()
+
+
+def golden_model(golden: Path) -> tuple[list[int], np.ndarray]:
+    """Ids and logits of the golden model with the stage-1 projector."""
+    ids = tiny.fields(golden / "v_vi_vii_model.json")["input_ids"][0]
+    return ids, np.load(golden / "v_vi_vii_model.npz")["logits_sample0_full"]
+
+
+def golden_adapter(golden: Path) -> tuple[list[int], np.ndarray]:
+    """Ids and logits of the golden model with the LoRA adapter."""
+    ids = tiny.fields(golden / "v_vi_vii_model.json")["generate"][0]["input_ids"]
+    return ids, np.load(golden / "x_merge.npz")["C_fp32_img_logits"]
+
+
+@pytest.mark.parametrize("layout", [*WHOLE, *OVER_A_BASE])
+def test_models_and_projectors_load_to_the_golden_logits(layout: str, golden: Path, tmp_path: Path) -> None:
+    # A name that says nothing, or the wrong thing: files decide.
+    folder = (WHOLE | OVER_A_BASE)[layout](tmp_path / "vicuna-lora", golden)
+    base = golden / tiny.LANGUAGE if layout in OVER_A_BASE else None
+    loaded = load_pretrained_model(folder, base, "vicuna-lora", device="cpu")
+    ids, logits = golden_model(golden)
+    assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
+    tokenizer, _, processor, context_length = loaded
+    assert (len(tokenizer), context_length, processor.crop_size["height"]) == (2048, 4096, 56)
+
+
+@pytest.mark.parametrize("layout", ADAPTERS)
+def test_adapters_load_to_the_golden_logits(layout: str, golden: Path, tmp_path: Path) -> None:
+    folder = ADAPTERS[layout](tmp_path / "experiment7", golden)
+    loaded = load_pretrained_model(folder, golden / tiny.LANGUAGE, device="cpu")
+    ids, logits = golden_adapter(golden)
+    assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
+    assert type(loaded[1]) is LlavaLlamaForCausalLM
+
+
+def test_a_bf16_adapter_as_published_loads(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.adapter(tmp_path / "x", golden, suffix=".bin", dtype=torch.bfloat16, model_type="llava")
+    loaded = load_pretrained_model(folder, golden / tiny.LANGUAGE, device="cpu")
+    ids, logits = golden_adapter(golden)
+    assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 0.05
+    assert loaded[1].dtype == torch.float32
+
+
+def test_an_adapter_over_a_llava_model_takes_the_tokenizer_it_brings(golden: Path, tmp_path: Path) -> None:
+    base = tiny.self_trained(tmp_path / "base", golden)
+    folder = tiny.adapter(tmp_path / "task-lora", golden)
+    tiny.write_tokenizer(folder, golden)
+    for name in tiny.TOKENIZER_FILES:
+        (base / name).unlink()
+    ids, logits = golden_adapter(golden)
+    loaded = load_pretrained_model(folder, base, device="cpu")
+    assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
+
+
+def test_the_base_is_read_from_the_adapter_and_said(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(golden / tiny.LANGUAGE, tmp_path / "models/base")
+    folder = tiny.adapter(tmp_path / "runs/mine", golden, named_base="models/base")
+    with caplog.at_level(logging.INFO, "llava"):
+        loaded = load_pretrained_model(folder, device="cpu")
+    assert "its base models/base is taken from adapter_config.json" in caplog.text
+    ids, logits = golden_adapter(golden)
+    assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
+
+
+def test_a_checkpoint_of_a_run_finds_the_runs_config(golden: Path, tmp_path: Path) -> None:
+    run = tiny.adapter(tmp_path / "run", golden)
+    checkpoint = run / "checkpoint-5"
+    checkpoint.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"):
+        shutil.move(run / name, checkpoint)
+    loaded = load_pretrained_model(checkpoint, golden / tiny.LANGUAGE, device="cpu")
+    ids, logits = golden_adapter(golden)
+    assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
+
+
+def test_a_whole_models_needless_base_is_said_and_not_read(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.self_trained(tmp_path / "full", golden)
+    load_pretrained_model(folder, "no/such-base", device="cpu")
+    assert "holds a whole model: the base no/such-base is not used" in caplog.text
+
+
+def test_whole_weights_beside_an_adapter_do_not_hide_it(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.adapter(tmp_path / "zero3", golden)
+    save_file(tiny.multimodal(golden), folder / "model.safetensors")
+    assert kind_of(folder) == "adapter"
+
+
+def test_weights_in_older_formats_load(golden: Path, tmp_path: Path) -> None:
+    tensors = tiny.multimodal(golden)
+    ids, logits = golden_model(golden)
+    for kind in ("no_metadata", "torch_1.5"):
+        folder = tmp_path / kind
+        tiny.write_config(folder, golden, tiny.PROJECTOR)
+        tiny.write_tokenizer(folder, golden)
+        if kind == "no_metadata":
+            save_file(tensors, folder / "model.safetensors")
+        else:
+            torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        said = image_logits(golden, load_pretrained_model(folder, device="cpu"), ids)
+        assert np.abs(said - logits).max() < 5e-5, kind
+
+
+def test_a_plain_language_model_loads_without_an_image_processor(golden: Path) -> None:
+    tokenizer, model, processor, context_length = load_pretrained_model(golden / tiny.LANGUAGE, device="cpu")
+    assert (processor, context_length, len(tokenizer)) == (None, 4096, 2048)
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def openai_clip(folder: Path, golden: Path) -> Path:
+    """openai/clip-vit-large-patch14-336's layout: text and vision in one .bin, one config for both."""
+    vision = tiny.fields(golden / tiny.TOWER / "config.json")
+    config = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64}
+    both = config | {"vision_config": vision, "text_config": {"model_type": "clip_text_model"}}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(both), encoding="utf-8")
+    shutil.copy(golden / tiny.TOWER / "preprocessor_config.json", folder)
+    tensors = load_file(golden / tiny.TOWER / "model.safetensors")
+    tensors |= {"logit_scale": torch.ones(()), "visual_projection.weight": torch.ones(64, 64)}
+    tensors |= {"text_model.final_layer_norm.weight": torch.ones(512)}
+    tensors |= {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_the_published_towers_layout_loads(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.self_trained(tmp_path / "model", golden)
+    edit("config.json", mm_vision_tower="clip")(folder)
+    tower = openai_clip(folder / "clip", golden)
+    ids, logits = golden_model(golden)
+    assert (
+        np.abs(image_logits(golden, load_pretrained_model(folder, device="cpu"), ids) - logits).max() < 5e-5
+    )
+    tensors = torch.load(tower / "pytorch_model.bin", weights_only=True)
+    del tensors["vision_model.pre_layrnorm.weight"]
+    torch.save(tensors, tower / "pytorch_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"clip: the vision tower lacks weights, .*pre_layrnorm\.weight say"
+    ):
+        load_pretrained_model(folder, device="cpu")
+
+
+def test_a_trained_tower_is_taken_from_the_checkpoint(golden: Path, tmp_path: Path) -> None:
+    prefix = "model.vision_tower.vision_tower.vision_model."
+    tensors = tiny.multimodal(golden, tower_prefix=prefix)
+    tensors[prefix + "embeddings.position_ids"] = torch.arange(17)[None]
+    name = prefix + "pre_layrnorm.weight"
+    tensors[name] = tensors[name] * 2
+    tiny.write_weights(tmp_path, tensors, suffix=".bin")
+    tiny.write_config(tmp_path, golden, tiny.PROJECTOR, unfreeze_mm_vision_tower=True)
+    tiny.write_tokenizer(tmp_path, golden)
+    model = load_pretrained_model(tmp_path, device="cpu")[1]
+    assert torch.equal(model.state_dict()[name], tensors[name])
+
+
+def test_image_tokens_of_a_checkpoint_keep_their_rows(golden: Path, tmp_path: Path) -> None:
+    tensors = tiny.multimodal(golden)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.full((2, 128), 0.5, dtype=torch.float16)])
+    tiny.write_weights(tmp_path, tensors, suffix=".safetensors")
+    tiny.write_config(tmp_path, golden, tiny.PROJECTOR, vocab_size=2050, mm_use_im_start_end=True)
+    tiny.write_tokenizer(tmp_path, golden)
+    tokenizer, model, _, _ = load_pretrained_model(tmp_path, device="cpu")
+    assert tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>"]) == [2048, 2049]
+    assert torch.equal(model.lm_head.weight[2048:], torch.full((2, 128), 0.5))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(2048, 2048), (2049, 2049)])
+def test_a_missing_patch_token_field_means_what_the_table_says(
+    rows: int, tokens: int, golden: Path, tmp_path: Path
+) -> None:
+    tensors = tiny.multimodal(golden)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:1]])[:rows]
+    tiny.write_weights(tmp_path, tensors, suffix=".safetensors")
+    tiny.write_config(tmp_path, golden, tiny.PROJECTOR, vocab_size=rows, mm_use_im_patch_token=None)
+    tiny.write_tokenizer(tmp_path, golden)
+    tokenizer, model, _, _ = load_pretrained_model(tmp_path, device="cpu")
+    assert (len(tokenizer), model.get_input_embeddings().weight.shape[0]) == (tokens, rows)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_quantised_models_answer_nearly_as_whole_ones(
+    bits: int, with_adapter: bool, golden: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    build, (ids, logits) = (
+        (tiny.adapter, golden_adapter(golden))
+        if with_adapter
+        else (tiny.projector_only, golden_model(golden))
+    )
+    settings: Any = {f"load_{bits}bit": True, "device": "cpu"}
+    loaded = load_pretrained_model(build(tmp_path, golden), golden / tiny.LANGUAGE, **settings)
+    said = image_logits(golden, loaded, ids)
+    likeness = np.corrcoef(said.ravel(), logits.ravel())[0, 1]
+    assert likeness > (0.9 if bits == 4 else 0.995)
+    model = loaded[1]
+    assert model.generate(torch.tensor([[1, 50, 60]]), max_new_tokens=3, do_sample=False).shape[1] <= 3
+    for whole in (model.lm_head, model.model.mm_projector[0], model.get_vision_tower().vision_tower):
+        assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
+    assert ("lora_A" in dict(model.named_parameters()).__repr__()) == with_adapter
+
+
+def test_half_precision_gives_the_originals_merged_weights_to_the_bit(golden: Path) -> None:
+    model = load_pretrained_model(
+        golden / tiny.ADAPTER, golden / tiny.LANGUAGE, device="cpu", torch_dtype=torch.float16
+    )[1]
+    merged = np.load(golden / "x_merge.npz")
+    names = [name for name in merged if name.startswith("merged_fp16/")]
+    assert len(names) == 3
+    for name in names:
+        own = model.get_parameter(name.split("/")[1]).detach().numpy()
+        assert np.array_equal(own, merged[name]), name
+    ids = tiny.fields(golden / "v_vi_vii_model.json")["generate"][0]["input_ids"]
+    tower = model.get_vision_tower()
+    assert tower.dtype == torch.float16
+    pixels = process_images(
+        [read_image(golden / "images/a_640x480.png")], tower.image_processor, model.config
+    )
+    with torch.no_grad():
+        said = model(torch.tensor([ids]), images=pixels.half()).logits[0].float().numpy()
+    assert np.abs(said - merged["A_fp16_img_logits"]).max() < 2e-2
+
+
+def test_the_towers_precision_can_be_chosen(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.projector_only(tmp_path, golden)
+    model = load_pretrained_model(
+        folder, golden / tiny.LANGUAGE, device="cpu", dtype="float16", vision_tower_dtype=torch.float32
+    )[1]
+    assert (model.dtype, model.get_vision_tower().dtype) == (torch.float16, torch.float32)
+    ids = golden_model(golden)[0]
+    assert np.isfinite(
+        image_logits(golden, (None, model, model.get_vision_tower().image_processor, 0), ids)
+    ).all()
+
+
+def test_cuda_without_a_gpu_is_refused_only_when_asked_for(golden: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SettingsError, match="device cuda was asked for"):
+        load_pretrained_model(golden / tiny.LANGUAGE, device="cuda")
+    model = load_pretrained_model(golden / tiny.LANGUAGE)[1]
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+
+
+def test_settings_that_cannot_be_met_are_said(golden: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load(**settings: Any) -> Any:
+        return load_pretrained_model(golden / tiny.LANGUAGE, device="cpu", **settings)
+
+    with pytest.raises(SettingsError, match="exclude each other"):
+        load(load_8bit=True, load_4bit=True)
+    with pytest.raises(SettingsError, match="dtype is 'int7'; there are float16, bfloat16 and float32"):
+        load(dtype="int7")
+    if not is_flash_attn_2_available():
+        load(use_flash_attn=True)
+        assert "flash-attn is not installed: PyTorch's own attention is used" in caplog.text
+    assert (
+        load(torch_dtype=torch.bfloat16, device_map=None, low_cpu_mem_usage=True)[1].dtype == torch.bfloat16
+    )
+
+
+def broken(
+    folder: Path, golden: Path, how: Callable[[Path], object], build: Build = tiny.self_trained
+) -> Path:
+    how(build(folder, golden))
+    return folder
+
+
+def cut(name: str, size: int = 5000) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def drop(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(json.dumps(tiny.fields(folder / name) | changes))
+
+
+def unpicklable(folder: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (folder / "was-run",))
+
+    torch.save({"model.mm_projector.0.weight": Harmful()}, folder / "mm_projector.bin")
+
+
+def without_projector(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensors[name] for name in tensors if "mm_proj" not in name}, folder / "model.safetensors"
+    )
+
+
+def widen_tower(folder: Path) -> None:
+    """Name a tower of 32 features in place of the one of 64."""
+    settings: Any = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    tower = folder.parent / "tower"
+    CLIPVisionModel(CLIPVisionConfig(**settings, image_size=56, patch_size=14)).save_pretrained(tower)
+    CLIPImageProcessorPil().save_pretrained(tower)
+    edit("config.json", mm_vision_tower=str(tower))(folder)
+
+
+def harmful_shard(folder: Path) -> None:
+    unpicklable(folder)
+    shutil.move(folder / "mm_projector.bin", folder / SHARD)
+
+
+SHARD = "pytorch_model-00002-of-00003.bin"
+DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
+    "truncated_safetensors": (
+        tiny.self_trained,
+        cut("model.safetensors"),
+        r"model\.safetensors: cannot be read",
+    ),
+    "last_bytes_gone": (
+        tiny.self_trained,
+        lambda folder: cut("model.safetensors", (folder / "model.safetensors").stat().st_size - 9)(folder),
+        r"model\.safetensors: cannot be read",
+    ),
+    "stub_of_safetensors": (
+        tiny.self_trained,
+        cut("model.safetensors", 4),
+        r"model\.safetensors: cannot be read",
+    ),
+    "lfs_pointer": (
+        tiny.released,
+        lambda folder: (folder / SHARD).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+        ),
+        rf"{SHARD}: is a Git LFS pointer",
+    ),
+    "empty_bin": (tiny.released, cut(SHARD, 0), rf"{SHARD}: cannot be read \(empty\)"),
+    "code_in_a_shard": (tiny.released, harmful_shard, rf"{SHARD}: holds more than tensors"),
+    "truncated_bin": (tiny.released, cut(SHARD), rf"{SHARD}: cannot be read \(cut short\)"),
+    "missing_shard": (tiny.released, drop(SHARD), rf"1 of 3 weight files are missing: {SHARD}"),
+    "no_weights": (tiny.self_trained, drop("model.safetensors"), "no model here; wanted"),
+    "no_config": (tiny.self_trained, drop("config.json"), r"config\.json: no such file"),
+    "config_no_json": (tiny.self_trained, cut("config.json", 30), r"config\.json:1: not valid JSON"),
+    "no_tower_named": (
+        tiny.self_trained,
+        edit("config.json", mm_vision_tower=None),
+        "calls itself llava_llama but has no mm_vision_tower",
+    ),
+    "tower_no_clip": (
+        tiny.self_trained,
+        lambda folder: edit("config.json", mm_vision_tower=str(folder))(folder),
+        "not a CLIP vision model",
+    ),
+    "tower_missing": (
+        tiny.self_trained,
+        edit("config.json", mm_vision_tower="/no/such/tower"),
+        r"/no/such/tower: no such folder \(vision tower",
+    ),
+    "odd_projector": (
+        tiny.self_trained,
+        edit("config.json", mm_projector_type="mlp"),
+        r"config\.json has mm_projector_type 'mlp'",
+    ),
+    "odd_model_type": (
+        tiny.self_trained,
+        edit("config.json", model_type="mpt"),
+        "has model_type 'mpt'; wanted",
+    ),
+    "no_layer": (
+        tiny.self_trained,
+        edit("config.json", mm_vision_select_layer=None),
+        "no mm_vision_select_layer",
+    ),
+    "no_width": (tiny.self_trained, edit("config.json", mm_hidden_size=None), "has no mm_hidden_size"),
+    "other_tower": (
+        tiny.self_trained,
+        widen_tower,
+        "the vision tower .* has 32 features: it is another one",
+    ),
+    "huggingface_llava": (
+        tiny.self_trained,
+        edit("config.json", text_config={}),
+        "Hugging Face's own LLaVA format",
+    ),
+    "no_tokenizer": (tiny.self_trained, drop("tokenizer.model"), r"no tokenizer\.model"),
+    "no_projector": (tiny.self_trained, without_projector, "the projector's weights are missing"),
+    "adapter_gone": (
+        tiny.adapter,
+        drop("adapter_model.safetensors"),
+        r"adapter_config\.json is here, but neither",
+    ),
+    "adapter_cut": (
+        tiny.adapter,
+        cut("adapter_model.safetensors"),
+        r"adapter_model\.safetensors: cannot be read",
+    ),
+    "adapter_no_lora": (
+        tiny.adapter,
+        edit("adapter_config.json", peft_type="IA3"),
+        "IA3 adapter, wanted LoRA",
+    ),
+    "no_non_lora": (tiny.adapter, drop("non_lora_trainables.bin"), "neither non_lora_trainables.bin nor"),
+    "adapter_without_its_rank": (
+        tiny.adapter,
+        edit("adapter_config.json", r=4),
+        "does not fit its base: size mismatch",
+    ),
+    "other_base": (
+        tiny.adapter,
+        edit("config.json", hidden_size=256),
+        "hidden_size is 128 there and 256 here",
+    ),
+    "deeper_base": (
+        tiny.adapter,
+        edit("config.json", num_hidden_layers=5),
+        "num_hidden_layers is 4 there and 5 here",
+    ),
+    "other_vocabulary": (
+        tiny.adapter,
+        edit("config.json", vocab_size=32000),
+        "vocab_size is 2048 there and 32000",
+    ),
+    "smaller_vocabulary": (
+        tiny.adapter,
+        edit("config.json", vocab_size=2000),
+        "vocab_size is 2048 there and 2000",
+    ),
+    "images_without_config": (
+        tiny.adapter,
+        drop("config.json"),
+        "trained with images, but there is no config.json",
+    ),
+    "code_in_bin": (tiny.projector_only, unpicklable, r"mm_projector\.bin: holds more than tensors"),
+    "projector_cut": (
+        tiny.projector_only,
+        cut("mm_projector.bin", 500),
+        r"mm_projector\.bin: cannot be read",
+    ),
+    "other_projector": (
+        tiny.projector_only,
+        edit("config.json", mm_projector_type="linear"),
+        "does not fit this model's projector",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_said_in_one_line_with_the_file(damage: str, golden: Path, tmp_path: Path) -> None:
+    build, how, message = DAMAGE[damage]
+    folder = broken(tmp_path / "model", golden, how, build)
+    base = golden / tiny.LANGUAGE if build in (tiny.adapter, tiny.projector_only) else None
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_pretrained_model(folder, base, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (folder / "was-run").exists()
+
+
+def test_a_path_that_is_wrong_or_a_file_is_said(golden: Path, tmp_path: Path) -> None:
+    for path, message in [
+        (tmp_path / "nowhere", "nowhere: no such folder"),
+        (golden / tiny.LANGUAGE / "config.json", "is a file, wanted the folder"),
+        ("no-such/model", "no-such/model: no such folder .* the hub cannot be reached"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            load_pretrained_model(path, device="cpu")
+
+
+def test_a_base_that_is_no_language_model_is_refused(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.adapter(tmp_path / "adapter", golden)
+    (tmp_path / "empty").mkdir()
+    for base, message in [
+        (tmp_path / "empty", "empty: has no config.json that can be read"),
+        (golden / tiny.TOWER, "has model_type 'clip_vision_model'; wanted one of"),
+        (golden / "images", "images: has no config.json"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            load_pretrained_model(folder, base, device="cpu")
+
+
+@pytest.mark.parametrize("build", [tiny.adapter, tiny.projector_only])
+def test_a_part_without_a_base_asks_for_one(build: Build, golden: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="only: give its language model as --model-base"):
+        load_pretrained_model(build(tmp_path / "part", golden), device="cpu")
+
+
+def test_names_of_every_wrapper_come_down_to_the_models_own() -> None:
+    own = "model.mm_projector.0.weight"
+    for prefix in (
+        "base_model.model.model.",
+        "base_model.model.",
+        "module.base_model.model.model.",
+        "model.",
+        "",
+    ):
+        assert model_name(prefix + "mm_projector.0.weight") == own
+    assert model_name("base_model.model.lm_head.weight") == "lm_head.weight"
+
+
+def test_a_saved_config_is_readable_by_old_and_new(golden: Path, tmp_path: Path) -> None:
+    config = LlavaConfig.from_pretrained(golden / tiny.ADAPTER)
+    config.save_pretrained(tmp_path)
+    written, old = tiny.fields(tmp_path / "config.json"), tiny.fields(golden / tiny.ADAPTER / "config.json")
+    moved = {"_name_or_path", "rope_scaling", "transformers_version"}
+    assert {name for name in old if old[name] != written.get(name)} <= moved
+    assert "max_sequence_length" not in written  # a null there is a context of None to the original
+    again = LlavaConfig.from_pretrained(tmp_path).to_diff_dict()
+    assert {name: again[name] for name in written} == {name: config.to_diff_dict()[name] for name in written}

@@ -1,0 +1,262 @@
+"""The engine: batched answers are those of one prompt at a time, each image is read and encoded once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.errors import DataError, SettingsError
+from llava.files import read_json
+from llava.infer.engine.engine import Engine
+from llava.infer.engine.generate import generation_config
+from llava.infer.engine.requests import Generation, ImageFile, ImageText, Reply, Request
+from llava.infer.engine.schedule import plan
+from llava.infer.jobs.names import get_model_name_from_path
+from llava.infer.jobs.prompting import prompt_of, template, template_for_chat
+from support.tiny_model import said_alone, tiny_model
+
+IMAGES = ["a_640x480.png", "b_333x500.png", "c_100x37.png", "j_rgba_80x50.png"]
+WORDS = [
+    "What is this?",
+    "Describe it.",
+    "How many people stand left of the big red car, and why? " * 3,
+    "Why?",
+]
+
+
+def mixed_requests(golden: Path) -> list[Request]:
+    """Text alone, one image, two images; long and short; images shared and out of order."""
+    requests = [
+        Request(
+            prompt_of("vicuna_v1", f"{number} {WORDS[number % 4]}", "<image>\n"),
+            (ImageFile(golden / "images" / IMAGES[number % 3]),),
+            name=f"question {number}",
+        )
+        for number in range(7)
+    ]
+    both = tuple(ImageFile(golden / "images" / name) for name in IMAGES[2:])
+    return [
+        Request(prompt_of("vicuna_v1", "Tell me a story.")),
+        *requests,
+        Request(prompt_of("vicuna_v1", "Compare <image> with <image>."), both),
+    ]
+
+
+def in_order(engine: Engine, requests: list[Request]) -> list[Reply]:
+    found = dict(engine.answer(requests))
+    assert sorted(found) == list(range(len(requests)))
+    return [found[index] for index in range(len(requests))]
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 16])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_batched_answers_are_those_of_one_prompt_alone(golden: Path, batch_size: int, side: str) -> None:
+    loaded = tiny_model(golden)
+    loaded.model.config.tokenizer_padding_side = side
+    requests = mixed_requests(golden)
+    generation = Generation(max_new_tokens=24)
+    alone = in_order(Engine(loaded, generation, batch_size=1), requests)
+    batched = in_order(Engine(loaded, generation, batch_size=batch_size), requests)
+    assert [reply.text for reply in batched] == [reply.text for reply in alone]
+    for request, reply in zip(requests[:4], alone, strict=False):
+        image = request.images[0].path if request.images else None
+        assert reply.text == said_alone(loaded, request.prompt, image, max_new_tokens=24)
+
+
+def test_answers_are_the_originals(golden: Path) -> None:
+    loaded = tiny_model(golden)
+    cases = read_json(golden / "v_vi_vii_model.json")["generate"]
+    requests = [
+        Request(case["prompt"], (ImageFile(golden / "images" / case["file"]),) if case["file"] else ())
+        for case in cases
+    ]
+    greedy = in_order(Engine(loaded, Generation(max_new_tokens=32)), requests)
+    assert [reply.text for reply in greedy] == [case["text"].strip() for case in cases]
+    for reply, case in zip(greedy, cases, strict=True):
+        assert reply.margin == pytest.approx(case["min_top2_margin"], abs=5e-5)
+    beams = in_order(Engine(loaded, Generation(max_new_tokens=16, num_beams=3)), requests)
+    decode = loaded.tokenizer.decode
+    wanted = [decode(case["beam3_ids"][1:], skip_special_tokens=True).strip() for case in cases]
+    assert [reply.text for reply in beams] == wanted
+
+
+def test_sampling_is_the_originals_and_repeats_whatever_was_asked_before(golden: Path) -> None:
+    loaded = tiny_model(golden)
+    facts = read_json(golden / "v_vi_vii_model.json")
+    first = facts["generate"][0]
+    request = Request(first["prompt"], (ImageFile(golden / "images" / first["file"]),))
+    engine = Engine(loaded, Generation(temperature=0.7, top_p=0.9, max_new_tokens=16, seed=7))
+    ids = facts["sample_seed7_t0.7_p0.9"][1:]
+    wanted = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert [reply.text for reply in in_order(engine, [request, request])] == [wanted, wanted]
+
+
+def test_every_sampling_field_is_stated(golden: Path) -> None:
+    loaded = tiny_model(golden)
+    config = generation_config(loaded, Generation(temperature=0.2))
+    assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.2, 1.0, 50)
+    assert not generation_config(loaded, Generation()).do_sample
+
+
+def test_close_calls_are_asked_again_alone(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model(golden)
+    requests = mixed_requests(golden)
+    generation = Generation(max_new_tokens=6)
+    monkeypatch.setattr("llava.infer.engine.engine._ROUNDING_STEPS", {torch.float32: float("inf")})
+    sizes: list[int] = []
+    encode_views = loaded.model.encode_views
+    monkeypatch.setattr(
+        loaded.model,
+        "encode_views",
+        lambda images, *rest: sizes.append(len(images)) or encode_views(images, *rest),
+    )
+    in_order(Engine(loaded, generation, batch_size=4, exact=False), requests)
+    assert sum(sizes) == 4
+    sizes.clear()
+    in_order(Engine(loaded, generation, batch_size=4), requests)
+    assert sizes[1:] == [1] * 9
+
+
+def test_each_image_is_read_and_encoded_once(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava.infer.engine import image_loading as module
+
+    read: Counter[Path] = Counter()
+    read_image = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda path: read.update([path]) or read_image(path))
+    loaded = tiny_model(golden)
+    encoded: list[int] = []
+    encode_views = loaded.model.encode_views
+    monkeypatch.setattr(
+        loaded.model,
+        "encode_views",
+        lambda images, *rest: encoded.append(len(images)) or encode_views(images),
+    )
+    requests = [dataclasses.replace(request) for request in mixed_requests(golden) * 3]
+    in_order(Engine(loaded, Generation(max_new_tokens=1), batch_size=1, exact=False), requests)
+    assert sum(encoded) == 4
+    assert set(read.values()) == {1}
+    assert len(read) == 4
+
+
+def test_streaming_says_what_answering_says(golden: Path) -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.ids: list[int] = []
+
+        def put(self, value: torch.Tensor) -> None:
+            self.ids += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ids.append(-1)
+
+    loaded = tiny_model(golden)
+    request = mixed_requests(golden)[1]
+    engine = Engine(loaded, Generation(max_new_tokens=12))
+    heard = Heard()
+    reply = engine.reply_streaming(request, heard)
+    assert reply.text == in_order(engine, [request])[0].text
+    assert heard.ids[-1] == -1
+    assert loaded.tokenizer.decode(heard.ids[:-1], skip_special_tokens=True).strip() == reply.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "complaint"),
+    [
+        ("<image> and <image>", [IMAGES[0]], "the prompt has 2 <image> and the request 1"),
+        ("no picture", [IMAGES[0]], "the prompt has 0 <image> and the request 1"),
+        ("word " * 5000, [], "the prompt takes .* positions with its images, and the model has 4096"),
+        ("<image>", ["broken.png"], "question 8: .*broken.png: cannot be read as an image"),
+        ("<image>", ["absent.png"], "question 8: .*absent.png: no such image file"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_names_itself(
+    golden: Path, tmp_path: Path, prompt: str, images: list[str], complaint: str
+) -> None:
+    broken = (golden / "images" / IMAGES[0]).read_bytes()[:2000]
+    (tmp_path / "broken.png").write_bytes(broken)
+    folders = {
+        name: tmp_path if name in ("broken.png", "absent.png") else golden / "images" for name in images
+    }
+    request = Request(prompt, tuple(ImageFile(folders[name] / name) for name in images), name="question 8")
+    with pytest.raises(DataError, match=complaint):
+        list(Engine(tiny_model(golden), Generation(max_new_tokens=1)).answer([request]))
+
+
+def test_a_broken_image_stops_no_answer_beside_it(golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes((golden / "images" / IMAGES[0]).read_bytes()[:2000])
+    broken = Request("<image>", (ImageFile(tmp_path / "broken.png"),), name="question 0")
+    requests = [broken, *mixed_requests(golden)[:4], broken]
+    replies = Engine(tiny_model(golden), Generation(max_new_tokens=1)).answer(requests)
+    assert sorted(index for index, _ in itertools.islice(replies, 4)) == [1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"question 0: .*broken.png: cannot be read as an image"):
+        next(replies)
+
+
+def test_text_that_is_no_image_names_its_request(golden: Path) -> None:
+    request = Request("<image>", (ImageText("bm8gaW1hZ2U="),), name="question 3")
+    with pytest.raises(DataError, match=r"question 3: base64 text .* no readable image"):
+        list(Engine(tiny_model(golden), Generation(max_new_tokens=1)).answer([request]))
+
+
+def test_a_plan_asks_each_request_once_and_keeps_an_images_requests_together() -> None:
+    images = [(ImageFile(Path(f"{number % 50}.jpg")),) for number in range(200)]
+    ids = [[1, 7, IMAGE_TOKEN_INDEX, 8, 9, *range(number % 50, number)] for number in range(200)]
+    windows = plan(images, ids, [len(one) for one in ids], size=30)
+    groups = [group for window in windows for group in window.groups]
+    assert sorted(index for group in groups for index in group.requests) == list(range(200))
+    assert {len(group.requests) for group in groups} == {4}
+    assert len(windows) == 2
+    dropped = [image for window in windows for image in window.last]
+    assert len(dropped) == len(set(dropped)) == 50
+    assert sum(len(window.images) for window in windows) == 50
+
+
+def test_a_group_shares_what_its_prompts_open_with() -> None:
+    picture, other = (ImageFile(Path("a.jpg")),), (ImageFile(Path("b.jpg")),)
+    ids = [[1, -200, 5, 6, 7], [1, -200, 5, 8], [1, -200, 5, 6], [2, -200, 5], [1, -200, 5], [1, 5], [1, 5]]
+    images = [picture, picture, picture, picture, other, (), ()]
+    (window,) = plan(images, ids, [len(one) for one in ids], size=9)
+    found = sorted((group.requests, group.shared) for group in window.groups)
+    assert found == [((1, 2, 0), 3), ((3,), 3), ((4,), 3), ((5,), 2), ((6,), 2)]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("liuhaotian/llava-v1.5-7b", "llava-v1.5-7b"),
+        ("./x/llava/checkpoint-5/", "llava_checkpoint-5"),
+        ("checkpoint-5", "checkpoint-5"),
+    ],
+)
+def test_a_model_is_called_after_its_folder(path: str, name: str) -> None:
+    assert get_model_name_from_path(path) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Llava-Llama-2-13b", "llava_llama_2"),
+        ("llava-v1.6-Mistral-7b", "mistral_instruct"),
+        ("llava-v1.6-34b", "chatml_direct"),
+        ("llava-v1.5-7b-lora", "llava_v1"),
+        ("my-mpt", "mpt"),
+        ("anything", "llava_v0"),
+    ],
+)
+def test_a_chats_template_follows_the_models_name(name: str, wanted: str) -> None:
+    assert template_for_chat(None, name) == wanted
+    assert template_for_chat("vicuna_v1", name) == "vicuna_v1"
+
+
+def test_a_plain_model_gets_the_tagged_template_where_there_is_one() -> None:
+    assert template("v1", "llava-plain") == "v1_mmtag"
+    assert template("vicuna_v1", "llava-plain") == "vicuna_v1"
+    assert template("v1", "llava-plain-finetune") == "v1"
+    with pytest.raises(SettingsError, match="'v9': no such template; there are: chatml_direct"):
+        template("v9", "llava")

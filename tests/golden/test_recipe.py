@@ -1,0 +1,340 @@
+"""Every shortcut has the loss and the gradients of the plain path, in single precision up to rounding."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llava.data.dataset import count_learnable
+from llava.data.pack import count_positions, count_rows, deal, take
+from llava.errors import DataError, SettingsError
+from llava.model.builder import load_pretrained_model
+from llava.model.fused import fuse_layers, unfit_for_fusing
+from llava.model.lora import wrap
+from llava.model.packed_attention import PACKED, enable_packing
+from llava.model.shortcuts import Shortcuts
+from llava.train.arguments import parse_arguments
+from llava.train.planning.memory import Batch, Sharing
+from llava.train.planning.recompute import layers_of, recompute_first
+from llava.train.step.recipe import Recipe, settle
+from llava.train.step.rows import rows_of
+from support import tiny_checkpoints as tiny
+from support.model_sizes import BIG, GIB
+
+# What was seen is a tenth of it. Gradients are up to 2 here.
+LOSS, GRADIENT = 1e-5, 5e-6
+PATCHES = 16
+
+
+@functools.cache
+def loaded(golden: Path) -> Any:
+    return load_pretrained_model(golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu")[1]
+
+
+@pytest.fixture
+def model(golden: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The golden model with all of it trained but its tower; a copy."""
+    monkeypatch.chdir(golden)
+    model = copy.deepcopy(loaded(golden)).train()
+    model.requires_grad_(True)
+    model.get_vision_tower().requires_grad_(False)
+    return model
+
+
+def batch(*rows: tuple[int, int | None], learn: int = 12) -> dict[str, Any]:
+    """A collated batch of rows: of so many ids, an image at that place or none; learned from `learn` on."""
+    generator = torch.Generator().manual_seed(1)
+    longest = max(length for length, _ in rows)
+    ids = torch.randint(3, 2048, (len(rows), longest), generator=generator)
+    mask = torch.tensor([[place < length for place in range(longest)] for length, _ in rows])
+    images = torch.randn(len(rows), 3, 56, 56, generator=generator)
+    for row, (_, place) in enumerate(rows):
+        if place is None:
+            images[row] = 0
+        else:
+            ids[row, place] = -200
+    labels = ids.masked_fill((ids == -200) | ~mask, -100)
+    labels[:, :learn] = -100
+    return {
+        "input_ids": ids.masked_fill(~mask, 0),
+        "labels": labels,
+        "attention_mask": mask,
+        "images": images,
+    }
+
+
+BATCHES = {
+    "images": batch((40, 5), (25, 1), (33, 30)),
+    "text alone": batch((40, None), (25, None)),
+    "both": batch((40, 5), (25, None), (33, 30), (18, None)),
+    "cut": batch((70, 5), (60, None), (66, 64), learn=30),
+    "one": batch((40, 5)),
+    "one of text": batch((40, None)),
+    "some teach nothing": batch((40, 5), (12, None), (10, 2)),
+    "nothing to learn": batch((12, 5), (10, None)),
+    "learned from the start": batch((40, None), (25, 0), learn=0),
+}
+SHORTCUTS = {
+    "pack": Shortcuts(pack=True),
+    "sparse_loss": Shortcuts(sparse_loss=True),
+    "skip_blank_images": Shortcuts(skip_blank_images=True),
+    "all": Shortcuts(pack=True, sparse_loss=True, skip_blank_images=True),
+}
+
+
+def learned(model: Any, *passes: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The sum of the losses of some forward passes, and the gradients they leave."""
+    model.zero_grad(set_to_none=True)
+    losses = [model(**inputs).loss for inputs in passes]
+    for loss in losses:
+        loss.backward()
+    named = [(name, each.grad) for name, each in model.named_parameters() if each.requires_grad]
+    return sum(loss.item() for loss in losses), {
+        name: gradient for name, gradient in named if gradient is not None
+    }
+
+
+def assert_equal(one: tuple[float, dict[str, Any]], other: tuple[float, dict[str, Any]]) -> None:
+    assert one[0] == pytest.approx(other[0], abs=LOSS)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in other[1].items():
+        torch.testing.assert_close(one[1][name], gradient, atol=GRADIENT, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_shortcut_changes_neither_loss_nor_gradients(kind: str, shortcut: str, model: Any) -> None:
+    model.config.tokenizer_model_max_length = 64
+    plain = learned(model, BATCHES[kind])
+    assert any("mm_projector" in name for name in plain[1])
+    enable_packing(model.config)
+    assert_equal(learned(model, {**BATCHES[kind], "shortcuts": SHORTCUTS[shortcut]}), plain)
+
+
+def test_unread_layers_of_the_tower_change_neither_loss_nor_gradients(model: Any) -> None:
+    tower = model.get_vision_tower()
+    passed: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, place=place: passed.append(place))
+        for place, layer in enumerate(tower.vision_tower["vision_model"].encoder.layers)
+    ]
+    short = learned(model, BATCHES["both"])
+    read, passed[:] = set(passed), []
+    tower.runs_unread_layers = True
+    whole = learned(model, BATCHES["both"])
+    tower.runs_unread_layers = False
+    for hook in hooks:
+        hook.remove()
+    assert (read, set(passed)) == (set(range(tower.depth)), set(range(len(hooks))))
+    assert tower.depth < len(hooks)
+    assert short[0] == whole[0]
+    assert all(torch.equal(gradient, whole[1][name]) for name, gradient in short[1].items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(unfit_for_fusing() is not None, reason=f"Liger: {unfit_for_fusing()}")
+@pytest.mark.parametrize("kind", BATCHES)
+def test_ligers_kernels_change_loss_and_gradients_by_rounding_alone(kind: str, model: Any) -> None:
+    model.to("cuda").config.tokenizer_model_max_length = 64
+    inputs = {name: each.to("cuda") for name, each in BATCHES[kind].items()}
+    plain = learned(model, inputs)
+    fuse_layers(model)
+    assert_equal(learned(model, inputs), plain)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
+def test_packed_rows_are_kept_apart_by_every_attention(attention: str, model: Any) -> None:
+    plain = learned(model, BATCHES["both"])
+    model.set_attn_implementation(attention)
+    assert_equal(learned(model, {**BATCHES["both"], "shortcuts": SHORTCUTS["all"]}), plain)
+    assert_equal(learned(model, BATCHES["both"]), plain)  # padded batches are read as before
+
+
+@pytest.mark.parametrize("budget", [0, 60, 90, 1])
+@pytest.mark.parametrize("kind", ["both", "cut", "one", "some teach nothing", "nothing to learn"])
+def test_rows_of_a_batch_add_up_to_it(kind: str, budget: int, model: Any) -> None:
+    model.config.tokenizer_model_max_length = 64
+    inputs = BATCHES[kind]
+    plain = learned(model, inputs)
+    enable_packing(model.config)
+    count = count_learnable(
+        inputs["input_ids"], inputs["labels"], image_positions=PATCHES, max_length=64
+    ).sum()
+    recipe = Recipe(pack=True, micro_batch_tokens=budget, sparse_loss=True, skip_blank_images=True)
+    rows = rows_of(inputs, recipe, supervised=count, image_positions=PATCHES, max_length=64)
+    assert len(rows) == {0: 1, 1: len(inputs["labels"])}.get(budget, len(rows))
+    filler = {**take(inputs, []), "shortcuts": Shortcuts(pack=True, supervised=count)}
+    assert_equal(learned(model, *rows, filler), plain)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, 4])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_an_adapter_learns_the_same_packed_and_partly_recomputed(
+    layers: int, reentrant: bool, model: Any
+) -> None:
+    torch.manual_seed(0)
+    model.enable_input_require_grads()
+    model = wrap(model, r=8, alpha=16)
+    model.get_model().mm_projector.requires_grad_(True)
+    for name, each in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(each, std=0.1)
+    plain = learned(model, BATCHES["both"])
+    enable_packing(model.config)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    recompute_first(model, layers)
+    ran = [0] * 4
+    for place, layer in enumerate(model.get_decoder().layers):
+        layer.self_attn.register_forward_hook(lambda *_, place=place: ran.__setitem__(place, ran[place] + 1))
+    assert_equal(learned(model, {**BATCHES["both"], "shortcuts": SHORTCUTS["all"]}), plain)
+    assert ran == [2] * layers + [1] * (4 - layers)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "row", "room", "count"),
+    [
+        ("auto", 8192, 200 * GIB, range(1)),
+        ("auto", 8192, 80 * GIB, range(1, 32)),
+        ("auto", 4096, 80 * GIB, range(1)),
+        ("auto", 8192, 20 * GIB, range(32, 33)),
+        ("all", 8192, 200 * GIB, range(32, 33)),
+        (5, 8192, 20 * GIB, range(5, 6)),
+    ],
+)
+def test_layers_are_recomputed_as_memory_needs(wanted: Any, row: int, room: float, count: range) -> None:
+    batch = Batch(16, 1, 2048, row=row, logits=0.2)
+    args = SimpleNamespace(activation_checkpointing=True)
+    assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) in count
+    args.activation_checkpointing = False
+    assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) == 0
+
+
+def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
+    args = SimpleNamespace(activation_checkpointing=True)
+    with pytest.raises(SettingsError, match="--checkpoint_layers 33: the model has 32 layers"):
+        layers_of(Recipe(checkpoint_layers=33), args, BIG, Batch(1, 1, 9), Sharing(), 1.0)
+
+
+def test_logits_are_made_and_images_encoded_only_where_needed(model: Any) -> None:
+    images, logits = [], []
+    tower = model.get_vision_tower().vision_tower["vision_model"]
+    tower.embeddings.register_forward_hook(lambda _, given, __: images.append(len(given[0])))
+    model.lm_head.register_forward_hook(lambda _, __, made: logits.append(made.shape))
+    inputs = BATCHES["both"]
+    model(**inputs)
+    model(**inputs, shortcuts=SHORTCUTS["all"])
+    model(**BATCHES["text alone"], shortcuts=SHORTCUTS["all"])
+    counts = (BATCHES[name]["labels"][:, 1:] != -100 for name in ("both", "text alone"))
+    assert images == [4, 2]  # no call at all for the batch of text
+    assert [shape[:-1].numel() for shape in logits] == [
+        4 * (40 + 15),
+        *(int(count.sum()) for count in counts),
+    ]
+
+
+def test_a_missing_image_is_named_also_where_blank_ones_are_skipped(model: Any) -> None:
+    inputs = BATCHES["both"]
+    with pytest.raises(DataError, match="2 image slots and 2 rows that need a blank image but 3 images"):
+        model(**{**inputs, "images": inputs["images"][:3]}, shortcuts=SHORTCUTS["all"])
+
+
+# ---- rows
+
+
+def test_samples_are_dealt_to_rows_of_like_length() -> None:
+    lengths = [700, 90, 650, 120, 300, 310, 95, 640]
+    rows = deal(lengths, 3)
+    assert sorted(place for row in rows for place in row) == list(range(8))
+    totals = [sum(lengths[place] for place in row) for row in rows]
+    assert max(totals) - min(totals) <= 100
+    assert deal([5, 4], 3) == [[0], [1], []]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "count"),
+    [
+        ([5, 5, 5], 0, 1),
+        ([5, 5, 5], 15, 1),
+        ([5, 5, 5], 14, 2),
+        ([9, 9, 9], 12, 3),
+        ([50, 5, 5], 12, 3),
+        ([50], 5, 1),
+    ],
+)
+def test_as_few_rows_as_the_budget_allows(lengths: list[int], budget: int, count: int) -> None:
+    assert count_rows(lengths, budget) == count
+
+
+def test_positions_are_counted_with_images_and_without_what_is_cut() -> None:
+    inputs = BATCHES["cut"]
+    asked = (inputs["input_ids"], inputs["attention_mask"])
+    assert count_positions(*asked, image_positions=PATCHES, max_length=2048).tolist() == [85, 60, 81]
+    assert count_positions(*asked, image_positions=PATCHES, max_length=64).tolist() == [64, 60, 64]
+
+
+# ---- the flags
+
+
+def given(golden: Path, *more: str) -> Any:
+    needed = ["--output_dir", "out", "--use_cpu", "--data_path", str(golden / "train_data/train.json")]
+    return parse_arguments([*needed, *more])[2]
+
+
+def test_a_recipe_sets_what_no_flag_says(golden: Path) -> None:
+    exact = settle(given(golden, "--recipe", "exact"), reads_images=True)
+    assert exact == Recipe()
+    fast = settle(given(golden), reads_images=True)
+    assert (fast.pack, fast.sparse_loss, fast.skip_blank_images, fast.skip_unread_layers) == (True,) * 4
+    assert (fast.micro_batch_tokens, fast.checkpoint_layers) == (8192, "auto")
+    one = settle(given(golden, "--recipe", "exact", "--sparse_loss", "True"), reads_images=True)
+    assert one == Recipe(sparse_loss=True)
+    other = ["--pack", "False", "--gradient_checkpointing", "--checkpoint_layers", "3"]
+    assert settle(given(golden, *other), reads_images=True) == Recipe(
+        sparse_loss=True, skip_blank_images=True, skip_unread_layers=True, checkpoint_layers=3
+    )
+
+
+def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
+    args = given(golden)
+    assert settle(args, reads_images=False) == Recipe(checkpoint_layers="auto")
+    sharded = SimpleNamespace(**{**vars(args), "n_gpu": 1, "deepspeed_plugin": SimpleNamespace(zero_stage=3)})
+    assert not settle(sharded, reads_images=True).skip_blank_images
+    several = SimpleNamespace(**{**vars(args), "n_gpu": 4})
+    assert settle(several, reads_images=True) == Recipe(skip_unread_layers=True, checkpoint_layers="auto")
+
+
+def test_a_model_without_vision_refuses_shortcuts_that_it_does_not_know(golden: Path) -> None:
+    """It would pass over them: rows of several samples would count as one each."""
+    with pytest.raises(SettingsError, match="--pack, --sparse_loss: only a model with a vision tower"):
+        settle(given(golden, "--pack", "True", "--sparse_loss", "True"), reads_images=False)
+    assert settle(given(golden), reads_images=False) == Recipe(checkpoint_layers="auto")
+
+
+def test_contradictions_between_shortcuts_are_reported_together(golden: Path) -> None:
+    wrong = [
+        "--recipe",
+        "exact",
+        "--micro_batch_tokens",
+        "100",
+        "--checkpoint_layers",
+        "4",
+        "--pack",
+        "False",
+    ]
+    with pytest.raises(SettingsError) as caught:
+        given(golden, *wrong)
+    assert "--micro_batch_tokens splits packed rows" in str(caught.value)
+    assert "--checkpoint_layers 4 without --gradient_checkpointing True" in str(caught.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="--use_liger_kernel True: its kernels need an NVIDIA GPU"):
+            given(golden, "--use_liger_kernel", "True")
+    with pytest.raises(
+        SettingsError, match=r"--recipe slow: wanted exact or fast; .*layers most: wanted auto"
+    ):
+        given(golden, "--recipe", "slow", "--checkpoint_layers", "most", "--gradient_checkpointing")

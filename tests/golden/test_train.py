@@ -1,0 +1,685 @@
+"""Training follows the original's recorded runs, saves what inference needs, and names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
+from llava.model.builder import load_pretrained_model
+from llava.model.loading.vocabulary import grow_tables
+from llava.train.arguments import parse_arguments
+from llava.train.checkpointing.resume import is_complete
+from llava.train.checkpointing.save import alone
+from llava.train.llava_trainer import LLaVATrainer, TrainingError
+from llava.train.train import Assembled, assemble, fit, train
+from support.training_processes import equal_bits
+
+# Ten times the differences that were seen between the original and another re-implementation.
+LOSS_TOLERANCE = 1.5e-5
+WEIGHT_TOLERANCE = 1.6e-4
+
+
+def recorded(golden: Path, run: str) -> dict[str, Any]:
+    return json.loads((golden / f"{run}.json").read_text())
+
+
+def flags(golden: Path, run: str, output: Path, *more: str) -> list[str]:
+    """The recorded run's flags; its paths start from the golden folder."""
+    return [*recorded(golden, run)["argv"], "--output_dir", str(output), *more]
+
+
+def short(golden: Path, output: Path, *more: str, run: str = "viii_lora") -> list[str]:
+    """A run of two steps of two samples."""
+    quick = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    return flags(golden, run, output, *quick, *more)
+
+
+def assembled_from(argv: list[str], initial: Path | None = None) -> Assembled:
+    assembled = assemble(*parse_arguments(argv))
+    if initial is not None and initial.is_file():
+        own = dict(assembled.model.named_parameters())
+        start = load_file(initial)
+        assert set(start) == {name for name, each in own.items() if each.requires_grad}
+        with torch.no_grad():
+            for name, tensor in start.items():
+                own[name].copy_(tensor)
+    return assembled
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recorded runs are made once for all tests."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def in_golden_folder(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded flags name files from there."""
+    monkeypatch.chdir(golden)
+
+
+@pytest.fixture
+def full_model(golden: Path, runs: Path) -> Path:
+    """A whole fine-tuned model."""
+    output = runs / "llava-full"
+    if not output.is_dir():
+        train(argv=short(golden, output, run="viii_full"))
+    return output
+
+
+# ---- the recorded runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["exact", "fast"])
+@pytest.mark.parametrize("run", ["viii_lora", "viii_pretrain", "viii_full"])
+def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str, recipe: str) -> None:
+    expected = recorded(golden, run)
+    output = runs / (run if recipe == "exact" else f"{run}-{recipe}")
+    argv = flags(golden, run, output, "--recipe", recipe)
+    assembled = assembled_from(argv, golden / run / "initial_trainable.safetensors")
+    trainer = fit(assembled)
+
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    accumulated = assembled.training_args.gradient_accumulation_steps
+    micro = [batch["loss"] for batch in expected["batches"]]
+    assert len(steps) == len(expected["steps"]) == 10
+    for place, (step, wanted) in enumerate(zip(steps, expected["steps"], strict=True)):
+        means = micro[place * accumulated : (place + 1) * accumulated]
+        assert step["loss"] == pytest.approx(sum(means) / accumulated, abs=LOSS_TOLERANCE)
+        assert step["learning_rate"] == pytest.approx(wanted["logged"]["learning_rate"], rel=1e-9)
+    assert names_in(output) == set(expected["output_files"])
+
+    own = {id(each): name for name, each in assembled.model.named_parameters()}
+    for group, wanted in zip(trainer.optimizer.param_groups, expected["groups"], strict=True):
+        assert {own[id(each)] for each in group["params"]} == set(wanted["names"])
+        assert group["weight_decay"] == wanted["weight_decay"]
+        assert group["initial_lr"] == wanted["initial_lr"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "file"),
+    [
+        ("viii_lora", "adapter_model.safetensors"),
+        ("viii_lora", "non_lora_trainables.bin"),
+        ("viii_pretrain", "mm_projector.bin"),
+    ],
+)
+def test_the_weights_end_where_the_originals_did(golden: Path, runs: Path, run: str, file: str) -> None:
+    if not (runs / run).is_dir():
+        initial = golden / run / "initial_trainable.safetensors"
+        fit(assembled_from(flags(golden, run, runs / run), initial))
+    read = load_file if file.endswith(".safetensors") else lambda path: torch.load(path, weights_only=True)
+    ours, theirs = read(runs / run / file), read(golden / run / file)
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype
+        torch.testing.assert_close(ours[name], tensor, atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+def test_the_config_tells_readers_what_the_originals_does(golden: Path, runs: Path) -> None:
+    for run in ("viii_lora", "viii_pretrain"):
+        if not (runs / run).is_dir():
+            fit(
+                assembled_from(flags(golden, run, runs / run), golden / run / "initial_trainable.safetensors")
+            )
+        ours = json.loads((runs / run / "config.json").read_text())
+        theirs = json.loads((golden / run / "config.json").read_text())
+        # Null means absent to readers; the versions and the precision written down are ours.
+        for name in set(theirs) - {"transformers_version", "torch_dtype"}:
+            assert ours.get(name) == theirs[name], name
+        assert ours["use_cache"] is True
+
+
+# ---- what is learned, and from what
+
+
+def test_equal_seeds_give_equal_adapters(golden: Path, tmp_path: Path) -> None:
+    def initial(seed: int) -> torch.Tensor:
+        model = assemble(*parse_arguments(short(golden, tmp_path, "--seed", str(seed)))).model
+        return next(each for name, each in model.named_parameters() if "lora_A" in name)
+
+    first, again, other = initial(1), initial(1), initial(2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_recomputing_activations_changes_nothing(golden: Path, tmp_path: Path) -> None:
+    logs = []
+    for name, more in (("plain", []), ("saved", ["--gradient_checkpointing"])):
+        # The first of the steps warms up at a rate of 0: only from the third on is something learned.
+        trainer = fit(assembled_from(short(golden, tmp_path / name, "--max_steps", "4", *more)))
+        steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+        logs.append([step[name] for step in steps for name in ("loss", "grad_norm")])
+    assert len(logs[0]) == 8
+    assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_a_quantised_base_is_trained_on_the_cpu(golden: Path, tmp_path: Path, bits: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    assembled = assembled_from(short(golden, tmp_path, "--bits", bits, "--double_quant", "True"))
+    base = assembled.model.get_base_model()
+    assert type(base.model.layers[0].self_attn.q_proj.base_layer).__name__.startswith("Linear")
+    assert type(base.model.layers[0].self_attn.q_proj.base_layer) is not torch.nn.Linear
+    assert type(base.lm_head) is torch.nn.Linear
+    assert type(base.model.mm_projector[0]) is torch.nn.Linear
+    assert not any("Linear4bit" in type(each).__name__ for each in base.get_vision_tower().modules())
+    before = base.model.mm_projector[0].weight.detach().clone()
+    trainer = fit(assembled)
+    assert 5 < trainer.state.log_history[0]["loss"] < 10
+    assert not torch.equal(before, base.model.mm_projector[0].weight)
+    assert "non_lora_trainables.bin" in names_in(tmp_path)
+
+
+def test_bf16_and_tf32_run_where_there_is_no_gpu(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        trainer = fit(assembled_from(short(golden, tmp_path, "--bf16", "True", "--tf32", "True")))
+    if not torch.cuda.is_available():
+        assert "--tf32 True ignored" in caplog.text
+    assert trainer.model.get_vision_tower().dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in load_file(tmp_path / "adapter_model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_the_tower_follows_the_compute_type(golden: Path, tmp_path: Path) -> None:
+    assembled = assembled_from(short(golden, tmp_path))
+    assert assembled.model.get_vision_tower().dtype == torch.float32
+
+
+def test_a_whole_llava_model_is_tuned_further_without_naming_its_parts(
+    golden: Path, tmp_path: Path, full_model: Path
+) -> None:
+    argv = short(golden, tmp_path / "lora", "--model_name_or_path", str(full_model))
+    for flag in ("--vision_tower", "--pretrain_mm_mlp_adapter", "--mm_projector_type"):
+        place = argv.index(flag)
+        del argv[place : place + 2]
+    assembled = assembled_from(argv)
+    projector = load_file(full_model / "model.safetensors")["model.mm_projector.0.weight"]
+    assert torch.equal(assembled.model.get_model().mm_projector[0].weight, projector)
+    assert not any(
+        "vision_tower" in name for name, _ in assembled.model.named_parameters() if "lora_" in name
+    )
+    fit(assembled)
+    assert json.loads((tmp_path / "lora" / "config.json").read_text())["mm_projector_type"] == "mlp2x_gelu"
+    _, model, _, _ = load_pretrained_model(tmp_path / "lora", str(full_model), device="cpu")
+    assert model.get_vision_tower().is_loaded
+
+
+def test_flags_may_not_contradict_the_model_to_start_from(
+    golden: Path, tmp_path: Path, full_model: Path
+) -> None:
+    argv = short(
+        golden, tmp_path, "--model_name_or_path", str(full_model), "--mm_projector_type", "mlp3x_gelu"
+    )
+    with pytest.raises(SettingsError, match=r"--mm_projector_type mlp3x_gelu: .* trained with mlp2x_gelu"):
+        train(argv=argv)
+
+
+def test_a_tower_of_another_width_than_the_model_was_trained_with_is_refused(
+    golden: Path, tmp_path: Path, full_model: Path
+) -> None:
+    config = CLIPVisionConfig.from_pretrained(golden / "weights/tiny-clip-vit-patch14-56")
+    config.hidden_size, config.num_attention_heads = 32, 2
+    tower = tmp_path / "tower"
+    CLIPVisionModel(config).save_pretrained(tower)
+    shutil.copy(golden / "weights/tiny-clip-vit-patch14-56/preprocessor_config.json", tower)
+    argv = short(golden, tmp_path, "--model_name_or_path", str(full_model), "--vision_tower", str(tower))
+    with pytest.raises(CheckpointError, match="tower: has 32 features, the model's projector takes 64"):
+        train(argv=argv)
+
+
+def test_stage_2_without_a_trained_projector_is_warned_about(
+    golden: Path, tmp_path: Path, full_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for base, said in (("weights/tiny-vicuna-v1.5", True), (str(full_model), False)):
+        caplog.clear()
+        argv = short(golden, tmp_path, "--pretrain_mm_mlp_adapter", "", "--model_name_or_path", base)
+        assemble(*parse_arguments(argv))
+        assert ("projector starts from random weights" in caplog.text) is said
+
+
+def test_a_projector_of_another_size_is_refused(golden: Path, tmp_path: Path) -> None:
+    small = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64))
+    tensors = {f"model.mm_projector.{name}": each for name, each in small.state_dict().items()}
+    torch.save(tensors, tmp_path / "small.bin")
+    with pytest.raises(CheckpointError, match=r"small.bin: does not fit this model's projector: size mismat"):
+        train(argv=short(golden, tmp_path, "--pretrain_mm_mlp_adapter", str(tmp_path / "small.bin")))
+
+
+def test_a_projector_may_be_named_by_its_folder(golden: Path, tmp_path: Path) -> None:
+    argv = short(golden, tmp_path, "--pretrain_mm_mlp_adapter", "weights/tiny-pretrain")
+    weight = assembled_from(argv).model.get_model().mm_projector[0].weight
+    stored = torch.load(golden / "weights/tiny-pretrain/mm_projector.bin", weights_only=True)
+    assert torch.equal(weight, stored["model.mm_projector.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--version", "v0"],
+        ["--version", "llama_2"],
+        ["--version", "mpt"],
+        ["--mm_use_im_patch_token", "True"],
+        ["--freeze_mm_mlp_adapter", "True"],
+        ["--group_by_modality_length", "False", "--group_by_length", "True"],
+    ],
+)
+def test_other_settings_train_what_can_be_loaded(golden: Path, tmp_path: Path, more: list[str]) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
+    special = json.loads((base / "special_tokens_map.json").read_text())
+    (base / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": None}))
+    argv = short(golden, tmp_path / "llava", "--model_name_or_path", str(base), *more)
+    if "--freeze_mm_mlp_adapter" in more:
+        place = argv.index("--mm_projector_lr")
+        del argv[place : place + 2]
+    trained = fit(assembled_from(argv)).model
+    _, model, _, _ = load_pretrained_model(tmp_path / "llava", device="cpu")
+    assert torch.equal(model.get_model().mm_projector[0].weight, trained.get_model().mm_projector[0].weight)
+    rows = 2049 if more[1] in ("v0", "True") and "freeze" not in more[0] else 2048
+    assert len(model.get_input_embeddings().weight) == rows
+
+
+def test_a_language_model_is_trained_without_a_tower(golden: Path, tmp_path: Path) -> None:
+    rows = [row for row in json.loads((golden / "train_data/train.json").read_text()) if "image" not in row]
+    data = tmp_path / "text.json"
+    data.write_text(json.dumps(rows))
+    argv = short(golden, tmp_path / "out", "--data_path", str(data))
+    for flag in ("--vision_tower", "--pretrain_mm_mlp_adapter"):
+        place = argv.index(flag)
+        del argv[place : place + 2]
+    trainer = fit(assembled_from(argv))
+    assert trainer.state.global_step == 2
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize(
+    ("run", "weights"),
+    [
+        ("viii_lora", {"adapter_model.safetensors", "adapter_config.json", "non_lora_trainables.bin"}),
+        ("viii_pretrain", {"mm_projector.bin"}),
+        ("viii_full", {"model.safetensors", "tokenizer.model"}),
+    ],
+)
+def test_every_checkpoint_can_be_used_and_old_ones_go(
+    golden: Path, tmp_path: Path, run: str, weights: set[str]
+) -> None:
+    output = tmp_path / "llava"
+    saving = ["--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1"]
+    fit(assembled_from(short(golden, output, *saving, run=run)))
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
+    checkpoint = output / "checkpoint-3"
+    assert names_in(checkpoint) >= {"config.json", "optimizer.pt", "trainer_state.json", *weights}
+    base = None if run == "viii_full" else "weights/tiny-vicuna-v1.5"
+    for folder in (checkpoint, output):
+        _, model, processor, _ = load_pretrained_model(folder, base, device="cpu")
+        assert processor is not None
+        assert model.config.use_cache is True
+
+
+def test_image_tokens_are_trained_saved_and_gone_on_with(golden: Path, tmp_path: Path) -> None:
+    saving = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    argv = [*saving, "--mm_use_im_start_end", "True"]
+    fit(assembled_from(short(golden, tmp_path / "whole", *argv, run="viii_pretrain")))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "cut" / "checkpoint-1")
+    train(argv=short(golden, tmp_path / "cut", *argv, run="viii_pretrain"))
+    ours, theirs = (
+        torch.load(tmp_path / name / "mm_projector.bin", weights_only=True) for name in ("cut", "whole")
+    )
+    assert ours["model.embed_tokens.weight"].shape == (2050, 128)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_vocabulary_in_parts_is_not_grown(golden: Path, tmp_path: Path) -> None:
+    assembled = assembled_from(short(golden, tmp_path))
+    table = assembled.model.get_input_embeddings().weight
+    table.ds_shape = table.shape  # as ZeRO-3 leaves it: the size beside an empty tensor
+    table.data = table.data[:0]
+    grow_tables(assembled.model, 2048)
+    with pytest.raises(
+        SettingsError, match="from 2048 to 2049 rows, which ZeRO-3 cannot do: use scripts/zero2"
+    ):
+        grow_tables(assembled.model, 2049)
+
+
+def test_no_checkpoint_is_added_at_the_end(golden: Path, tmp_path: Path) -> None:
+    fit(assembled_from(short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "100")))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_checkpoint_without_its_last_file_is_passed_over(golden: Path, tmp_path: Path) -> None:
+    saving = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(assembled_from(short(golden, whole, *saving)))
+    shutil.copytree(whole / "checkpoint-2", cut / "checkpoint-2")
+    # What a crash of the original's trainer leaves while it writes: a newer folder, not whole.
+    (cut / "checkpoint-3").mkdir()
+    (cut / "checkpoint-3" / "optimizer.pt").write_bytes(b"half")
+
+    train(argv=short(golden, cut, *saving))
+    assert equal_bits(cut, whole)
+
+
+def test_a_finished_run_is_left_alone(golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
+    train(argv=argv)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with caplog.at_level("INFO"):
+        train(argv=argv)
+    assert "already finished" in caplog.text
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    with pytest.raises(SettingsError, match=r"holds a finished run of 2 steps .* 5 steps are asked for"):
+        train(argv=[*argv, "--max_steps", "5"])
+    train(argv=[*argv, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
+
+
+def test_a_run_with_other_flags_is_not_taken_for_this_one(golden: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    shutil.copyfile(golden / "train_data/train.json", data)
+    argv = short(golden, tmp_path / "out", "--save_strategy", "steps", "--save_steps", "1")
+    argv += ["--data_path", str(data)]
+    train(argv=argv)
+    other = [*argv, "--learning_rate", "0.5"]
+    with pytest.raises(
+        SettingsError, match=r"holds a finished run with other flags \(learning_rate 0.002, now"
+    ):
+        train(argv=other)
+    rows = json.loads(data.read_text())
+    data.write_text(json.dumps([*rows, rows[0]]))  # the same name, more to learn
+    with pytest.raises(SettingsError, match=r"holds a finished run with other flags .size of data_path"):
+        train(argv=argv)
+    shutil.copyfile(golden / "train_data/train.json", data)
+    train(argv=[*argv, "--logging_steps", "2"])  # learns the same: finished, left alone
+
+    (tmp_path / "out" / "trainer_state.json").unlink()  # as if cut off
+    with pytest.raises(
+        SettingsError, match=r"checkpoint-2: holds a part of a run with other flags .learning"
+    ):
+        train(argv=other)
+    train(argv=[*other, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")])
+    train(argv=[*other, "--resume_from_checkpoint", "never"])
+
+
+def test_two_runs_do_not_write_into_one_folder(golden: Path, tmp_path: Path) -> None:
+    argv = short(golden, tmp_path)
+    with alone(tmp_path, is_writer=True):
+        with pytest.raises(SettingsError, match="another run is writing there; give another --output_dir"):
+            train(argv=argv)
+        with alone(tmp_path, is_writer=False):  # a process of the same run
+            pass
+    with pytest.raises(SettingsError, match="--version"):
+        train(argv=[*argv, "--version", "none"])
+    with alone(tmp_path, is_writer=True):  # free again also after an error
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_half_written_goes(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
+    train(argv=argv)
+    (tmp_path / ".saving-x").mkdir()
+    (tmp_path / ".saving-x" / "model.safetensors").write_bytes(b"half")
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Training anew over old checkpoints: cut off amid the first.
+    before = (tmp_path / "checkpoint-1/optimizer.pt").read_bytes()
+    monkeypatch.setattr(LLaVATrainer, "_save_optimizer_and_scheduler", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(argv=[*argv, "--resume_from_checkpoint", "never"])
+    assert is_complete(tmp_path / "checkpoint-1")  # still the old one
+    assert (tmp_path / "checkpoint-1/optimizer.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".saving-*"))
+
+
+def test_a_lora_checkpoint_without_its_projector_is_refused(golden: Path, tmp_path: Path) -> None:
+    argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
+    train(argv=argv)
+    (tmp_path / "trainer_state.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-1" / "non_lora_trainables.bin").unlink()
+    with pytest.raises(CheckpointError, match="lacks 4 of the 4 weights trained beside"):
+        train(argv=argv)
+
+
+class Runs:
+    """What unpickles to a call."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: torch.save({"x": Runs()}, folder / "optimizer.pt"), "holds more than tensors"),
+        (lambda folder: (folder / "optimizer.pt").write_bytes(b"PK cut short"), "cannot be gone on from"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be gone on from"),
+    ],
+)
+def test_a_damaged_checkpoint_is_said_in_one_line(
+    golden: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
+    fit(assembled_from(argv))
+    damage(tmp_path / "checkpoint-1")
+    with pytest.raises(CheckpointError, match=rf"checkpoint-1: .*{message}") as caught:
+        train(argv=[*argv, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
+    assert "\n" not in str(caught.value)
+    assert not (golden / "ran").exists()
+
+
+def test_a_base_that_holds_code_is_not_run(golden: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
+    (base / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Runs()}, base / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"base: holds more than tensors, or is damaged; it is not run"):
+        train(argv=short(golden, tmp_path / "out", "--model_name_or_path", str(base)))
+
+
+# ---- input that is wrong
+
+
+def data_file(folder: Path, row: Any) -> str:
+    path = folder / "data.json"
+    path.write_text(row if isinstance(row, str) else json.dumps([row]))
+    return str(path)
+
+
+def conversation(human: str = "<image>\nWhat?", gpt: str = "A cat.", **more: Any) -> dict[str, Any]:
+    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+    return {"id": "s1", "image": "a_640x480.png", "conversations": turns, **more}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('[{"id": 1,', "data.json.*not valid JSON"),
+        ("[]", "data.json: holds no sample"),
+        (
+            conversation(image="none.png"),
+            r"record 0 \(id 's1'\): images/none.png: no such image file; .python",
+        ),
+        (conversation(conversations=[{"from": "robot", "value": "x"}]), "record 0 .*'s1'.*'robot'"),
+        ({"id": "s1", "conversations": conversation()["conversations"]}, "'s1'.*<image>.*no image"),
+    ],
+)
+def test_a_bad_record_is_named(golden: Path, tmp_path: Path, row: Any, message: str) -> None:
+    argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, row))
+    with pytest.raises(DataError, match=message):
+        train(argv=argv)
+
+
+@pytest.mark.parametrize(
+    ("version", "odd", "message"),
+    [
+        ("v1", conversation(image="none.png"), "no such image file; .python -m llava.data.check"),
+        (
+            "plain",
+            {"id": 2, "conversations": conversation("Hi")["conversations"]},
+            "template plain takes one",
+        ),
+        ("plain", conversation(conversations=conversation()["conversations"] * 2), "<image> stands in turns"),
+        ("llama_2", {"id": 2, "conversations": conversation("")["conversations"]}, "turn 0 is empty"),
+    ],
+)
+def test_one_odd_record_is_found_before_weights_are_read(
+    golden: Path, tmp_path: Path, version: str, odd: dict[str, Any], message: str
+) -> None:
+    data = data_file(tmp_path, json.dumps([*[conversation()] * 20, odd]))
+    base = tmp_path / "base"
+    shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
+    (base / "model.safetensors").unlink()
+    argv = short(golden, tmp_path / "out", "--data_path", data, "--model_name_or_path", str(base))
+    with pytest.raises(DataError, match=rf"data.json: record 20\b.*{message}"):
+        train(argv=[*argv, "--version", version])
+
+
+def test_what_the_original_trains_on_stops_no_run(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Odd rows as they come from the web: each is learned from, or counted with its reason."""
+    turns = {"human": ["<image> in a feed?", "", "over " * 400, "unanswered"], "gpt": ["", "</s>", "a", ""]}
+    pairs = zip(turns["human"], turns["gpt"], strict=True)
+    talk = [[{"from": "human", "value": one}, {"from": "gpt", "value": other}] for one, other in pairs]
+    talk[3].pop()
+    talk += [[{"from": "gpt", "value": "alone"}], [{"from": "gpt", "value": "first"}, *talk[2]]]
+    rows: list[Any] = [{"id": place, "conversations": said} for place, said in enumerate(talk)]
+    rows += [conversation(id="7"), conversation(human="no token"), conversation(id=8, gpt=" ")]
+    argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, json.dumps(rows)))
+    more = ["--max_steps", "-1", "--num_train_epochs", "1", "--model_max_length", "128"]
+    caplog.set_level("INFO", logger="llava")
+    trainer = fit(assembled_from([*argv, *more]))
+    assert trainer.problems == {"no answer": 3, "answer cut away": 2, "image not in text": 1}
+    assert "1 records without image hold <image>, which is plain text there: 0 is the first" in caplog.text
+
+
+def test_a_broken_image_is_named_from_a_worker_process_too(golden: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    whole = (golden / "images" / "a_640x480.png").read_bytes()
+    (images / "a_640x480.png").write_bytes(whole[: len(whole) // 2])
+    argv = short(golden, tmp_path / "out", "--data_path", data_file(tmp_path, conversation()))
+    argv += ["--image_folder", str(images), "--dataloader_num_workers", "1"]
+    for check in ("True", "False"):
+        with pytest.raises(
+            DataError, match=r"record 0 \(id 's1'\): .*a_640x480.png: cannot be read"
+        ) as caught:
+            train(argv=[*argv, "--check_data", check])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (["--version", "v1.5"], SettingsError, "--version v1.5: no such template; there are .*vicuna_v1"),
+        (["--model_name_or_path", "weights/none"], CheckpointError, "weights/none"),
+        (["--vision_tower", "weights/none"], CheckpointError, "weights/none"),
+        (["--pretrain_mm_mlp_adapter", "weights/none"], CheckpointError, "weights/none"),
+        (["--pretrain_mm_mlp_adapter", "train_data/train.json"], CheckpointError, "train_data/train.json"),
+        (["--image_aspect_ratio", "anyres"], SettingsError, "anyres"),
+    ],
+)
+def test_a_wrong_name_is_an_error_of_one_line(
+    golden: Path, tmp_path: Path, more: list[str], error: type[LlavaError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(argv=short(golden, tmp_path, *more))
+
+
+def test_images_without_a_tower_are_refused_before_weights_are_read(golden: Path, tmp_path: Path) -> None:
+    argv = short(golden, tmp_path)
+    place = argv.index("--vision_tower")
+    del argv[place : place + 2]
+    with pytest.raises(SettingsError, match="sample 's0' has an image: --vision_tower is missing"):
+        train(argv=argv)
+
+
+def test_a_loss_that_is_no_number_names_the_samples(golden: Path, tmp_path: Path) -> None:
+    assembled = assembled_from(short(golden, tmp_path))
+    with torch.no_grad():
+        assembled.model.get_model().mm_projector[0].weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan on samples 's\d+', 's\d+'"):
+        fit(assembled)
+
+
+def test_a_layer_that_the_tower_has_not_is_refused_before_weights_are_read(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.train.assemble._load_language_model", None)
+    with pytest.raises(CheckpointError, match=r"mm_vision_select_layer is -99, the tower has \d+ layers"):
+        assembled_from(short(golden, tmp_path, "--mm_vision_select_layer", "-99"))
+
+
+def test_a_gradient_that_is_no_number_changes_no_weight(golden: Path, tmp_path: Path) -> None:
+    assembled = assembled_from(short(golden, tmp_path))
+    weight = assembled.model.get_model().mm_projector[0].weight
+    before = weight.detach().clone()
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is nan on samples 's\d+', 's\d+'"):
+        fit(assembled)
+    assert torch.equal(before, weight)
+
+
+def test_samples_that_teach_nothing_are_counted_and_change_nothing(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = data_file(tmp_path, conversation(gpt=""))
+    assembled = assembled_from(short(golden, tmp_path / "out", "--data_path", data, "--weight_decay", "0"))
+    weight = assembled.model.get_model().mm_projector[0].weight
+    before = weight.detach().clone()
+    trainer = fit(assembled)
+    assert torch.equal(before, weight)
+    assert trainer.problems == {"no answer": 2}
+    assert "sample 's1' teaches nothing: no answer" in caplog.text
+    assert "nothing to learn in samples 's1'" in caplog.text
+
+
+def test_an_answer_pushed_out_by_its_image_is_reported(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = short(golden, tmp_path / "out", "--model_max_length", "64")
+    alone = assembled_from([*argv, "--data_path", data_file(tmp_path, conversation())])
+    trainer: LLaVATrainer = fit(alone)
+    assert trainer.state.log_history[0]["loss"] == 0.0
+    assert "nothing to learn in samples 's1'" in caplog.text
+    assert trainer.problems == {"answer cut away": 2}
+
+    # Beside samples that do teach, too: the loss says nothing of it there.
+    mixed = data_file(tmp_path, json.dumps([conversation(), conversation(id="s2", human="<image>")]))
+    more = ["--data_path", mixed, "--model_max_length", "77", "--output_dir", str(tmp_path / "mixed")]
+    trainer = fit(assembled_from([*argv, *more]))
+    assert all(entry["loss"] > 1 for entry in trainer.state.log_history if "loss" in entry)
+    assert trainer.problems == {"answer cut away": 2}
+
+
+def test_a_disk_too_small_for_the_result_is_refused_before_training(
+    golden: Path, small_disk: Callable[[int], Path]
+) -> None:
+    with pytest.raises(CheckpointError, match="GB free, the result takes"):
+        fit(assembled_from(short(golden, small_disk(16) / "out")))

@@ -1,0 +1,435 @@
+"""Every benchmark, found by `names()`, keeps the same contract; and answers are put to the right question."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llava import benchmarks
+from llava.benchmarks import letter_rules, paper
+from llava.benchmarks.__main__ import score_table
+from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.base import Benchmark
+from llava.errors import AnswersError, DataError, SettingsError
+from llava.schema import Answer, Question, Score, Scores
+from llava.scoring.metrics import read_scores, write_scores
+from support.benchmark_downloads import MAKERS, Tiny
+
+NAMES = benchmarks.names()
+
+
+@pytest.fixture
+def tiny(name: str, tmp_path: Path) -> Tiny:
+    return MAKERS[name](tmp_path)
+
+
+@pytest.fixture
+def benchmark(name: str) -> Benchmark:
+    return benchmarks.get(name)
+
+
+def test_the_twelve_benchmarks_are_found() -> None:
+    assert set(NAMES) == set(MAKERS)
+    assert benchmarks.get("sqa").name == "scienceqa"
+
+
+def test_an_unknown_name_lists_those_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"no benchmark 'sed'; there are: gqa, llava_bench, .*, seed, "):
+        benchmarks.get("sed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestContract:
+    def test_right_answers_get_the_best_score_with_an_interval(
+        self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        scores = benchmark.score(tmp_path, tiny.answers, split=tiny.split)
+        headline = scores.get(scores.headline)
+        assert headline.value == pytest.approx(tiny.best)
+        assert headline.n > 0
+        assert headline.low is not None
+        assert headline.low <= tiny.best <= (headline.high or 0.0) + 1e-9
+        assert scores.counts["questions"] == scores.counts["answered"] == len(scores.verdicts)
+        assert scores.counts["unanswered"] == scores.counts["unparsable"] == scores.counts["duplicates"] == 0
+        assert all(verdict.score == 1.0 for verdict in scores.verdicts if benchmark.name != "llava_bench")
+
+    def test_metrics_json_gives_the_scores_back(
+        self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        scores = benchmark.score(tmp_path, tiny.answers, split=tiny.split)
+        path = write_scores(tmp_path / "out", scores)
+        assert read_scores(path) == read_scores(tmp_path / "out") == scores
+
+    def test_a_missing_answer_is_named_or_counts_as_wrong(
+        self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        with pytest.raises(AnswersError, match=r"1 of \d+ questions have no answer"):
+            benchmark.score(tmp_path, tiny.answers[:-1], split=tiny.split)
+        scores = benchmark.score(tmp_path, tiny.answers[:-1], split=tiny.split, allow_missing=True)
+        assert scores.counts["unanswered"] == 1
+        assert (scores.get(scores.headline).value or 0.0) < tiny.best
+        assert "no answer and count as wrong" in scores.notes[0]
+        assert "no answer and count as wrong" in score_table(scores)
+
+    def test_an_answer_to_another_question_is_named(
+        self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        stranger = replace(tiny.answers[0], question_id=987654321)
+        with pytest.raises(AnswersError, match=r"1 answered ids are not among .* 987654321"):
+            benchmark.score(tmp_path, [*tiny.answers, stranger], split=tiny.split)
+
+    def test_an_answer_said_twice_counts_once(self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path) -> None:
+        scores = benchmark.score(tmp_path, [*tiny.answers, tiny.answers[0]], split=tiny.split)
+        assert scores.counts["duplicates"] == 1
+        assert scores.get(scores.headline).value == pytest.approx(tiny.best)
+
+    def test_answers_that_contradict_are_an_error(
+        self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        other = replace(tiny.answers[0], text="something else")
+        with pytest.raises(AnswersError, match="contradict"):
+            benchmark.score(tmp_path, [*tiny.answers, other], split=tiny.split)
+
+    def test_the_prepared_question_file_asks_what_was_built(
+        self, benchmark: Benchmark, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        built = benchmark.read_questions(tmp_path, tiny.split)
+        path = benchmark.question_path(tmp_path, tiny.split)
+        if not path.is_file():
+            assert benchmark.prepare(tmp_path, path, split=tiny.split) == len(built)
+        assert benchmark.read_questions(tmp_path, tiny.split) == built
+
+    def test_an_unknown_split_is_named(self, benchmark: Benchmark, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="has no split 'tset'; there are: "):
+            benchmark.read_questions(tmp_path, "tset")
+
+    def test_an_empty_root_says_what_is_wanted(self, benchmark: Benchmark, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=str(tmp_path)):
+            benchmark.read_questions(tmp_path)
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llava.benchmarks", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prepares_scores_and_submits(tmp_path: Path) -> None:
+    tiny = MAKERS["seed"](tmp_path)
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "".join(json.dumps({"question_id": a.question_id, "text": a.text}) + "\n" for a in tiny.answers)
+    )
+    prepared = run("prepare", "seed", "--root", tmp_path)
+    assert prepared.stdout == f"wrote {tmp_path}/llava-seed-bench-image.jsonl: 3 questions\n"
+    scored = run("score", "seed", "--root", tmp_path, "--answers", answers, "--save-path", tmp_path / "out")
+    assert scored.returncode == 0, scored.stderr
+    lines = [line.split() for line in scored.stdout.splitlines()]
+    assert lines[1] == ["Instance", "Location", "2", "100.00", "[34.24,", "100.00]"]
+    assert lines[3][:3] == ["image", "3", "100.00"]
+    assert read_scores(tmp_path / "out").get("image").value == 100.0
+    sent = run("submit", "seed", "--root", tmp_path, "--answers", answers, "--output", tmp_path / "up.jsonl")
+    assert sent.returncode == 0, sent.stderr
+    assert (tmp_path / "up.jsonl").read_text().splitlines()[0] == '{"question_id": "11", "prediction": "B"}'
+
+
+def test_the_command_leaves_no_metrics_when_answers_are_missing(tmp_path: Path) -> None:
+    MAKERS["seed"](tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"question_id": 11, "text": "B"}\n')
+    result = run(
+        "score", "seed", "--root", tmp_path, "--answers", tmp_path / "a.jsonl", "--save-path", tmp_path / "o"
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: seed: 2 of 3 questions have no answer: 12, 13;")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_only_a_server_can_score_leaves_its_upload(tmp_path: Path) -> None:
+    rows = [{"image": "a.jpg", "question": "What is this?"}]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text('{"question_id": 0, "text": "A Dog."}\n')
+    result = run(
+        "score",
+        "vizwiz",
+        "--root",
+        tmp_path,
+        "--answers",
+        tmp_path / "a.jsonl",
+        "--save-path",
+        tmp_path / "o",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "vizwiz has no local score; wrote" in result.stdout
+    assert (tmp_path / "o/submission.json").read_text() == '[{"image": "a.jpg", "answer": "dog"}]'
+    scores = read_scores(tmp_path / "o")
+    assert scores.get("overall").value is None
+    assert scores.verdicts[0].status == "unjudged"
+
+
+TWINS = [Question("i", "Is it red?\nShort."), Question("i", "Is it blue?\nShort."), Question("j", "Why?")]
+
+
+def said(*rows: tuple[str, str, str]) -> list[Answer]:
+    return [Answer(key, prompt, text) for key, prompt, text in rows]
+
+
+def texts(
+    questions: Sequence[Question], answers: Sequence[Answer], *, allow_missing: bool = False
+) -> list[str]:
+    matched = match(questions, answers, allow_missing=allow_missing, name="x")
+    return [answer.text if answer else "-" for answer in matched.answers]
+
+
+class TestMatching:
+    def test_a_repeated_id_goes_by_prompt_whatever_the_order(self) -> None:
+        answers = said(
+            ("i", "Is it blue?\nShort.", "no"), ("j", "", "so"), ("i", "<image>\nIs it red?\nShort.", "yes")
+        )
+        assert texts(TWINS, answers) == ["yes", "no", "so"]
+
+    def test_without_prompts_a_repeated_id_goes_by_order(self) -> None:
+        assert texts(TWINS, said(("i", "", "yes"), ("i", "", "no"), ("j", "", "so"))) == ["yes", "no", "so"]
+
+    def test_one_of_two_with_prompt_leaves_the_other_missing(self) -> None:
+        answers = said(("i", "Is it blue?\nShort.", "no"), ("j", "", "so"))
+        assert texts(TWINS, answers, allow_missing=True) == ["-", "no", "so"]
+
+    def test_one_of_two_without_prompt_is_refused(self) -> None:
+        with pytest.raises(AnswersError, match="2 questions share the id i"):
+            texts(TWINS, said(("i", "", "no"), ("j", "", "so")), allow_missing=True)
+
+    def test_the_same_question_twice_may_share_an_answer(self) -> None:
+        assert texts([TWINS[0], TWINS[0]], said(("i", "", "no"))) == ["no", "no"]
+
+    def test_ids_compare_as_text(self) -> None:
+        assert texts([Question("101669", "")], [Answer(101669, "", "A")]) == ["A"]
+
+    def test_contradicting_answers_to_one_prompt_are_refused(self) -> None:
+        rows = [("i", "Is it red?\nShort.", text) for text in ("yes", "no")]
+        with pytest.raises(AnswersError, match="question i has 2 answers that contradict: 'no', 'yes'"):
+            texts(TWINS, said(*rows, ("i", "Is it blue?\nShort.", "no"), ("j", "", "so")))
+
+    def test_answers_to_other_prompts_are_counted(self) -> None:
+        matched = match([TWINS[2]], said(("j", "When?", "so")), allow_missing=False, name="x")
+        assert matched.other_prompts == 1
+        assert (
+            match([TWINS[2]], said(("j", "Why?\nShort.", "so")), allow_missing=False, name="x").other_prompts
+            == 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"question_id": 1, "prompt": "p", "text": "yes", "model_id": "m", "round_id": 0}\n'),
+        ("a.jsonl", '{"question_id": 1, "prediction": "yes"}\n'),
+        ("a.json", '[{"questionId": 1, "prediction": "yes"}]'),
+        ("a.json", '[{"question_id": 1, "answer": "yes"}]'),
+        ("a.json", '{"1": "yes"}'),
+    ],
+)
+def test_answers_are_read_in_every_shape(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (answer,) = read_answers(tmp_path / name)
+    assert (str(answer.question_id), answer.text) == ("1", "yes")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question_id": 1}\n', "a.jsonl:1: found the keys question_id; wanted an id"),
+        ('{"question_id": 1, "text": "A"}\n{"question_id": 2, "te', "a.jsonl:2: not valid JSON"),
+        ('{"question_id": 1, "text": null}\n', "a.jsonl:1: found the keys"),
+        ('{"question_id": 1, "text": 3}\n', "a.jsonl:1: the text is 3, a int, wanted text"),
+        ('{"question_id": [1], "text": "A"}\n', r"a.jsonl:1: the id is \[1\], a list, wanted text"),
+        ('{"question_id": 1, "text": "A", "prompt": 5}\n', "a.jsonl:1: the prompt is 5"),
+    ],
+)
+def test_a_damaged_answers_file_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises((AnswersError, DataError), match=message):
+        read_answers(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+@pytest.mark.parametrize(
+    "content", ["5", "null", '"A"', "[1]", '{"1": 2}', '{"outputs": 5}', '{"correct": 5, "incorrect": []}']
+)
+def test_a_json_file_that_holds_no_answers_is_the_users_error(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises((AnswersError, DataError), match=r"a\.json"):
+        benchmarks.get(name).read_answers(tmp_path / "a.json")
+
+
+def test_null_prompt_model_and_round_are_as_absent(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    rows = [
+        {"question_id": a.question_id, "text": a.text, "prompt": None, "model_id": None, "round_id": None}
+        for a in tiny.answers
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mmbench = benchmarks.get("mmbench")
+    assert mmbench.score(tmp_path, mmbench.read_answers(tmp_path / "a.jsonl")).get("circular").value == 100.0
+
+
+def test_answers_told_apart_by_order_alone_are_noted(tmp_path: Path) -> None:
+    tiny = MAKERS["mme"](tmp_path)
+    answers = [replace(answer, prompt="") for answer in tiny.answers]
+    scores = benchmarks.get("mme").score(tmp_path, answers)
+    assert scores.notes[0].startswith(f"{len(answers)} of {len(answers)} answers share their id with another")
+    assert not benchmarks.get("mme").score(tmp_path, tiny.answers).notes
+
+
+def test_white_space_that_costs_points_is_noted(tmp_path: Path) -> None:
+    tiny = MAKERS["seed"](tmp_path)
+    scores = benchmarks.get("seed").score(tmp_path, [replace(a, text=f"{a.text}\n") for a in tiny.answers])
+    assert scores.get("image").value == 0.0
+    assert scores.notes == (
+        "3 answers without points have white space around them, which the official rule keeps",
+    )
+
+
+OPTIONS = {"A": "a red cat", "B": "dog", "C": "rain"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"), ("B.", "B"), ("(B)", "B"), ("B. dog", "B"), ("The answer is C", "C"), ("选项：C。", "C"),
+        ("A", "A"), ("A. a red cat", "A"), ("A man in the rain", "C"), ("A man walks his pet", None),
+        ("It is a Dog", "B"), ("a dog in the rain", None), ("A or B", None), ("E", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_letter_meant_is_found_or_none(text: str, letter: str | None) -> None:
+    assert letter_rules.extract(text, OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A", "A"), ("B. foo", "B"), ("B.", None), ("The answer is D.", "D"), ("The answer is Z.", "Z"),
+        ("The answer is D. The answer is B.", None), ("I think C", None), ("b", None),
+        ("The answer is C", None), ("", None), ("AB", None), ("ABCDE", None),
+    ],
+)  # fmt: skip
+def test_scienceqa_reads_letters_as_the_original(text: str, letter: str | None) -> None:
+    assert letter_rules.scienceqa(text, "ABCDE") == letter
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        (
+            "seed",
+            "llava-seed-bench-image.jsonl",
+            '{"question_id": 1}\n',
+            r"image\.jsonl:1: lacks the key text",
+        ),
+        ("vqav2", "annotations.json", '{"answers": []}', r"annotations\.json: lacks the key annotations"),
+        (
+            "vqav2",
+            "annotations.json",
+            '{"annotations": [{"question_id": 1, "answers": 5}]}',
+            "not of the official shape",
+        ),
+        ("seed", "SEED-Bench.json", '{"questions": [5], "question_type": {}}', "not of the official shape"),
+        (
+            "seed",
+            "SEED-Bench.json",
+            '{"questions": [{"question_id": "1", "question_type_id": 1, "data_type": "image",'
+            ' "answer": null}], "question_type": {}}',
+            "question 0 has the answer None, wanted A, B, C or D",
+        ),
+        ("vqav2", "annotations.json", "[]", r"annotations\.json: found list, wanted a JSON object"),
+        ("textvqa", "TextVQA_0.5.1_val.json", "{}", r"val\.json: lacks the key data; it has none"),
+        (
+            "pope",
+            "coco/coco_pope_random.json",
+            '{"question_id": 1}\n',
+            r"random\.json:1: lacks the key label",
+        ),
+        ("pope", "coco/coco_pope_random.json", '{"label": "maybe"}\n', r"random\.json:1: label is 'maybe'"),
+        (
+            "mmbench",
+            "mmbench_dev_20230712.tsv",
+            "index\tquestion\n1\tQ\n",
+            r"tsv:1: no column A, B in this TSV",
+        ),
+        ("scienceqa", "llava_test_CQM-A.json", '[{"id": "4"}]', r"json: element 0: no LLaVA question"),
+    ],
+)
+def test_a_damaged_official_file_is_named_with_its_place(
+    tmp_path: Path, name: str, file: str, content: str, message: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    benchmark = benchmarks.get(name)
+    answers = [Answer(1, "", "A")]
+    with pytest.raises(DataError, match=message):
+        # VQAv2's annotations are the truth, not the questions.
+        benchmark.score(tmp_path, answers) if name == "vqav2" else benchmark.read_questions(tmp_path)
+
+
+def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> None:
+    for name in ("seed", "mmbench", "mme", "scienceqa", "vqav2"):
+        tiny = MAKERS[name](tmp_path / name)
+        scores = benchmarks.get(name).score(tmp_path / name, tiny.answers, split=tiny.split)
+        write_scores(tmp_path / name / "out", scores)
+    folders = [
+        tmp_path / name / "out/metrics.json" for name in ("seed", "mmbench", "mme", "scienceqa", "vqav2")
+    ]
+    shown = run("row", "--name", "tuned", *folders).stdout.splitlines()
+    assert shown[1].split() == ["tuned", "100.00", "100.00", "600.0/-", "-", "100.00", "100.00/100.00"]
+    assert shown[2].startswith("published: DataEngine baseline 7B LoRA ")
+    assert shown[2].split()[-7:] == ["66.04", "66.66", "1475/290", "(1765)", "57.27", "77.56", "70.67/68.27"]
+    assert shown[3].split()[-7:] == ["68.57", "67.18", "1511/303", "(1814)", "58.02", "78.18", "73.17/71.15"]
+    assert shown[4].split()[-6:] == ["-", "66.1", "1476.9/-", "63.0", "79.1", "-/68.4"]
+
+
+def test_what_lacks_is_named_with_where_to_get_it(tmp_path: Path) -> None:
+    MAKERS["mmbench"](tmp_path / "mmbench")
+    told = run("present", "--eval-root", tmp_path, "gqa", "mmbench")
+    assert told.stdout == "mmbench\n"
+    assert f"left out: gqa: {tmp_path}/gqa lacks testdev_balanced_questions.json or " in told.stderr
+    assert run("present", "--need-all", "--eval-root", tmp_path, "gqa", "mmbench").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "question_file"),
+    [
+        ("vqav2", "llava_vqav2_mscoco_val2014"),
+        ("vizwiz", "llava_val"),
+        ("mmbench", "mmbench_test_20230712"),
+    ],
+)
+def test_another_split_is_there_by_its_own_files(name: str, question_file: str, tmp_path: Path) -> None:
+    MAKERS[name](tmp_path / name)
+    for folder in ("val2014", "val"):
+        (tmp_path / name / folder).mkdir()
+        (tmp_path / name / folder / "x.jpg").touch()
+    (tmp_path / name / "mmbench_dev_20230712.tsv").unlink(missing_ok=True)
+    (tmp_path / name / "mmbench_test_20230712.tsv").touch()
+    assert run("present", "--eval-root", tmp_path, name).stdout == ""
+    assert run("present", "--eval-root", tmp_path, f"{name}={question_file}").stdout == f"{name}\n"
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+def test_every_benchmark_says_what_it_needs_and_where_that_is(name: str, tmp_path: Path) -> None:
+    benchmark = benchmarks.get(name)
+    assert benchmark.missing(tmp_path)
+    assert benchmark.download
+
+
+def test_mme_in_the_papers_row_has_its_total() -> None:
+    both = (Score("perception", 1510.66, 2114), Score("cognition", 303.21, 260))
+    row = paper.table("m", [Scores("mme", "perception", both)]).splitlines()[1]
+    assert row.split() == ["m", "-", "-", "1510.7/303.2", "(1813.9)", "-", "-", "-/-"]

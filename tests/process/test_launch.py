@@ -1,0 +1,370 @@
+"""How a run is started: the launcher that fits, several machines, and an end that names a lost process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llava.errors import SettingsError
+from llava.train.checkpointing.resume import is_complete
+from llava.train.launch import Here, Launch, plan
+from support.training_processes import free_port
+
+TRAIN = "TRAIN"
+HOSTS = "gpu01 slots=2\ngpu02 slots=2\n"
+
+
+def planned(settings: dict[str, str], *, gpus: int = 0, deepspeed: bool = True) -> Launch:
+    """The plan for flags `--x 1`; the program's path as TRAIN, that of the ZeRO settings as its name."""
+    launch = plan("3", ["--x", "1"], settings, Here(gpus, deepspeed))
+    names = {"train_mem.py": TRAIN, "zero3.json": "zero3.json"}
+    return Launch(launch.by, [names.get(Path(word).name, word) for word in launch.words], launch.environment)
+
+
+ZERO = [TRAIN, "--deepspeed", "zero3.json", "--x", "1"]
+PLAIN = [TRAIN, "--x", "1"]
+ON_PORT = ["--master_port", "29999"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "deepspeed", "nproc", "by", "words"),
+    [
+        (2, True, "", "deepspeed", [*ON_PORT, *ZERO]),
+        (2, True, "1", "deepspeed", [*ON_PORT, "--num_gpus", "1", *ZERO]),
+        (2, False, "", "torchrun", ["--nproc_per_node", "2", *ON_PORT, *PLAIN]),
+        (0, True, "3", "torchrun", ["--nproc_per_node", "3", *ON_PORT, *PLAIN]),
+        (0, True, "", "python", PLAIN),
+        (1, False, "", "python", PLAIN),
+    ],
+)
+def test_the_launcher_fits_the_machine(
+    gpus: int, deepspeed: bool, nproc: str, by: str, words: list[str]
+) -> None:
+    launch = planned({"NPROC": nproc, "MASTER_PORT": "29999"}, gpus=gpus, deepspeed=deepspeed)
+    assert (launch.by, launch.words) == (by, words)
+
+
+@pytest.mark.parametrize(("nproc", "launched_on"), [("", "4,5,7"), ("2", "4,5"), ("1", "4")])
+def test_deepspeed_stays_on_the_visible_gpus(nproc: str, launched_on: str) -> None:
+    """Given --num_gpus it ignores CUDA_VISIBLE_DEVICES, and takes GPUs that are somebody else's."""
+    launch = planned({"NPROC": nproc, "CUDA_VISIBLE_DEVICES": "4,5,7"}, gpus=3)
+    assert (launch.by, launch.environment) == ("deepspeed", {"CUDA_VISIBLE_DEVICES": launched_on})
+    assert "--num_gpus" not in launch.words
+
+
+TWO = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "localhost"}
+
+
+@pytest.mark.parametrize(("deepspeed", "program"), [(True, ZERO), (False, PLAIN)])
+def test_one_of_several_machines_meets_the_others(deepspeed: bool, program: list[str]) -> None:
+    launch = planned(TWO, gpus=8, deepspeed=deepspeed)
+    meeting = ["--nnodes", "2", "--node_rank", "1", "--master_addr", "localhost", "--master_port", "29500"]
+    assert (launch.by, launch.words) == ("torchrun", [*meeting, "--nproc_per_node", "8", *program])
+    assert launch.environment == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert planned({**TWO, "GLOO_SOCKET_IFNAME": "eth7"}).environment == {"GLOO_SOCKET_IFNAME": "eth7"}
+
+
+def hostfile(folder: Path, text: str = HOSTS) -> dict[str, str]:
+    path = folder / "hosts.txt"
+    path.write_text(text)
+    return {"HOSTFILE": str(path)}
+
+
+def test_a_list_of_machines_goes_to_deepspeed(tmp_path: Path) -> None:
+    for tool in ("ssh", "pdsh"):
+        (tmp_path / tool).touch(mode=0o755)
+    hosts = hostfile(tmp_path, f"# all\n\n{HOSTS}")
+    launch = planned({**hosts, "NPROC": "1", "PATH": str(tmp_path)})
+    words = ["--hostfile", hosts["HOSTFILE"], "--num_gpus", "1", "--master_port", "29500"]
+    assert (launch.by, launch.words) == ("deepspeed", [*words, *ZERO])
+    quoted = plan(
+        "3", ["--a", "", "--b", "$x", "--c", "d e"], {**hosts, "PATH": str(tmp_path)}, Here(0, True)
+    )
+    # For pdsh's shell; DeepSpeed itself quotes what has a space.
+    assert quoted.words[-6:] == ["--a", "''", "--b", "'$x'", "--c", "d e"]
+    by_hand = planned({**hosts, "NODE_RANK": "1", "MASTER_ADDR": "localhost", "PATH": ""})
+    words = ["--no_ssh", "--node_rank", "1", "--master_addr", "localhost", "--master_port", "29500"]
+    assert by_hand.words == ["--hostfile", hosts["HOSTFILE"], *words, *ZERO]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"NPROC": "8"}, "NPROC is 8, but there are 3 visible GPUs"),
+        ({"NPROC": "some"}, "NPROC is 'some': wanted a whole number of at least 1"),
+        ({"MASTER_PORT": "-1"}, "MASTER_PORT is '-1'"),
+        ({**TWO, "NODE_RANK": "2"}, "NODE_RANK is 2, but the 2 machines are 0 to 1"),
+        ({**TWO, "NODE_RANK": ""}, "NODE_RANK is not set: give each machine its number, 0 to 1"),
+        ({**TWO, "MASTER_ADDR": ""}, "MASTER_ADDR is not set: give the name or address of machine 0"),
+        ({**TWO, "NNODES": "0"}, "NNODES is '0'"),
+        ({**TWO, "MASTER_ADDR": "no machine"}, "MASTER_ADDR no machine: cannot be reached from here"),
+        ({"HOSTFILE": "none.txt"}, "HOSTFILE none.txt: no such file"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        planned(settings, gpus=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("", {}, "hosts.txt: names no machine; wanted lines as `name slots=8`"),
+        ("gpu01 slots=2\ngpu02: 2\n", {}, "hosts.txt:2: 'gpu02: 2': wanted a machine as"),
+        ("gpu01 slots=0\n", {}, "hosts.txt:1: 'gpu01 slots=0'"),
+        ("gpu01 slots=2\ngpu01 slots=2\n", {}, "hosts.txt:2: gpu01 is there twice"),
+        (HOSTS, {"NNODES": "2"}, "HOSTFILE and NNODES: choose one"),
+        (HOSTS, {"PATH": ""}, "HOSTFILE needs ssh, which is not installed; or set NODE_RANK and MASTER_ADDR"),
+        (HOSTS, {"NODE_RANK": "0"}, "MASTER_ADDR is not set"),
+        (
+            HOSTS,
+            {"NODE_RANK": "2", "MASTER_ADDR": "localhost"},
+            "NODE_RANK is 2, but the 2 machines are 0 to 1",
+        ),
+    ],
+)
+def test_a_wrong_list_of_machines_is_named(
+    tmp_path: Path, text: str, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        planned(hostfile(tmp_path, text) | settings)
+
+
+def test_a_list_of_machines_needs_deepspeed(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="HOSTFILE needs DeepSpeed, which is not installed"):
+        planned(hostfile(tmp_path), deepspeed=False)
+
+
+# ---- real runs
+
+
+def environment(golden: Path, output: Path, **settings: str) -> dict[str, str]:
+    """Tiny weights for a script, and nothing of the caller's own launcher."""
+    weights = golden / "weights"
+    gone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NPROC", "NODE_RANK", "NNODES", "HOSTFILE")
+    return {name: value for name, value in os.environ.items() if name not in gone} | {
+        "PYTHON": sys.executable,
+        "MODEL": str(weights / "tiny-vicuna-v1.5"),
+        "VISION_TOWER": str(weights / "tiny-clip-vit-patch14-56"),
+        "PROJECTOR": str(weights / "tiny-pretrain" / "mm_projector.bin"),
+        "DATA_PATH": str(golden / "train_data/train.json"),
+        "IMAGE_FOLDER": str(golden / "images"),
+        "OUTPUT_DIR": str(output),
+        **settings,
+    }
+
+
+SHORT = [*("--max_steps", "2", "--per_device_train_batch_size", "1", "--model_max_length", "256")]
+SHORT += [
+    *("--bf16", "False", "--dataloader_num_workers", "0", "--save_strategy", "no", "--report_to", "none")
+]
+
+
+def losses(output: Path) -> list[float]:
+    state = json.loads((output / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    """A command of that name, where the machine has none."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\nset -euo pipefail\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_slurms_machines_train_together(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """Two tasks as srun starts them, both on this machine."""
+    bin_folder = tmp_path / "bin"
+    program(
+        bin_folder, "scontrol", '[[ $* == "show hostnames node[1-2]" ]]; printf "localhost\\nlocalhost\\n"'
+    )
+    tasks = 'shift\nSLURM_NODEID=1 "$@" & other=$!\nSLURM_NODEID=0 "$@"\nwait "$other"'
+    program(bin_folder, "srun", f"[[ $1 == --kill-on-bad-exit=1 ]]\n{tasks}")
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": str(os.getpid())}
+    env = environment(golden, tmp_path / "out", **slurm, PATH=f"{bin_folder}:{os.environ['PATH']}")
+    command = ["bash", "scripts/v1_5/slurm.sh", "scripts/v1_5/finetune_lora.sh", *SHORT]
+    result = subprocess.run(command, env=env, cwd=repo, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(losses(tmp_path / "out")) == 2
+
+
+@pytest.fixture
+def two_machines(tmp_path: Path) -> Iterator[list[str]]:
+    """Two network namespaces joined by a cable, 10.213.7.1 and .2: their names."""
+    names = [f"llava-{os.getpid()}-{place}" for place in (0, 1)]
+    ends = [f"lv{os.getpid() % 100000}-{place}" for place in (0, 1)]
+    commands = [f"ip netns add {name}" for name in names]
+    commands += [f"ip link add {ends[0]} type veth peer name {ends[1]}"]
+    for place, (name, end) in enumerate(zip(names, ends, strict=True)):
+        commands += [f"ip link set {end} netns {name}"]
+        inside = f"ip -n {name}"
+        commands += [f"{inside} addr add 10.213.7.{place + 1}/24 dev {end}"]
+        commands += [f"{inside} link set {end} up", f"{inside} link set lo up"]
+    try:
+        for command in commands:
+            if shutil.which("ip") is None or subprocess.run(command.split(), capture_output=True).returncode:
+                pytest.skip("making network namespaces is not permitted here")
+        yield names
+    finally:
+        for name in names:
+            if shutil.which("ip"):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_train_together(
+    repo: Path, golden: Path, tmp_path: Path, two_machines: list[str]
+) -> None:
+    """Each in a network of its own: they meet over the cable or not at all."""
+    command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT]
+    started = []
+    for rank, name in enumerate(two_machines):
+        settings = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "10.213.7.1"}
+        env = environment(golden, tmp_path / "out", **settings)
+        inside = ["ip", "netns", "exec", name, *command]
+        started.append(subprocess.Popen(inside, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said[-3000:]
+    assert len(losses(tmp_path / "out")) == 2
+
+
+@pytest.mark.slow
+def test_deepspeed_reaches_the_machines_of_a_list(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """Its own launcher and processes; in place of ssh and pdsh what runs here what they would run there."""
+    pytest.importorskip("deepspeed")
+    bin_folder = tmp_path / "bin"
+    program(bin_folder, "ssh", 'echo "127.0.0.1"')
+    program(
+        bin_folder,
+        "pdsh",
+        '[[ $1 == -S && $4 == -w && $5 == node1,node2 ]]\nshift 5; text="$*"\n'
+        'bash -c "${text//%n/1}" & other=$!\nbash -c "${text//%n/0}"\nwait "$other"',
+    )
+    hosts = hostfile(tmp_path, "node1 slots=1\nnode2 slots=1\n")
+    env = environment(golden, tmp_path / "out", **hosts, PATH=f"{bin_folder}:{os.environ['PATH']}")
+    command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT]
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(losses(tmp_path / "out")) == 2
+
+
+def by_deepspeed(folder: Path) -> dict[str, str]:
+    """Settings for two processes on this machine started by DeepSpeed's own launcher."""
+    program(folder / "bin", "ssh", "true")  # it asks whether the machine can be reached
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    return {
+        **hostfile(folder, "localhost slots=2\n"),
+        **meeting,
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+    }
+
+
+class Running:
+    """finetune_lora.sh in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, repo: Path, env: dict[str, str], folder: Path, *more: str) -> None:
+        self._log = folder / "log"
+        command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT, *more]
+        with self._log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command, env=env, cwd=folder, stdout=stream, stderr=stream, start_new_session=True
+            )
+
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for(self, words: str) -> None:
+        while words not in self.said():
+            assert self.process.poll() is None, self.said()[-3000:]
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tmp_path: Path) -> None:
+    """Which kills what has not ended 30 s after a signal that it sees."""
+    pytest.importorskip("deepspeed")
+    output = tmp_path / "out"
+    env = environment(golden, output, **by_deepspeed(tmp_path))
+    run = Running(
+        repo, env, tmp_path, "--max_steps", "1000", "--save_strategy", "steps", "--save_steps", "1000"
+    )
+    run.wait_for("2/1000")
+    family = psutil.Process(run.process.pid).children(recursive=True)
+    ranks = [each for each in family if any(word.startswith("--local_rank") for word in each.cmdline())]
+    assert len(ranks) == 2
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
+    assert run.process.wait(300) == 130, run.said()[-3000:]
+    assert not any(rank.is_running() for rank in ranks)
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert is_complete(checkpoint)
+    said = run.said()
+    assert f"the same command goes on from {checkpoint}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_lost_process_ends_the_run_and_is_named_last(
+    repo: Path, golden: Path, tmp_path: Path, launcher: str
+) -> None:
+    """Its images vanish in the middle; the other one would wait for it for half an hour."""
+    pytest.importorskip(launcher.replace("torchrun", "torch"))
+    images = tmp_path / "images"
+    shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
+    settings = {"NPROC": "2"} if launcher == "torchrun" else by_deepspeed(tmp_path)
+    env = environment(golden, tmp_path / "out", **settings, IMAGE_FOLDER=str(images))
+    run = Running(repo, env, tmp_path, "--max_steps", "1000")
+    run.wait_for("2/1000")
+    images.rename(tmp_path / "gone")
+    assert run.process.wait(300) == 2, run.said()[-3000:]
+    last = run.said().strip().splitlines()[-1]
+    assert last.startswith("error: rank ")
+    assert "no such image file" in last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "who"), [("torchrun", "rank 1"), ("deepspeed", "a process")])
+@pytest.mark.parametrize(
+    ("end", "code", "how"),
+    [
+        ("os.kill(os.getpid(), 9)", 137, "was ended by SIGKILL"),
+        ("1 / 0", 1, "failed with exit code 1, see above"),
+    ],
+)
+def test_a_process_that_cannot_say_why_is_named_too(
+    repo: Path, tmp_path: Path, launcher: str, who: str, end: str, code: int, how: str
+) -> None:
+    pytest.importorskip(launcher.replace("torchrun", "torch"))
+    worker = tmp_path / "worker.py"
+    worker.write_text(f"import os, time\nif os.environ['RANK'] == '1': {end}\ntime.sleep(600)\n")
+    words, env = ["--nproc_per_node", "2"], dict(os.environ)
+    if launcher == "deepspeed":
+        env |= by_deepspeed(tmp_path)
+        words = ["--hostfile", env.pop("HOSTFILE"), "--master_addr", "localhost"]
+    words += ["--master_port", free_port(), str(worker)]
+    program = f"from llava.train.launch import Launch, start\nstart(Launch({launcher!r}, {words!r}))"
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=300)
+    last = result.stderr.strip().splitlines()[-1]
+    assert (result.returncode, last) == (code, f"error: {who} {how}; the others were stopped")
+
+
+def test_a_wrong_setting_ends_a_script_with_one_line_and_2(repo: Path, golden: Path, tmp_path: Path) -> None:
+    env = environment(golden, tmp_path / "out", NNODES="2", NODE_RANK="2", MASTER_ADDR="localhost")
+    command = ["bash", str(repo / "scripts/v1_5/finetune.sh")]
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    message = "error: NODE_RANK is 2, but the 2 machines are 0 to 1\n"
+    assert (result.returncode, result.stderr) == (2, message)

@@ -1,0 +1,435 @@
+"""Nothing of a run is lost: killed, asked to leave or short of disk, it ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from llava.errors import CheckpointError, SettingsError
+from llava.model.builder import load_pretrained_model
+from llava.train.arguments import parse_arguments
+from llava.train.assemble import assemble
+from llava.train.checkpointing.resume import is_complete
+from llava.train.checkpointing.signals import Signals
+from llava.train.train import train
+from support.shared_data import golden_folder
+from support.training_processes import Started, equal_bits, recorded_flags, trained_weights
+
+BASE = "weights/tiny-vicuna-v1.5"
+
+
+@pytest.fixture(autouse=True)
+def in_golden_folder(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded flags name files from there."""
+    monkeypatch.chdir(golden)
+
+
+def eight_steps(golden: Path, kind: str, output: Path, *more: str, processes: int = 1) -> list[str]:
+    """Two epochs with all that draws random numbers or has a position: accumulation, dropout, workers."""
+    argv = [*recorded_flags(golden, kind), "--output_dir", str(output)]
+    data = output.parent / "data.json"
+    rows = json.loads(Path(argv[argv.index("--data_path") + 1]).read_text())
+    if not data.exists():
+        data.write_text(json.dumps(rows[:16]))
+    argv += ["--max_steps", "-1", "--num_train_epochs", "2", "--gradient_accumulation_steps", "2"]
+    argv += ["--per_device_train_batch_size", str(2 // processes), "--dataloader_num_workers", "1"]
+    argv += ["--data_path", str(data)]
+    argv += ["--save_strategy", "steps", "--save_steps", "1"]
+    return [*argv, *(["--lora_dropout", "0.1"] if kind == "lora" else []), *more]
+
+
+def start(golden: Path, argv: list[str], processes: int = 1) -> Started:
+    output = Path(argv[argv.index("--output_dir", argv.index("--output_dir") + 1) + 1])
+    return Started(partial(train, argv=argv), cwd=golden, log=output.with_suffix(".log"), processes=processes)
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file and folder with its time and bytes."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def checkpoints(output: Path) -> list[str]:
+    return sorted(path.name for path in output.glob("checkpoint-*"))
+
+
+# ---- killed, and asked to leave
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "processes", "zero"),
+    [
+        ("lora", 1, ""),
+        ("pretrain", 1, ""),
+        ("full", 1, ""),
+        ("lora", 2, ""),
+        ("pretrain", 2, ""),
+        ("full", 2, ""),
+        ("lora", 2, "2"),
+        ("pretrain", 2, "2"),
+        ("full", 2, "2"),
+        ("lora", 2, "3"),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_weights(
+    golden: Path, repo: Path, tmp_path: Path, kind: str, processes: int, zero: str
+) -> None:
+    """Killed in the first epoch, amid a checkpoint if that can be hit, and left by SIGTERM in the second."""
+    more: list[str] = []
+    if zero:
+        pytest.importorskip("deepspeed")
+        more = ["--deepspeed", str(repo / f"scripts/zero{zero}.json")]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    peaceful = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
+    argv = eight_steps(golden, kind, output, *more, "--save_total_limit", "2", processes=processes)
+    run = start(golden, argv, processes)
+    run.wait_for(lambda: any(is_complete(path) for path in output.glob("checkpoint-[1-3]")))
+    run.wait_for(lambda: any(output.glob(".saving-*")))
+    run.kill()
+    assert all(is_complete(path) for path in output.glob("checkpoint-*"))
+
+    run = start(golden, argv, processes)
+    run.wait_for(lambda: (output / "checkpoint-5").is_dir())
+    run.processes[-1].terminate()
+    assert run.wait() == [128 + signal.SIGTERM] * processes
+    newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert f"the same command goes on from {newest}" in run.said()
+    assert not (output / "trainer_state.json").exists()
+
+    assert start(golden, argv, processes).wait() == [0] * processes
+    assert peaceful.wait() == [0] * processes
+    assert equal_bits(whole, output)
+    assert checkpoints(output) == ["checkpoint-7", "checkpoint-8"]
+    assert not list(output.glob(".saving-*"))
+    base = None if kind == "full" else BASE
+    _, model, _, _ = load_pretrained_model(output / "checkpoint-7", base, device="cpu")
+    assert model.get_vision_tower().is_loaded
+
+    before = contents(output)
+    again = start(golden, argv, processes)
+    assert again.wait() == [0] * processes
+    assert "already finished; nothing is done" in again.said()
+    assert contents(output) == before
+
+
+def test_a_second_ctrl_c_is_not_noted_but_obeyed() -> None:
+    signals = Signals()
+    before = signal.getsignal(signal.SIGINT)
+    with signals.watched():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the same, passed on by a launcher
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught == signal.SIGINT
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the data loader's processes too; they must live on for the step."""
+    output = tmp_path / "out"
+    run = start(golden, eight_steps(golden, "lora", output, "--save_steps", "100"))
+    run.wait_for(lambda: " 2/8 " in run.said())
+    trainer = run.processes[0].pid
+    loaders = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
+    assert loaders
+    for process in (trainer, *loaders):
+        os.kill(int(process), signal.SIGINT)
+    assert run.wait() == [130]
+    assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.said()
+    (newest,) = output.glob("checkpoint-*")
+    assert is_complete(newest)
+    assert run.said().strip().endswith(f"of 8; the same command goes on from {newest}")
+    assert "Traceback" not in run.said()
+
+
+def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
+    run = tmp_path / "run.py"
+    run.write_text(
+        "import pathlib, signal, sys, time\n"
+        "if sys.argv[1].isdecimal(): sys.exit(int(sys.argv[1]))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(600)\n"
+    )
+    program = (
+        "import sys; from llava.train.launch import Launch, start; start(Launch('torchrun', sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "--master_port", "0", str(run)]
+    for code in (2, 128 + signal.SIGUSR1):  # it said why; it was asked to
+        ended = subprocess.run([*command, str(code)], capture_output=True, text=True)
+        assert ended.returncode == code
+        assert "Traceback" not in ended.stderr
+        assert "error: rank" not in ended.stderr
+
+    ready = tmp_path / "ready"
+    launched = subprocess.Popen([*command, str(ready)], stderr=subprocess.PIPE, text=True)
+    while not ready.exists():
+        assert launched.poll() is None
+        time.sleep(0.05)
+    launched.terminate()
+    _, error = launched.communicate()
+    assert launched.returncode == 143
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_an_error_in_a_loaders_process_ends_the_run(golden: Path, tmp_path: Path) -> None:
+    """They do not obey a launcher's SIGTERM, but still their parent's."""
+    images = tmp_path / "images"
+    shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
+    argv = eight_steps(golden, "pretrain", tmp_path / "out", "--image_folder", str(images))
+    run = start(golden, [*argv, "--num_train_epochs", "100"])
+    run.wait_for(lambda: " 2/400 " in run.said())
+    images.rename(tmp_path / "gone")
+    assert run.wait() == [2]
+    assert "no such image file" in run.said().strip().splitlines()[-1]
+
+
+# ---- when a checkpoint is made, and when it cannot be
+
+
+def two_steps(golden: Path, output: Path, *more: str, kind: str = "lora") -> list[str]:
+    quick = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    saving = ["--save_strategy", "steps", "--save_steps", "1"]
+    return [*recorded_flags(golden, kind), *quick, *saving, "--output_dir", str(output), *more]
+
+
+def test_the_clock_asks_for_checkpoints_too(golden: Path, tmp_path: Path) -> None:
+    argv = two_steps(golden, tmp_path, "--save_steps", "50000", "--max_steps", "4")
+    train(argv=argv)
+    assert checkpoints(tmp_path) == []  # half an hour is not over
+    argv += ["--resume_from_checkpoint", "never", "--save_minutes", "1e-5", "--max_steps", "5"]
+    train(argv=[*argv, "--save_total_limit", "2"])
+    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-4"]  # after step 5 comes the result itself
+    for name in checkpoints(tmp_path):
+        shutil.rmtree(tmp_path / name)
+    # Without a limit, the ones that --save_steps asks for stay, of the clock's the last.
+    train(argv=[*argv, "--save_steps", "2"])
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_resumed_run_saves_as_its_flags_say(golden: Path, tmp_path: Path) -> None:
+    argv = two_steps(golden, tmp_path, "--max_steps", "5")
+    train(argv=argv)
+    (tmp_path / "trainer_state.json").unlink()
+    for number in (2, 3, 4, 5):
+        shutil.rmtree(tmp_path / f"checkpoint-{number}")
+    train(argv=[*argv, "--save_steps", "3"])
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+
+
+class AtStep(transformers.TrainerCallback):
+    """Does something to the disk before a step, while the run is going on."""
+
+    def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
+        self._events = events
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._events.get(state.global_step + 1, lambda: None)()
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Callable[[], Any]]], None]:
+    """A function that says what happens before which step."""
+    usual = transformers.trainer.DEFAULT_CALLBACKS
+
+    def plan(events: dict[int, Callable[[], Any]]) -> None:
+        monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*usual, AtStep(events)])
+
+    return plan
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    golden: Path,
+    small_disk: Callable[[int], Path],
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = small_disk(8 << 10)
+    filler = disk / "filler"
+
+    def fill() -> None:
+        filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - (100 << 10)))
+
+    at_step({2: fill, 3: filler.unlink, 4: fill})
+    argv = two_steps(golden, disk / "out", "--max_steps", "4", "--save_total_limit", "1")
+    with pytest.raises(CheckpointError, match=r"out: could not be written .* goes on from \S+/checkpoint-3$"):
+        train(argv=argv)
+    lost = [record.getMessage() for record in caplog.records if "could not be written" in record.getMessage()]
+    assert len(lost) == 2
+    assert "checkpoint-2: could not be written (" in lost[0]
+    assert "checkpoint-1, is kept. Make room: training goes on" in lost[0]
+    assert checkpoints(disk / "out") == ["checkpoint-3"]
+    filler.unlink()
+
+    at_step({})
+    train(argv=argv)  # step 4 again
+    assert checkpoints(disk / "out") == ["checkpoint-4"]
+    assert json.loads((disk / "out/trainer_state.json").read_text())["global_step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its writing thread's
+def test_a_full_disk_ends_tensorboards_curves_and_not_the_run(
+    golden: Path,
+    tmp_path: Path,
+    small_disk: Callable[[int], Path],
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = small_disk(512)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "set by --logging_dir, and to be gone afterwards")
+
+    def fill() -> None:
+        with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 1024)
+
+    at_step({2: fill})
+    more = ["--report_to", "tensorboard", "--logging_dir", str(disk / "runs"), "--max_steps", "15"]
+    train(argv=two_steps(golden, tmp_path / "out", *more, "--save_strategy", "no"))
+    assert "TensorBoard's file cannot be written" in caplog.text
+    assert (tmp_path / "out/trainer_state.json").is_file()
+
+
+def test_a_folder_that_vanishes_is_made_anew(
+    golden: Path,
+    tmp_path: Path,
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output = tmp_path / "out"
+    at_step({2: lambda: shutil.rmtree(output)})
+    train(argv=two_steps(golden, output))
+    assert "out: has vanished, and is made anew" in caplog.text
+    assert is_complete(output / "checkpoint-2")
+    assert (output / "trainer_state.json").is_file()
+
+
+# ---- an adapter trained further
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished LoRA run with a checkpoint."""
+    golden = golden_folder()
+    output = tmp_path_factory.mktemp("runs") / "adapter"
+    before = Path.cwd()
+    os.chdir(golden)
+    try:
+        train(argv=two_steps(golden, output, "--max_steps", "4", "--save_steps", "3"))
+    finally:
+        os.chdir(before)
+    return output
+
+
+def further(golden: Path, adapter: Path, output: Path, *more: str) -> list[str]:
+    """A run that goes on with an adapter, on other data."""
+    argv = two_steps(golden, output, "--init_adapter", str(adapter), *more)
+    place = argv.index("--pretrain_mm_mlp_adapter")
+    return argv[:place] + argv[place + 2 :]
+
+
+@pytest.mark.parametrize("which", [".", "checkpoint-3"])
+def test_an_adapter_is_trained_further_with_its_projector(
+    golden: Path, tmp_path: Path, adapter: Path, which: str
+) -> None:
+    stored = trained_weights(adapter / which)
+    argv = further(golden, adapter / which, tmp_path / "out", "--lora_dropout", "0.5")
+    model = assemble(*parse_arguments(argv)).model
+    own = {name.replace(".default.", "."): each for name, each in model.named_parameters()}
+    assert set(stored) == {name for name, each in own.items() if each.requires_grad}
+    assert all(torch.equal(own[name], tensor) for name, tensor in stored.items())
+    assert model.peft_config["default"].lora_dropout == 0.5
+
+    train(argv=argv)
+    after = trained_weights(tmp_path / "out")
+    assert set(after) == set(stored)
+    assert not any(torch.equal(after[name], stored[name]) for name in stored if "lora_B" in name)
+    _, model, _, _ = load_pretrained_model(tmp_path / "out", BASE, device="cpu")
+    assert model.get_vision_tower().is_loaded
+
+
+def test_what_contradicts_an_adapter_is_said_at_once(golden: Path, tmp_path: Path, adapter: Path) -> None:
+    flags = ["--lora_r", "4", "--pretrain_mm_mlp_adapter", "weights/tiny-pretrain", "--save_minutes", "-1"]
+    with pytest.raises(SettingsError) as caught:
+        parse_arguments(further(golden, adapter, tmp_path, *flags))
+    for part in (
+        "--init_adapter and --pretrain_mm_mlp_adapter: choose one",
+        f"--lora_r 4: the adapter in {adapter} has 8; give that",
+        "--save_minutes -1: wanted 0 (none) or more",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(SettingsError, match="--init_adapter without --lora_enable True"):
+        parse_arguments(further(golden, adapter, tmp_path, "--lora_enable", "False"))
+    with pytest.raises(SettingsError, match=r"--init_adapter images: no adapter_config\.json there; wanted"):
+        parse_arguments(further(golden, Path("images"), tmp_path))
+    with pytest.raises(SettingsError, match="--save_minutes 5 and --save_strategy no: choose one"):
+        parse_arguments(two_steps(golden, tmp_path, "--save_strategy", "no", "--save_minutes", "5"))
+
+
+def test_an_adapter_of_another_base_or_without_projector_is_refused(
+    golden: Path, tmp_path: Path, adapter: Path
+) -> None:
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    for folder in (bare, other):
+        folder.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(adapter / name, folder / name)
+    with pytest.raises(
+        CheckpointError, match=r"bare: lacks \S*mm_projector\S*: an adapter is trained further"
+    ):
+        train(argv=further(golden, bare, tmp_path / "out"))
+
+    beside = torch.load(adapter / "non_lora_trainables.bin", weights_only=True)
+    torch.save({name: tensor[:1] for name, tensor in beside.items()}, other / "non_lora_trainables.bin")
+    with pytest.raises(CheckpointError, match=r"other: model.mm_projector\S+ has shape \(1, "):
+        train(argv=further(golden, other, tmp_path / "out"))
+
+    settings = json.loads((other / "adapter_config.json").read_text())
+    settings["target_modules"].remove("q_proj")
+    (other / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        CheckpointError, match="other: the adapter does not fit its base: only the adapter has"
+    ):
+        train(argv=further(golden, other, tmp_path / "out"))
+
+
+def test_a_script_goes_on_with_an_adapter_instead_of_a_projector(repo: Path, tmp_path: Path) -> None:
+    # Stands in for Python: no GPU, no DeepSpeed, a free port; then writes the run's flags down.
+    recorder = tmp_path / "python"
+    recorder.write_text(
+        '#!/usr/bin/env bash\n[[ $1 == - ]] && { echo "0 0 29999"; exit; }\nprintf "%s\\0" "$@" > "$FLAGS"\n'
+    )
+    recorder.chmod(0o755)
+    flags = tmp_path / "flags"
+    for name, settings in (("finetune_lora_dataengine", {}), ("finetune_task_lora", {"NPROC": "1"})):
+        environment = {**os.environ, **settings, "PYTHON": str(recorder), "FLAGS": str(flags)}
+        environment |= {"INIT_ADAPTER": "checkpoints/before", "OUTPUT_DIR": "out"}
+        subprocess.run(["bash", str(repo / f"scripts/v1_5/{name}.sh")], env=environment, check=True)
+        words = flags.read_text().split("\0")
+        assert words[words.index("--init_adapter") + 1] == "checkpoints/before"
+        assert (
+            "--pretrain_mm_mlp_adapter" not in words
+            or not words[words.index("--pretrain_mm_mlp_adapter") + 1]
+        )

@@ -1,0 +1,122 @@
+"""The house rules a machine can check: who may import whom, what text code must not load, lengths."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGE = REPO / "llava"
+
+GROUND = {"constants", "errors", "schema", "files", "log", "command", "scoring"}
+TEXT = {"samples", "conversation", "prompts"}
+PIXELS_AND_IDS = {"images", "anyres", "tokenizer"}
+TEXT_SIDE = {"benchmarks", "data_engine", "report", "layout"}
+COMMANDS = {"eval", "train", "serve", "cli", "doctor"}
+FACADES = {"mm_utils", "utils", "__init__"}
+
+# Imports go down, never up or sideways; each component may of course import its own modules.
+MAY_IMPORT: dict[str, set[str]] = {
+    **dict.fromkeys(GROUND, GROUND),
+    **dict.fromkeys(TEXT, GROUND | TEXT),
+    **dict.fromkeys(PIXELS_AND_IDS, GROUND | TEXT | PIXELS_AND_IDS),
+    **dict.fromkeys(TEXT_SIDE, GROUND | TEXT),
+    "model": GROUND | TEXT | PIXELS_AND_IDS,
+    "data": GROUND | TEXT | PIXELS_AND_IDS,
+    "infer": GROUND | TEXT | PIXELS_AND_IDS | {"model"},
+    **dict.fromkeys(COMMANDS, GROUND | TEXT | PIXELS_AND_IDS | TEXT_SIDE | {"model", "data", "infer"}),
+    **dict.fromkeys(FACADES, GROUND | TEXT | PIXELS_AND_IDS | {"model", "infer"}),
+}
+HEAVY = {"torch", "transformers", "PIL", "peft", "accelerate", "pandas", "numpy", "pyarrow"}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 70
+
+
+def component(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def modules(*components: str) -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if not components or component(path) in components]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports anywhere, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(REPO)))
+def test_imports_go_down_never_up_or_sideways(path: Path) -> None:
+    own = component(path)
+    parts = [name.split(".") for name in imported(path)]
+    used = {part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "llava"}
+    wrong = used - MAY_IMPORT[own] - {own, "__version__"}
+    assert not wrong, f"{path.relative_to(REPO)} ({own}) imports {sorted(wrong)}"
+
+
+def test_the_text_side_loads_no_heavy_library() -> None:
+    names = [
+        ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules(*GROUND, *TEXT, *TEXT_SIDE, "cli")
+        if path.stem != "__main__"
+    ]
+    code = (
+        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_tensor_side_never_names_a_benchmark() -> None:
+    names = {file.stem for file in (PACKAGE / "benchmarks/tasks").glob("[a-z]*.py")}
+    for path in modules("model", "data", "infer", *PIXELS_AND_IDS):
+        words = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not names & words, path
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, llava; print('torch' in sys.modules, llava.__version__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("False ")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(REPO)))
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    if text.strip():
+        assert ast.get_docstring(tree), f"{path} does not open with what it is for"
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {lines} lines"
+
+
+def test_public_functions_say_what_they_do() -> None:
+    bare = [
+        f"{path.relative_to(REPO)}:{node.lineno} {node.name}"
+        for path in modules()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and node.name != "main"
+        and not ast.get_docstring(node)
+    ]
+    assert not bare
