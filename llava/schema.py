@@ -6,6 +6,7 @@ evaluation, a *verdict* is one answer judged, and *scores* are what a benchmark 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,6 +84,14 @@ class Verdict:
     facets: dict[str, str] = field(default_factory=dict)
     image: str | None = None
     question: str = ""
+
+    def facet(self, name: str) -> str | None:
+        """Return the facet called `name`; "type" counts as one. None when the verdict lacks it."""
+        return self.type if name == "type" else self.facets.get(name)
+
+    def matches(self, over: Mapping[str, str]) -> bool:
+        """Return whether the verdict has every facet value in `over`."""
+        return all(self.facet(name) == value for name, value in over.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from llava.benchmarks.answers import read_answers
-from llava.benchmarks.tasks.mmbench import write_upload
+from llava.benchmarks.tasks.mmbench import write_mmbench_upload
 from llava.command import run
 
 logger = logging.getLogger("llava.convert_mmbench")
@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
     upload = args.upload_dir / f"{args.experiment}.xlsx"
-    missing = write_upload(args.annotation_file, answers, upload, name="mmbench")
+    missing = write_mmbench_upload(args.annotation_file, answers, upload, name="mmbench")
     if missing:
         logger.warning("%d rows have no answer; their prediction is empty", missing)
 

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
     args = parser.parse_args()
     answers = read_answers(args.result_file)
-    items = seed.asked(seed.read_items(args.annotation_file), answers)
+    items = seed.select_asked(seed.read_seed_items(args.annotation_file), answers)
     scores = seed.judge_items(items, answers, allow_missing=args.allow_missing)
     types = {score.name: score.value or 0.0 for score in scores.scores if score.group == "type"}
     totals = _totals(scores)
@@ -42,7 +42,7 @@ def main() -> None:
     if args.save_path:
         flat = {name: round(value, 3) for name, value in {**types, **totals}.items()}
         write_scores(args.save_path, scores, extra=flat)
-    seed.write_upload(items, answers, args.result_upload_file, allow_missing=args.allow_missing)
+    seed.write_seed_upload(items, answers, args.result_upload_file, allow_missing=args.allow_missing)
 
 
 def _totals(scores: Scores) -> dict[str, float]:

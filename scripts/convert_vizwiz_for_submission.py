@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llava.benchmarks.answers import read_answers
-from llava.benchmarks.tasks.vizwiz import read_images, write_upload
+from llava.benchmarks.tasks.vizwiz import read_image_questions, write_vizwiz_upload
 from llava.command import run
 
 
@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="answers, one JSON object a line")
     parser.add_argument("--result-upload-file", type=Path, required=True)
     args = parser.parse_args()
-    questions, answers = read_images(args.annotation_file), read_answers(args.result_file)
-    write_upload(questions, answers, args.result_upload_file)
+    questions, answers = read_image_questions(args.annotation_file), read_answers(args.result_file)
+    write_vizwiz_upload(questions, answers, args.result_upload_file)
     print(f"total results: {len(answers)}, total split: {len(questions)}, error_line: 0")
 
 

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.tasks.vqav2 import UPLOADED, uploaded_ids, write_upload
+from llava.benchmarks.tasks.vqav2 import UPLOADED, read_question_ids, write_vqav2_upload
 from llava.command import run
 
 logger = logging.getLogger("llava.convert_vqav2")
@@ -26,12 +26,12 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="leave holes where answers are missing")
     args = parser.parse_args()
     answers = read_answers(args.dir / "answers" / args.split / args.ckpt / "merge.jsonl")
-    questions = uploaded_ids(args.dir / UPLOADED)
+    questions = read_question_ids(args.dir / UPLOADED)
     asked = args.dir / f"{args.split}.jsonl"
     if asked.is_file():
-        match(uploaded_ids(asked), answers, allow_missing=args.allow_missing, name=args.split)
+        match(read_question_ids(asked), answers, allow_missing=args.allow_missing, name=args.split)
     upload = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
-    matched = write_upload(questions, answers, upload)
+    matched = write_vqav2_upload(questions, answers, upload)
     print(f"total results: {len(answers)}, total split: {len(questions)}, error_line: 0")
     if matched.missing:
         logger.warning('%d questions of %s have no answer and get ""', matched.missing, UPLOADED)

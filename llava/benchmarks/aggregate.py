@@ -13,15 +13,15 @@ from statistics import fmean
 from llava.benchmarks.answers import Matched
 from llava.schema import Question, Score, Scores, Verdict
 from llava.scoring import intervals
+from llava.scoring.metrics import PERCENT
 
-PERCENT = 100.0
 # Between the answers of a verdict that is about several (MMBench).
 JOINED = " | "
 
 
 def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", over: dict[str, str]) -> Score:
     """The mean score in percent of the verdicts that `over` selects; no value when it selects none."""
-    points = [verdict.score for verdict in verdicts if selects(over, verdict)]
+    points = [verdict.score for verdict in verdicts if verdict.matches(over)]
     if not points:
         return Score(name, None, 0, group, over=over)
     n, value = len(points), sum(points) / len(points) * PERCENT
@@ -35,20 +35,12 @@ def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", ov
     return Score(name, value, n, group, PERCENT * low, PERCENT * high, "normal", over=over)
 
 
-def selects(over: dict[str, str], verdict: Verdict) -> bool:
-    """Whether `verdict` has the type and facets that `over` asks for."""
-    return all(
-        (verdict.type if facet == "type" else verdict.facets.get(facet)) == value
-        for facet, value in over.items()
-    )
-
-
 def accuracy_by(
     verdicts: Sequence[Verdict], facet: str = "type", *, names: Sequence[str] | None = None
 ) -> list[Score]:
     """One accuracy for each value of `facet`, in `names`' order, else in order of first appearance."""
     if names is None:
-        values = (v.type if facet == "type" else v.facets.get(facet) for v in verdicts)
+        values = (verdict.facet(facet) for verdict in verdicts)
         names = list(dict.fromkeys(value for value in values if value is not None))
     return [accuracy(verdicts, name, group=facet, over={facet: name}) for name in names]
 

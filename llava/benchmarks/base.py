@@ -207,7 +207,7 @@ def find(root: Path, *candidates: str) -> Path | None:
     return None
 
 
-def require(root: Path, *candidates: str, what: str) -> Path:
+def require_file(root: Path, *candidates: str, what: str) -> Path:
     """Like `find`, but absence is a DataError that says what is wanted and where it was looked for."""
     path = find(root, *candidates)
     if path is None:

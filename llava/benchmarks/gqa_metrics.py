@@ -13,8 +13,8 @@ from typing import Any
 from llava.benchmarks import aggregate
 from llava.schema import Score
 from llava.scoring import intervals
+from llava.scoring.metrics import PERCENT
 
-PERCENT = 100.0
 RESAMPLES = 200
 SEED = 0
 COMMON_ANSWERS = ("color", "material", "shape")

@@ -27,12 +27,12 @@ NEEDED = {"index", "question", "A", "B"}
 DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
 PREDICTION, PREDICTION_COLUMN = "prediction", 6
 NOT_IN_SHEETS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-# What `read_upload` leaves in an answer: the row it stood in, and whether its cell was empty.
+# What `read_mmbench_upload` leaves in an answer: the row it stood in, and whether its cell was empty.
 ITEM, BLANK = "item", "blank"
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class MmbenchItem:
     """One row of the TSV: a base question or one of its rotations. `image` is base64."""
 
     index: int
@@ -61,12 +61,12 @@ class Item:
         hint = f"{self.hint}\n" if self.hint else ""
         return options_text(hint + self.question, self.options)
 
-    def moved_on(self, turned: int) -> Item:
+    def rotate(self, turned: int) -> MmbenchItem:
         """The item in round `turned` of --all-rounds: its options moved left by as many; `truth` stays."""
         return replace(self, options=(*self.options[turned:], *self.options[:turned]), turned=turned)
 
 
-def read_items(path: Path, *, images: bool = True) -> list[Item]:
+def read_mmbench_items(path: Path, *, images: bool = True) -> list[MmbenchItem]:
     """The rows of an MMBench TSV (or of an upload's xlsx) in its order; `images` False leaves those out.
 
     Raises:
@@ -95,7 +95,7 @@ def read_items(path: Path, *, images: bool = True) -> list[Item]:
     return [_item(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _item(row: dict[Any, Any], where: str) -> Item:
+def _item(row: dict[Any, Any], where: str) -> MmbenchItem:
     try:
         index = int(row["index"])
     except ValueError as error:
@@ -109,7 +109,7 @@ def _item(row: dict[Any, Any], where: str) -> Item:
         count = max(known, default=0)
     else:
         count = options.index("") if "" in options else len(options)
-    return Item(
+    return MmbenchItem(
         index=index,
         question=_cell(row, "question"),
         hint=_cell(row, "hint"),
@@ -126,7 +126,7 @@ def _cell(row: dict[Any, Any], column: str) -> str:
     return "" if value is None else str(value)
 
 
-def read_upload(path: Path) -> list[Answer]:
+def read_mmbench_upload(path: Path) -> list[Answer]:
     """The rows of an upload's xlsx (question and truth in `extra`), or those of any other answers file."""
     if path.suffix != ".xlsx":
         return read_answers(path)
@@ -163,7 +163,7 @@ def _sheet(path: Path) -> Iterator[dict[str, Any]]:
     book.close()
 
 
-def write_upload(
+def write_mmbench_upload(
     tsv: Path, answers: Sequence[Answer], path: Path, *, name: str, allow_missing: bool = True
 ) -> int:
     """Write the server's xlsx: the TSV's columns that it wants, and `prediction`; the number of empty cells.

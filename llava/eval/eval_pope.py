@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="answers, one JSON object a line")
     parser.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
     args = parser.parse_args()
-    questions = pope.read_questions(args.question_file)
-    truths = pope.truths(questions, pope.read_labels(args.annotation_dir))
-    known, answers, notes = pope.labelled(questions, truths, read_answers(args.result_file))
+    questions = pope.read_pope_questions(args.question_file)
+    truths = pope.find_labels(questions, pope.read_labels(args.annotation_dir))
+    known, answers, notes = pope.keep_labelled(questions, truths, read_answers(args.result_file))
     if not known:
         raise DataError(f"{args.annotation_dir}: no list here is of a category of {args.question_file}")
     for note in notes:
@@ -39,7 +39,7 @@ def main() -> None:
     matched = match(asked, answers, allow_missing=args.allow_missing, name="pope")
     for category in dict.fromkeys(question.category for question in asked):
         pairs = [
-            (label, pope.says(answer.text) if answer else pope.WRONG[label])
+            (label, pope.parse_pope_answer(answer.text) if answer else pope.WRONG[label])
             for (question, label), answer in zip(known, matched.answers, strict=True)
             if question.category == category
         ]
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _show(category: str, pairs: list[tuple[str, str]]) -> None:
-    c = pope.count(pairs)
+    c = pope.count_confusion(pairs)
     numbers = (c.f1, c.accuracy, c.precision, c.recall, c.yes_ratio)
     lines = (
         f"Category: {category}, # samples: {len(pairs)}",

@@ -17,7 +17,7 @@ from typing import Any
 from llava.benchmarks import letter_rules
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.tasks import scienceqa
-from llava.benchmarks.tasks.scienceqa import Problem
+from llava.benchmarks.tasks.scienceqa import ScienceProblem
 from llava.command import run
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
@@ -66,7 +66,7 @@ def main() -> None:
     )
 
 
-def _analysis(problem: Problem, given: Mapping[str, Answer], letters: str) -> dict[str, Any]:
+def _analysis(problem: ScienceProblem, given: Mapping[str, Answer], letters: str) -> dict[str, Any]:
     answer = given.get(problem.id, NO_ANSWER)
     return {
         "question_id": problem.id,

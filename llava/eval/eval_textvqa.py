@@ -36,8 +36,8 @@ def main() -> None:
 
 def _score(annotations: Path, file: Path) -> None:
     """Score the answers there are, as the original does; each must be to an annotated question."""
-    truth = textvqa.read_truth(annotations)
-    matched = textvqa.put_together(truth, read_answers(file), allow_missing=True)
+    truth = textvqa.read_annotations(annotations)
+    matched = textvqa.match_annotations(truth, read_answers(file), allow_missing=True)
     points = [
         normalised_accuracy(answer.text, row["answers"])
         for row, answer in zip(truth, matched.answers, strict=True)

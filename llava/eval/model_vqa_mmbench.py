@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from llava.benchmarks.tasks.mmbench import LETTERS, Item, read_items
+from llava.benchmarks.tasks.mmbench import LETTERS, MmbenchItem, read_mmbench_items
 from llava.benchmarks.tasks.mmbench_cn import LETTER_CN
 from llava.command import run
 from llava.errors import DataError
@@ -28,7 +28,7 @@ from llava.infer.jobs.run import Ask, Run, answer
 from llava.prompts.wording import LETTER_SUFFIX
 
 
-def asks_of(item: Item, where: str, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
+def asks_of(item: MmbenchItem, where: str, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
     """One question; with `rounds`, as many as it has options, each with the options moved on by one.
 
     Displayed letters stay A, B, ...; `option_char` says which option stood behind each at first. The sentence
@@ -43,7 +43,7 @@ def asks_of(item: Item, where: str, *, rounds: bool, suffix: str | None) -> Iter
             raise DataError(f"{where}: question {item.index}: has no {what}")
     letters = list(LETTERS[: len(item.options)])
     for number in range(len(letters) if rounds else 1):
-        asked = item.moved_on(number)
+        asked = item.rotate(number)
         yield Ask(
             head={"question_id": item.index, "round_id": number, "prompt": asked.text},
             text=asked.text if suffix is None else f"{asked.text}\n{suffix}",
@@ -67,7 +67,7 @@ def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
     asked = answering_run(flags, generation(flags, max_new_tokens=1024))
     sentence = LETTER_CN if flags.lang == "cn" else LETTER_SUFFIX
     suffix = sentence if flags.single_pred_prompt else None
-    items = read_items(asked.question_file)
+    items = read_mmbench_items(asked.question_file)
     where = str(asked.question_file)
     return asked, [
         ask for item in items for ask in asks_of(item, where, rounds=flags.all_rounds, suffix=suffix)

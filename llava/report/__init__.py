@@ -5,9 +5,9 @@ python -m llava.report training RUN OTHER_RUN                   curves as a PNG,
 """
 
 from llava.report.comparison import (
+    ComparedRun,
     Difference,
     Row,
-    Run,
     compare,
     difference,
     read_runs,
@@ -16,9 +16,9 @@ from llava.report.comparison import (
 )
 
 __all__ = [
+    "ComparedRun",
     "Difference",
     "Row",
-    "Run",
     "compare",
     "difference",
     "read_runs",

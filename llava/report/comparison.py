@@ -21,16 +21,14 @@ from pathlib import Path
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
 from llava.report.names import shortest
-from llava.schema import Score, Scores, Verdict
+from llava.schema import Score, Scores
 from llava.scoring import intervals
-from llava.scoring.metrics import DETAILS, FILE_NAME, read_scores, show_interval, show_value
+from llava.scoring.metrics import DETAILS, FILE_NAME, PERCENT, read_scores, show_interval, show_value
 from llava.scoring.published import PUBLISHED
-
-PERCENT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ComparedRun:
     """One metrics.json: the short name it has in the table, what it holds, where it lies."""
 
     name: str
@@ -66,7 +64,7 @@ class Row:
     is_headline: bool = False
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     """The runs in `paths`: metrics.json files, or folders in which every metrics.json below is one."""
     runs = []
     for path in paths:
@@ -75,7 +73,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             raise DataError(f"{path}: there is no {FILE_NAME} in this folder")
         runs += [(file, read_scores(file)) for file in files]
     short = _short_names([file for file, _ in runs])
-    return [Run(name, scores, file) for name, (file, scores) in zip(short, runs, strict=True)]
+    return [ComparedRun(name, scores, file) for name, (file, scores) in zip(short, runs, strict=True)]
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:
@@ -87,7 +85,7 @@ def _short_names(files: Sequence[Path]) -> list[str]:
     return shortest(parts)
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Row]:
+def compare(runs: Sequence[ComparedRun], baseline: str | None = None) -> list[Row]:
     """A row for each score of each benchmark, with the paired difference of every run to the baseline.
 
     `baseline` is a run's name or path, or a folder above it, from which each benchmark takes its own run;
@@ -110,12 +108,12 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Row]:
     return rows
 
 
-def _is_called(run: Run, wanted: str) -> bool:
+def _is_called(run: ComparedRun, wanted: str) -> bool:
     path = Path(wanted).resolve()
     return run.name == wanted or path == run.path.resolve() or path in run.path.resolve().parents
 
 
-def _compare(runs: Sequence[Run], mine: Sequence[int], base: int) -> Iterator[Row]:
+def _compare(runs: Sequence[ComparedRun], mine: Sequence[int], base: int) -> Iterator[Row]:
     """The rows of one benchmark, whose runs are `mine`."""
     before = runs[base].scores
     for index in mine:
@@ -137,14 +135,14 @@ def _compare(runs: Sequence[Run], mine: Sequence[int], base: int) -> Iterator[Ro
         yield Row(before.benchmark, group, name, n, found, differences, base, headline)
 
 
-def _find(run: Run, group: str, name: str) -> Score | None:
+def _find(run: ComparedRun, group: str, name: str) -> Score | None:
     try:
         return run.scores.get(name, group)
     except KeyError:
         return None
 
 
-def _check_same_questions(base: Run, run: Run) -> None:
+def _check_same_questions(base: ComparedRun, run: ComparedRun) -> None:
     before = [(str(v.question_id), v.truth) for v in base.scores.verdicts]
     after = [(str(v.question_id), v.truth) for v in run.scores.verdicts]
     if before != after:
@@ -173,7 +171,7 @@ def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.
         pairs = [
             (one.score, two.score)
             for one, two in zip(before.verdicts, after.verdicts, strict=True)
-            if _selects(old.over, one)
+            if one.matches(old.over)
         ]
         first, second = [one for one, _ in pairs], [two for _, two in pairs]
         if all(point in (0.0, 1.0) for point in first + second):
@@ -201,13 +199,7 @@ def _spread(before: Scores, after: Scores, old: Score, new: Score) -> float | No
     return intervals.mean_variance([new.units[unit] - value for unit, value in old.units.items()])
 
 
-def _selects(over: dict[str, str], verdict: Verdict) -> bool:
-    return all(
-        (verdict.type if key == "type" else verdict.facets.get(key)) == value for key, value in over.items()
-    )
-
-
-def to_markdown(runs: Sequence[Run], rows: Sequence[Row], *, published: bool = False) -> str:
+def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: bool = False) -> str:
     """The rows as Markdown: one table a benchmark, the headline in bold, clear differences marked `*`."""
     blocks = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
@@ -249,7 +241,7 @@ def _cells(row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]
     return cells
 
 
-def _footnotes(runs: Sequence[Run]) -> str:
+def _footnotes(runs: Sequence[ComparedRun]) -> str:
     lines = []
     for run in runs:
         told = ", ".join(f"{count} {name}" for name, count in run.scores.counts.items())
@@ -262,7 +254,7 @@ def _footnotes(runs: Sequence[Run]) -> str:
     return "\n" + "\n\n".join(lines) + "\n"
 
 
-def to_json(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     """The rows as JSON: runs, and for each row its scores and differences by run name."""
     names = [run.name for run in runs]
     value = [

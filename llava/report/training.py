@@ -99,7 +99,7 @@ def _read_log(file: Path, name: str) -> TrainingLog:
     return log
 
 
-def summary(log: TrainingLog) -> str:
+def summarize_log(log: TrainingLog) -> str:
     """One line: how far the run is, and its last figures."""
     shown = {"loss": "loss", "eval_loss": "validation loss", "hours_left": "hours left"}
     figures = [(said, log.last(key)) for key, said in shown.items()]
@@ -118,5 +118,5 @@ def main() -> None:
     args = parser.parse_args()
     logs = read_logs(args.runs)
     curves.draw(logs, args.out)
-    sys.stdout.writelines(f"{summary(log)}\n" for log in logs)
+    sys.stdout.writelines(f"{summarize_log(log)}\n" for log in logs)
     sys.stdout.write(f"{args.out}\n")

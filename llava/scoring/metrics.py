@@ -36,6 +36,8 @@ from llava.schema import Score, Scores, Verdict
 
 FILE_NAME = "metrics.json"
 SCHEMA = 1
+# What a share or mean of points (0 to 1) is multiplied by.
+PERCENT = 100.0
 # Groups of scores that are kept in the file and left out of tables.
 DETAILS = frozenset({"confusion"})
 LONG = {"scores", "verdicts"}

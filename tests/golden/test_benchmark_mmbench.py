@@ -87,9 +87,9 @@ def test_all_rounds_count_as_rotations(tmp_path: Path) -> None:
 
 def test_a_round_is_asked_with_the_text_that_scoring_gives_its_question(tmp_path: Path) -> None:
     MAKERS["mmbench"](tmp_path)
-    first, _, third = (replace(item, image="aW1n") for item in mmbench.read_items(tmp_path / TSV))
+    first, _, third = (replace(item, image="aW1n") for item in mmbench.read_mmbench_items(tmp_path / TSV))
     asked = [ask.head["prompt"] for ask in asks_of(third, "", rounds=True, suffix=None)]
-    assert asked == [third.moved_on(number).text for number in range(3)]
+    assert asked == [third.rotate(number).text for number in range(3)]
     assert asked[1] == "Why?\nA. NA\nB. rain\nC. None"
     assert next(asks_of(first, "", rounds=False, suffix="?")).text == f"{first.text}\n?"
 
@@ -107,7 +107,7 @@ def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:
 
 def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) -> None:
     tiny = MAKERS["mmbench"](tmp_path)
-    mmbench.write_upload(tmp_path / TSV, tiny.answers[:2], tmp_path / "up.xlsx", name="mmbench")
+    mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers[:2], tmp_path / "up.xlsx", name="mmbench")
     answers = MMBENCH.read_answers(tmp_path / "up.xlsx")
     with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
         MMBENCH.score(tmp_path, answers)
@@ -128,7 +128,7 @@ def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -
 
 def test_an_upload_may_be_the_truth_for_other_answers(tmp_path: Path) -> None:
     tiny = MAKERS["mmbench"](tmp_path)
-    mmbench.write_upload(tmp_path / TSV, tiny.answers, tmp_path / "up.xlsx", name="mmbench")
+    mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers, tmp_path / "up.xlsx", name="mmbench")
     assert MMBENCH.score(tmp_path, tiny.answers, truth=tmp_path / "up.xlsx").get("circular").value == 100.0
 
 
@@ -172,5 +172,5 @@ def test_a_row_without_a_true_letter_is_not_scored_as_wrong(tmp_path: Path, trut
 def test_an_uploads_blanked_last_option_may_be_the_true_one(tmp_path: Path) -> None:
     (tmp_path / TSV).write_text("index\tquestion\tA\tB\tC\tanswer\n7\tq\tx\ty\tNone\tC\n")
     said = [Answer(7, "", "C")]
-    mmbench.write_upload(tmp_path / TSV, said, tmp_path / "up.xlsx", name="mmbench")
+    mmbench.write_mmbench_upload(tmp_path / TSV, said, tmp_path / "up.xlsx", name="mmbench")
     assert MMBENCH.score(tmp_path, said, truth=tmp_path / "up.xlsx").get("circular").value == 100.0

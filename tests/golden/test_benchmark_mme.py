@@ -71,7 +71,7 @@ def test_a_truncated_answers_file_is_refused_and_does_not_shift_pairs(realdata: 
     ],
 )  # fmt: skip
 def test_the_first_four_characters_decide(text: str, said: str | None) -> None:
-    assert mme.says(text) == said
+    assert mme.parse_mme_answer(text) == said
 
 
 def test_both_layouts_give_the_same_questions(tmp_path: Path) -> None:

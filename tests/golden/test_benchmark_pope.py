@@ -61,7 +61,7 @@ def test_llavas_question_file_is_what_would_be_built(realdata: Path, tmp_path: P
     ],
 )  # fmt: skip
 def test_an_answer_says_no_only_by_these_words(text: str, said: str) -> None:
-    assert pope.says(text) == said
+    assert pope.parse_pope_answer(text) == said
 
 
 def test_labels_and_questions_of_other_lengths_are_refused(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_gpt4vs_answers_score_as_its_own_result_file_says(realdata: Path, tmp_pa
 
 def test_the_repeated_id_is_matched_by_position(realdata: Path) -> None:
     items = [
-        i for i in seed.read_items(realdata / "seed_bench/derived_answers.json") if i.question.id == 49914
+        i
+        for i in seed.read_seed_items(realdata / "seed_bench/derived_answers.json")
+        if i.question.id == 49914
     ]
     scores = seed.judge_items(items, [Answer(49914, "", "B"), Answer(49914, "", "C")], allow_missing=False)
     assert [verdict.score for verdict in scores.verdicts] == [1.0, 0.0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava import benchmarks
-from llava.benchmarks.tasks.textvqa import question_in
+from llava.benchmarks.tasks.textvqa import extract_question
 from llava.benchmarks.vqa_answers import CONTRACTIONS, normalise, normalised_accuracy, official_accuracy
 from llava.errors import AnswersError
 from llava.files import read_json
@@ -175,7 +175,7 @@ def test_textvqas_own_question_numbers_find_the_answers_and_then_any_prompt_will
 
 def test_a_prompt_without_a_question_is_refused() -> None:
     with pytest.raises(AnswersError, match="no question to be found in the prompt 'What\\?'"):
-        question_in("What?")
+        extract_question("What?")
 
 
 def test_soft_scores_get_a_normal_interval(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPVisionModel
 
-from llava.benchmarks.tasks.seed import read_items
+from llava.benchmarks.tasks.seed import read_seed_items
 from llava.data_engine.records import parse_record, read_rows
 from llava.files import read_json
 from llava.infer.engine.engine import Engine
@@ -81,7 +81,7 @@ def test_the_files_are_what_the_tools_read(world: Path) -> None:
         "Text Understanding": 30,
     }
     assert all(record.choice and len(record.choice.options) == 4 and not record.faults for record in records)
-    items = read_items(world / BENCH / "SEED-Bench.json")
+    items = read_seed_items(world / BENCH / "SEED-Bench.json")
     assert set(Counter(item.skill for item in items).values()) == {40}
     with Image.open(world / BENCH / str(items[0].question.image)) as image:
         assert (image.size, image.mode, image.format) == ((96, 96), "RGB", "PNG")
@@ -153,7 +153,9 @@ def scores(engine: Engine, world: Path, skills: set[str], *, short: bool = False
     """Share of right answers to the held-out questions, as letters or in a word."""
     asked = [
         (item, row)
-        for item, row in zip(read_items(world / BENCH / "SEED-Bench.json"), questions(world), strict=True)
+        for item, row in zip(
+            read_seed_items(world / BENCH / "SEED-Bench.json"), questions(world), strict=True
+        )
         if item.skill in skills
     ]
     requests, truths = [], []

@@ -14,7 +14,7 @@ import pytest
 
 from llava import benchmarks
 from llava.errors import DataError
-from llava.report import Run, compare, difference, read_runs, to_json, to_markdown
+from llava.report import ComparedRun, compare, difference, read_runs, to_json, to_markdown
 from llava.schema import Answer, Score, Scores, Verdict
 from llava.scoring import intervals
 from llava.scoring.metrics import read_scores, write_scores
@@ -126,7 +126,7 @@ def test_sums_of_means_differ_with_their_parts(tmp_path: Path) -> None:
 
 
 def test_the_table_names_what_changed_for_sure() -> None:
-    runs = [Run("base", BASE), Run("tuned", BETTER)]
+    runs = [ComparedRun("base", BASE), ComparedRun("tuned", BETTER)]
     text = to_markdown(runs, compare(runs))
     lines = text.splitlines()
     assert lines[2].startswith(
@@ -142,13 +142,13 @@ def test_the_table_names_what_changed_for_sure() -> None:
 
 
 def test_published_figures_are_labelled() -> None:
-    runs = [Run("mine", replace(BASE, benchmark="seed"))]
+    runs = [ComparedRun("mine", replace(BASE, benchmark="seed"))]
     text = to_markdown(runs, compare(runs), published=True)
     assert "| published: DataEngine baseline 7B LoRA |  | 66.04 |" in text
 
 
 def test_published_figures_are_shown_as_published_and_their_parts_are_not() -> None:
-    runs = [Run("mine", replace(BASE, benchmark="mme"))]
+    runs = [ComparedRun("mine", replace(BASE, benchmark="mme"))]
     text = to_markdown(runs, compare(runs), published=True)
     assert "| published: DataEngine baseline 7B LoRA |  | 1475 |" in text
     assert "| published: LLaVA-1.5-7B LoRA |  | 1476.9 |" in text
@@ -156,7 +156,7 @@ def test_published_figures_are_shown_as_published_and_their_parts_are_not() -> N
 
 
 def test_json_holds_scores_and_differences() -> None:
-    runs = [Run("base", BASE), Run("tuned", BETTER)]
+    runs = [ComparedRun("base", BASE), ComparedRun("tuned", BETTER)]
     value = json.loads(to_json(runs, compare(runs)))
     row = value["rows"][0]
     assert (row["name"], row["scores"]["base"]["value"], row["differences"]["tuned"]["value"]) == (
@@ -171,7 +171,7 @@ def test_json_holds_scores_and_differences() -> None:
 def test_runs_over_other_questions_are_not_compared() -> None:
     fewer = scores_of({"color": [1.0, 0.0] * 20})
     with pytest.raises(DataError, match=r"base \(44 questions\) and other \(40\) were scored on different"):
-        compare([Run("base", BASE), Run("other", fewer)])
+        compare([ComparedRun("base", BASE), ComparedRun("other", fewer)])
 
 
 def save(folder: Path, scores: Scores) -> Path:

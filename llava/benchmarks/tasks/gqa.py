@@ -32,7 +32,7 @@ SKIPPED_STEPS = ("exist", "query: name", "choose name")
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class GqaTruth:
     """The ground truth that there is: the questions, and what the further metrics need."""
 
     questions: Mapping[str, Any]
@@ -41,12 +41,12 @@ class Truth:
     attentions: Mapping[str, Any] | None
 
 
-def prediction(text: str) -> str:
+def to_prediction(text: str) -> str:
     """What LLaVA sends to the evaluator for the answer `text`."""
     return text.rstrip(".").lower()
 
 
-def read_truth(root: Path, split: str, path: Path | None = None) -> Truth:
+def read_gqa_truth(root: Path, split: str, path: Path | None = None) -> GqaTruth:
     """Everything the official evaluator reads except the predictions.
 
     `path` is the questions file, whose neighbours are the others: `x_questions.json` stands beside
@@ -58,7 +58,7 @@ def read_truth(root: Path, split: str, path: Path | None = None) -> Truth:
             f"{root}: no {split}_questions.json here or in data/; GQA cannot be scored without it"
         )
     start = path.name.removesuffix("questions.json")
-    return Truth(
+    return GqaTruth(
         questions=_object(path),
         choices=_neighbour(path.parent, root, split, start, "choices"),
         scene_graphs=_neighbour(path.parent, root, split, start, "sceneGraphs"),
@@ -89,7 +89,7 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    truth = read_truth(root, split)
+    truth = read_gqa_truth(root, split)
     return [
         Question(identifier, f"{row['question']}\n{SHORT_SUFFIX}", f"{row['imageId']}.jpg")
         for identifier, row in truth.questions.items()
@@ -98,7 +98,7 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    truth = read_truth(task.root, task.split, task.truth)
+    truth = read_gqa_truth(task.root, task.split, task.truth)
     balanced = {key: row for key, row in truth.questions.items() if row["isBalanced"]}
     extra = {key for key in truth.questions if key not in balanced}
     asked = [answer for answer in task.answers if str(answer.question_id) not in extra]
@@ -107,7 +107,7 @@ def _judge(task: Task) -> Scores:
     rows = zip(balanced.items(), matched.answers, strict=True)
     verdicts = [_verdict(key, row, answer) for (key, row), answer in rows]
     said = {key: v.answer for key, v in zip(balanced, verdicts, strict=True)}
-    said |= {str(a.question_id): prediction(a.text) for a in task.answers if str(a.question_id) in extra}
+    said |= {str(a.question_id): to_prediction(a.text) for a in task.answers if str(a.question_id) in extra}
     scores: list[Score] = [
         aggregate.accuracy(verdicts, kind, over={"answer": kind}) for kind in ("binary", "open")
     ]
@@ -121,7 +121,7 @@ def _judge(task: Task) -> Scores:
 
 
 def _verdict(key: str, row: Mapping[str, Any], answer: Answer | None) -> Verdict:
-    said = prediction(answer.text) if answer else None
+    said = to_prediction(answer.text) if answer else None
     types = row["types"]
     return Verdict(
         question_id=key,
@@ -157,7 +157,9 @@ def write_predictions(answers: Sequence[Answer], path: Path) -> None:
     if clashes:
         raise AnswersError(f"gqa: {len(clashes)} questions have answers that contradict: {first(clashes)}")
     with atomic_write(path) as stream:
-        json.dump([{"questionId": a.question_id, "prediction": prediction(a.text)} for a in answers], stream)
+        json.dump(
+            [{"questionId": a.question_id, "prediction": to_prediction(a.text)} for a in answers], stream
+        )
 
 
 def _submit(task: Task, path: Path) -> None:

@@ -18,17 +18,17 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.base import Benchmark, Task, read_jsonl_questions, require
+from llava.benchmarks.base import Benchmark, Task, read_jsonl_questions, require_file
 from llava.errors import AnswersError
 from llava.files import read_json, read_jsonl, write_jsonl
 from llava.schema import Answer, Question, Score, Scores, Verdict
 from llava.scoring import intervals
+from llava.scoring.metrics import PERCENT
 
 SOURCE = "LLaVA v1.2.2 llava/eval/summarize_gpt_review.py, from stored reviews"
 PREFIX = "llava_bench_"
 REVIEW = "review"
 GPT4 = "answers_gpt4.jsonl"
-PERCENT = 100.0
 TOP_GRADE = 10.0
 # What a missing review counts as: all points for GPT-4, none for the model.
 LOST = (TOP_GRADE, 0.0)
@@ -62,7 +62,7 @@ def _questions(task: Task) -> list[Question]:
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    path = require(root, "questions.jsonl", what="LLaVA-Bench's questions")
+    path = require_file(root, "questions.jsonl", what="LLaVA-Bench's questions")
     return read_jsonl_questions(path)
 
 
@@ -135,9 +135,9 @@ def _submit(task: Task, path: Path) -> None:
     """Write the judge's prompts: question_id, category and prompt, a line a question."""
     questions = _build(task.root, task.split)
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="llava_bench")
-    contexts = _by_id(require(task.root, "context.jsonl", what="the images' captions"), key="image")
-    gpt4 = _by_id(require(task.root, GPT4, what="GPT-4's answers"), key="question_id")
-    rules = read_json(require(task.root, "rule.json", what="the judge's rules"))
+    contexts = _by_id(require_file(task.root, "context.jsonl", what="the images' captions"), key="image")
+    gpt4 = _by_id(require_file(task.root, GPT4, what="GPT-4's answers"), key="question_id")
+    rules = read_json(require_file(task.root, "rule.json", what="the judge's rules"))
     rows = []
     for question, answer in zip(questions, matched.answers, strict=True):
         category = f"{PREFIX}{question.category}"

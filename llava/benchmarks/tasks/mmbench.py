@@ -25,29 +25,29 @@ from llava.benchmarks.mmbench_files import (
     BLANK,
     ITEM,
     LETTERS,
-    Item,
-    read_items,
-    read_upload,
+    MmbenchItem,
+    read_mmbench_items,
+    read_mmbench_upload,
     round_of,
-    write_upload,
+    write_mmbench_upload,
 )  # fmt: skip
 from llava.errors import DataError
 from llava.prompts.wording import LETTER_SUFFIX
 from llava.schema import Question, Score, Scores, Status, Verdict
+from llava.scoring.metrics import PERCENT
 
-__all__ = ["BENCHMARK", "LETTERS", "Item", "make", "read_items", "write_upload"]
+__all__ = ["BENCHMARK", "LETTERS", "MmbenchItem", "make", "read_mmbench_items", "write_mmbench_upload"]
 
 SOURCE = "MMBench circular evaluation; letters by steps 1 and 2 of its matching, and strictly"
-PERCENT = 100.0
 UNKNOWN = "all"
 Reading = Literal["extracted", "strict", "first character"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedRow:
     """One row as the model saw it, what it said (None: nothing) and the readings of that."""
 
-    item: Item
+    item: MmbenchItem
     said: str | None
 
     def letter(self, reading: Reading = "extracted") -> str | None:
@@ -85,16 +85,16 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
             f"{odd[0].truth!r} of {len(odd[0].options)} options"
         )
     rows = [
-        Asked(item, answer.text if answer else None)
+        AskedRow(item, answer.text if answer else None)
         for item, answer in zip(items, matched.answers, strict=True)
     ]
     return _scores_of(benchmark, rows, matched, task.split)
 
 
-def _truth(task: Task, tsv: str) -> list[Item]:
+def _truth(task: Task, tsv: str) -> list[MmbenchItem]:
     path = task.truth or task.root / tsv
     if path.is_file():
-        return read_items(path, images=False)
+        return read_mmbench_items(path, images=False)
     items = [answer.extra[ITEM] for answer in task.answers if ITEM in answer.extra]
     if not items or not all(item.truth for item in items):
         raise DataError(
@@ -103,16 +103,16 @@ def _truth(task: Task, tsv: str) -> list[Item]:
     return items
 
 
-def _rotations(item: Item) -> Iterator[Item]:
+def _rotations(item: MmbenchItem) -> Iterator[MmbenchItem]:
     """The rounds of --all-rounds: options move left by one each time, and the true letter with them."""
     count = len(item.options)
     for turned in range(count):
         truth = LETTERS[(LETTERS.index(item.truth) - turned) % count] if item.truth else ""
-        yield replace(item.moved_on(turned), truth=truth)
+        yield replace(item.rotate(turned), truth=truth)
 
 
-def _scores_of(benchmark: str, rows: Sequence[Asked], matched: Matched, split: str) -> Scores:
-    groups: dict[int, list[Asked]] = defaultdict(list)
+def _scores_of(benchmark: str, rows: Sequence[AskedRow], matched: Matched, split: str) -> Scores:
+    groups: dict[int, list[AskedRow]] = defaultdict(list)
     for row in rows:
         groups[row.item.group].append(row)
     plain = {key: [row for row in group if row.item.is_base] for key, group in groups.items()}
@@ -140,17 +140,17 @@ def _scores_of(benchmark: str, rows: Sequence[Asked], matched: Matched, split: s
     )
 
 
-def _alike(name: str, groups: Mapping[int, Sequence[Asked]], reading: Reading) -> Score:
+def _alike(name: str, groups: Mapping[int, Sequence[AskedRow]], reading: Reading) -> Score:
     """The share of groups in which every row is right."""
     units = {str(key): PERCENT * _all_right(group, reading) for key, group in groups.items()}
     return aggregate.share_of_units(name, units)
 
 
-def _all_right(group: Sequence[Asked], reading: Reading = "extracted") -> bool:
+def _all_right(group: Sequence[AskedRow], reading: Reading = "extracted") -> bool:
     return all(row.letter(reading) == row.item.truth for row in group)
 
 
-def _verdict(group: Sequence[Asked]) -> Verdict:
+def _verdict(group: Sequence[AskedRow]) -> Verdict:
     item = next((row.item for row in group if row.item.is_base), group[0].item)
     said = [row.said for row in group]
     status: Status = "answered"
@@ -177,12 +177,12 @@ def make(name: str, title: str, splits: Sequence[str], suffix: str) -> Benchmark
     def build(root: Path, split: str) -> list[Question]:
         return [
             Question(item.index, f"{item.text}\n{suffix}", category=item.category, image_base64=item.image)
-            for item in read_items(root / files[split])
+            for item in read_mmbench_items(root / files[split])
         ]
 
     def submit(task: Task, path: Path) -> None:
         tsv = task.truth or task.root / files[task.split]
-        write_upload(tsv, task.answers, path, name=name, allow_missing=task.allow_missing)
+        write_mmbench_upload(tsv, task.answers, path, name=name, allow_missing=task.allow_missing)
 
     return Benchmark(
         name=name,
@@ -194,7 +194,7 @@ def make(name: str, title: str, splits: Sequence[str], suffix: str) -> Benchmark
         judge=lambda task: judge(name, files[task.split], task),
         submit=submit,
         submission_suffix=".xlsx",
-        answers_from=read_upload,
+        answers_from=read_mmbench_upload,
         needs=((files[splits[0]],),),
         needs_of={split: ((file,),) for split, file in files.items()},
         download="https://mmbench.opencompass.org.cn (images are in the TSV)",

@@ -27,6 +27,7 @@ from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Status, Verdict
+from llava.scoring.metrics import PERCENT
 
 SOURCE = "MME eval_tool/calculation.py (BradyFU, branch Evaluation)"
 PERCEPTION = (
@@ -39,13 +40,12 @@ WITH_IMAGE_FOLDER = frozenset({"artwork", "celebrity", "landmark", "posters", "s
 YES_NO = "Please answer yes or no."
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 LOOKED_AT = 4
-PERCENT = 100.0
 # The official counts as (truth, said), with "yes" as positive.
 CONFUSION = {"TP": ("yes", "yes"), "FN": ("yes", "no"), "TN": ("no", "no"), "FP": ("no", "yes")}
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class MmeItem:
     """One ground-truth line. `stem` is the image's name without folder and suffix."""
 
     subtask: str
@@ -60,7 +60,7 @@ class Item:
         return f"{_bare(self.question)}\n{SHORT_SUFFIX}"
 
 
-def read_items(folder: Path) -> list[Item]:
+def read_mme_items(folder: Path) -> list[MmeItem]:
     """The ground truth in `folder`, in either layout, subtask by subtask.
 
     Raises:
@@ -78,7 +78,7 @@ def read_items(folder: Path) -> list[Item]:
     return items
 
 
-def _subtask(folder: Path, subtask: str) -> Iterator[Item]:
+def _subtask(folder: Path, subtask: str) -> Iterator[MmeItem]:
     table, inside = folder / f"{subtask}.txt", folder / subtask
     if table.is_file():
         for number, row in _rows(table, columns=3):
@@ -105,11 +105,11 @@ def _rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
         yield number, row
 
 
-def _item(subtask: str, image: str, question: str, truth: str, path: str, where: str) -> Item:
+def _item(subtask: str, image: str, question: str, truth: str, path: str, where: str) -> MmeItem:
     truth = truth.strip().lower()
     if truth not in {"yes", "no"}:
         raise DataError(f"{where}: the answer is {truth!r}, wanted Yes or No")
-    return Item(subtask, Path(image).stem, question, truth, path)
+    return MmeItem(subtask, Path(image).stem, question, truth, path)
 
 
 def _bare(question: str) -> str:
@@ -136,7 +136,7 @@ def read_responses(path: Path) -> list[Answer]:
     return answers
 
 
-def says(text: str) -> str | None:
+def parse_mme_answer(text: str) -> str | None:
     """ "yes" or "no" by the official rule, None for the official "other"."""
     start = text.lower()[:LOOKED_AT]
     if "yes" in start:
@@ -156,11 +156,11 @@ def _truth_folder(task: Task) -> Path:
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    items = read_items(_truth_folder(Task(root, split, ())))
+    items = read_mme_items(_truth_folder(Task(root, split, ())))
     return [Question(item.image, item.text, item.image, item.subtask) for item in items]
 
 
-def _matched(task: Task, items: Sequence[Item]) -> Matched:
+def _matched(task: Task, items: Sequence[MmeItem]) -> Matched:
     questions = [Question(f"{item.subtask}/{item.stem}", _bare(item.question)) for item in items]
     answers = [
         replace(
@@ -174,7 +174,7 @@ def _matched(task: Task, items: Sequence[Item]) -> Matched:
 
 
 def _judge(task: Task) -> Scores:
-    items = read_items(_truth_folder(task))
+    items = read_mme_items(_truth_folder(task))
     matched = _matched(task, items)
     verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
     scores: list[Score] = []
@@ -194,8 +194,8 @@ def _judge(task: Task) -> Scores:
     return aggregate.collect("mme", headline, scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
-def _verdict(item: Item, answer: Answer | None) -> Verdict:
-    said = says(answer.text) if answer else None
+def _verdict(item: MmeItem, answer: Answer | None) -> Verdict:
+    said = parse_mme_answer(answer.text) if answer else None
     status: Status = "unanswered" if answer is None else "unparsable" if said is None else "answered"
     return Verdict(
         question_id=item.image,
@@ -259,7 +259,7 @@ def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
 
 def _submit(task: Task, folder: Path) -> None:
     """Write the eval tool's folder: <subtask>.txt of image, question, truth and response."""
-    items = read_items(_truth_folder(task))
+    items = read_mme_items(_truth_folder(task))
     matched = _matched(task, items)
     for subtask in dict.fromkeys(item.subtask for item in items):
         with atomic_write(folder / f"{subtask}.txt") as stream:

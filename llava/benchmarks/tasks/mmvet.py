@@ -18,16 +18,16 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.base import Benchmark, Task, as_number, require
+from llava.benchmarks.base import Benchmark, Task, as_number, require_file
 from llava.errors import AnswersError
 from llava.files import atomic_write, read_json
 from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.scoring.metrics import PERCENT
 
 SOURCE = "MM-Vet evaluator (yuweihao/MM-Vet), from stored grades"
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 GRADES = "grades"
 PREFIX = "v1_"
-PERCENT = 100.0
 
 
 def read_graded(path: Path) -> list[Answer]:
@@ -56,7 +56,7 @@ def _number(key: str) -> str | int:
 
 
 def _rows(root: Path, truth: Path | None = None) -> dict[str, Mapping[str, Any]]:
-    path = truth or require(root, "mm-vet.json", what="MM-Vet's questions")
+    path = truth or require_file(root, "mm-vet.json", what="MM-Vet's questions")
     rows: dict[str, Mapping[str, Any]] = read_json(path)
     return rows
 

@@ -35,11 +35,10 @@ NO_WORDS = frozenset({"No", "no", "not"})
 YES_WORDS = frozenset({"yes", "Yes"})
 # What a missing answer counts as: the wrong one of the two.
 WRONG = {"yes": "no", "no": "yes"}
-PERCENT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class Confusion:
     """The confusion of one list with "yes" as positive."""
 
     tp: int
@@ -77,7 +76,7 @@ def _ratio(top: float, bottom: float) -> float:
     return top / bottom if bottom else 0.0
 
 
-def says(text: str) -> str:
+def parse_pope_answer(text: str) -> str:
     """ "yes" or "no" by the rule above."""
     return "no" if NO_WORDS & set(_words(text)) else "yes"
 
@@ -86,9 +85,9 @@ def _words(text: str) -> list[str]:
     return text.split(".")[0].replace(",", "").split(" ")
 
 
-def count(pairs: Sequence[tuple[str, str]]) -> Counts:
+def count_confusion(pairs: Sequence[tuple[str, str]]) -> Confusion:
     """The confusion of (truth, said) pairs."""
-    return Counts(
+    return Confusion(
         tp=pairs.count(("yes", "yes")),
         fp=pairs.count(("no", "yes")),
         tn=pairs.count(("no", "no")),
@@ -119,7 +118,7 @@ def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return labels
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_pope_questions(path: Path) -> list[Question]:
     """The questions of LLaVA's file, of which id and list count."""
     questions = []
     for line, row in read_jsonl(path):
@@ -136,7 +135,7 @@ def label_folder(root: Path) -> Path:
     return found.parent
 
 
-def truths(
+def find_labels(
     questions: Sequence[Question], labels: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[str | None]:
     """The label of each question, None for a list without label file; by position within each list.
@@ -161,7 +160,7 @@ def truths(
     return found
 
 
-def labelled(
+def keep_labelled(
     questions: Sequence[Question], labels: Sequence[str | None], answers: Sequence[Answer]
 ) -> tuple[list[tuple[Question, str]], list[Answer], list[str]]:
     """The questions with their labels, the answers to them, and what must be said about those left out."""
@@ -187,8 +186,8 @@ def _build(root: Path, split: str) -> list[Question]:
 
 def _judge(task: Task) -> Scores:
     asked = BENCHMARK.read_questions(task.root, task.split)
-    labels = truths(asked, read_labels(task.truth or label_folder(task.root)))
-    known, answers, notes = labelled(asked, labels, task.answers)
+    labels = find_labels(asked, read_labels(task.truth or label_folder(task.root)))
+    known, answers, notes = keep_labelled(asked, labels, task.answers)
     matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
     verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
     scores: list[Score] = []
@@ -208,7 +207,7 @@ def _judge(task: Task) -> Scores:
 
 
 def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
-    said = says(answer.text) if answer else WRONG[label]
+    said = parse_pope_answer(answer.text) if answer else WRONG[label]
     clear = answer is not None and (said == "no" or bool(YES_WORDS & set(_words(answer.text))))
     return Verdict(
         question_id=question.id,
@@ -225,13 +224,13 @@ def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
 
 def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], dict[str, float]]:
     """Accuracy, F1, precision, recall, yes share and counts of one list; and F1's value for each image."""
-    confusion = count([(verdict.truth, verdict.facets["says"]) for verdict in verdicts])
+    confusion = count_confusion([(verdict.truth, verdict.facets["says"]) for verdict in verdicts])
     missing = sum(verdict.status == "unanswered" for verdict in verdicts)
     images: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for verdict in verdicts:
         images[str(verdict.image)].append((verdict.truth, verdict.facets["says"]))
-    per_image = {image: count(pairs) for image, pairs in images.items()}
-    parts: dict[str, tuple[float, Callable[[Counts], tuple[int, int]]]] = {
+    per_image = {image: count_confusion(pairs) for image, pairs in images.items()}
+    parts: dict[str, tuple[float, Callable[[Confusion], tuple[int, int]]]] = {
         "F1": (confusion.f1, lambda c: (2 * c.tp, 2 * c.tp + c.fp + c.fn)),
         "precision": (confusion.precision, lambda c: (c.tp, c.tp + c.fp)),
         "recall": (confusion.recall, lambda c: (c.tp, c.tp + c.fn)),
@@ -268,7 +267,9 @@ def _mean_f1(lists: Sequence[Mapping[str, float]], values: Sequence[float], n: i
 
 def _submit(task: Task, path: Path) -> None:
     """POPE has no server: question_id and the yes or no that was read, a line each."""
-    write_jsonl(path, ({"question_id": a.question_id, "answer": says(a.text)} for a in task.answers))
+    write_jsonl(
+        path, ({"question_id": a.question_id, "answer": parse_pope_answer(a.text)} for a in task.answers)
+    )
 
 
 BENCHMARK = Benchmark(

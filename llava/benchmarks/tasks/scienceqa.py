@@ -36,7 +36,7 @@ YOUNGER = frozenset(f"grade{number}" for number in range(1, 7))
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ScienceProblem:
     """One question; `text` is as asked, without image token and the sentence that asks for a letter."""
 
     id: str
@@ -52,7 +52,7 @@ class Problem:
         return LETTERS[self.answer]
 
 
-def read_problems(root: Path, split: str = SPLIT) -> list[Problem]:
+def read_problems(root: Path, split: str = SPLIT) -> list[ScienceProblem]:
     """The problems of `split` in the order of the official list of ids, else of LLaVA's question file."""
     problems, splits = root / "problems.json", root / "pid_splits.json"
     if problems.is_file() and splits.is_file():
@@ -80,7 +80,7 @@ def read_tool_output(path: Path) -> list[Answer]:
     return read_answers(path)
 
 
-def official_problems(problems: Path, splits: Path, split: str) -> list[Problem]:
+def official_problems(problems: Path, splits: Path, split: str) -> list[ScienceProblem]:
     """The problems of the official download whose ids `splits` lists for `split`."""
     records, ids = read_json(problems), read_json(splits)
     if split not in ids:
@@ -95,10 +95,10 @@ def official_problems(problems: Path, splits: Path, split: str) -> list[Problem]
     return [_problem(str(key), records[str(key)]) for key in ids[split]]
 
 
-def _problem(key: str, record: Mapping[str, Any]) -> Problem:
+def _problem(key: str, record: Mapping[str, Any]) -> ScienceProblem:
     hint, image = record.get("hint", ""), record.get("image")
     question = f"Context: {hint}\n{record.get('question', '')}" if hint else record.get("question", "")
-    return Problem(
+    return ScienceProblem(
         id=key,
         text=options_text(question, record["choices"]).replace("  ", " ").strip(),
         choices=tuple(record["choices"]),
@@ -121,11 +121,11 @@ def _facets(record: Mapping[str, Any], hint: str, image: str | None) -> dict[str
     return facets
 
 
-def _from_conversation(record: Mapping[str, Any], where: str) -> Problem:
+def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
     try:
         asked, told = record["conversations"][0]["value"], record["conversations"][1]["value"]
         text = asked.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-        return Problem(
+        return ScienceProblem(
             id=str(record["id"]),
             text=text,
             choices=tuple(_options(text)),
@@ -187,7 +187,7 @@ def _judge(task: Task) -> Scores:
     )
 
 
-def _verdict(problem: Problem, answer: Answer | None) -> Verdict:
+def _verdict(problem: ScienceProblem, answer: Answer | None) -> Verdict:
     letter = letter_rules.scienceqa(answer.text, LETTERS) if answer else None
     status: Status = "unanswered" if answer is None else "unparsable" if letter is None else "answered"
     return Verdict(
@@ -226,7 +226,7 @@ def breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
 
 
 def results(
-    problems: Sequence[Problem], answers: Mapping[str, Answer], letters: str = LETTERS
+    problems: Sequence[ScienceProblem], answers: Mapping[str, Answer], letters: str = LETTERS
 ) -> dict[str, Any]:
     """The original's result file: accuracy, and each problem's chosen index (-1: none) and text."""
     indices, texts = {}, {}

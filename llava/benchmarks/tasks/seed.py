@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
-from llava.benchmarks.base import Benchmark, Task, as_number, options_text, require
+from llava.benchmarks.base import Benchmark, Task, as_number, options_text, require_file
 from llava.errors import DataError
 from llava.files import read_json, write_jsonl
 from llava.prompts.wording import LETTER_SUFFIX
@@ -28,7 +28,7 @@ VIDEO_ID = re.compile(r"v\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SeedItem:
     """One row of SEED-Bench.json: its question, true letter, skill and kind ("image" or "video")."""
 
     question: Question
@@ -38,7 +38,7 @@ class Item:
     kind: str
 
 
-def read_items(path: Path) -> list[Item]:
+def read_seed_items(path: Path) -> list[SeedItem]:
     """The rows of SEED-Bench.json (or of a file of its shape) in its order."""
     value = read_json(path)
     if not isinstance(value, dict) or not {"questions", "question_type"} <= value.keys():
@@ -49,7 +49,9 @@ def read_items(path: Path) -> list[Item]:
         try:
             number = row["question_type_id"]
             items.append(
-                Item(_question(row), row["answer"], number, skills.get(number, str(number)), row["data_type"])
+                SeedItem(
+                    _question(row), row["answer"], number, skills.get(number, str(number)), row["data_type"]
+                )
             )
         except KeyError as error:
             raise DataError(f"{path}: question {index} has no key {error}") from error
@@ -68,7 +70,7 @@ def _question(row: dict[str, str]) -> Question:
     return Question(as_number(str(row["question_id"])), text, image)
 
 
-def asked(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
+def select_asked(items: Sequence[SeedItem], answers: Sequence[Answer]) -> list[SeedItem]:
     """The image questions, and the video questions too when an answer is for one of them."""
     videos = {str(item.question.id) for item in items if item.kind != "image"}
     if any(str(answer.question_id) in videos for answer in answers):
@@ -76,7 +78,7 @@ def asked(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
     return [item for item in items if item.kind == "image"]
 
 
-def without_unknown_video(items: Sequence[Item], answers: Sequence[Answer]) -> list[Answer]:
+def drop_unknown_videos(items: Sequence[SeedItem], answers: Sequence[Answer]) -> list[Answer]:
     """`answers` less those to video questions ("v12") that `items` do not hold.
 
     Annotations are often cut down to images, or to questions whose truth is known, while an upload has all.
@@ -90,10 +92,10 @@ def without_unknown_video(items: Sequence[Item], answers: Sequence[Answer]) -> l
 
 
 def judge_items(
-    items: Sequence[Item], answers: Sequence[Answer], *, allow_missing: bool, split: str = "image"
+    items: Sequence[SeedItem], answers: Sequence[Answer], *, allow_missing: bool, split: str = "image"
 ) -> Scores:
     """Score `answers` against `items`, the questions asked; those to unknown video questions are counted."""
-    kept = without_unknown_video(items, answers)
+    kept = drop_unknown_videos(items, answers)
     matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
     skills = {item.skill_id: item.skill for item in items}
@@ -112,7 +114,7 @@ def judge_items(
     )
 
 
-def _verdict(item: Item, answer: Answer | None) -> Verdict:
+def _verdict(item: SeedItem, answer: Answer | None) -> Verdict:
     said = answer.text if answer else None
     status: Status = "unanswered" if said is None else "answered" if said in LETTERS else "unparsable"
     return Verdict(
@@ -128,11 +130,11 @@ def _verdict(item: Item, answer: Answer | None) -> Verdict:
     )
 
 
-def write_upload(
-    items: Sequence[Item], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
+def write_seed_upload(
+    items: Sequence[SeedItem], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
 ) -> None:
     """Write the leaderboard's jsonl, a line for each answered item: question_id as text, prediction."""
-    kept = without_unknown_video(items, answers)
+    kept = drop_unknown_videos(items, answers)
     matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     write_jsonl(
         path,
@@ -144,8 +146,10 @@ def write_upload(
     )
 
 
-def _items(root: Path, truth: Path | None = None) -> list[Item]:
-    return read_items(truth or require(root, ANNOTATIONS, what="SEED-Bench's questions and answers"))
+def _items(root: Path, truth: Path | None = None) -> list[SeedItem]:
+    return read_seed_items(
+        truth or require_file(root, ANNOTATIONS, what="SEED-Bench's questions and answers")
+    )
 
 
 def _build(root: Path, split: str) -> list[Question]:
@@ -153,13 +157,13 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    items = asked(_items(task.root, task.truth), task.answers)
+    items = select_asked(_items(task.root, task.truth), task.answers)
     return judge_items(items, task.answers, allow_missing=task.allow_missing, split=task.split)
 
 
 def _submit(task: Task, path: Path) -> None:
-    items = asked(_items(task.root, task.truth), task.answers)
-    write_upload(items, task.answers, path, allow_missing=task.allow_missing)
+    items = select_asked(_items(task.root, task.truth), task.answers)
+    write_seed_upload(items, task.answers, path, allow_missing=task.allow_missing)
 
 
 BENCHMARK = Benchmark(

@@ -20,7 +20,7 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
-from llava.benchmarks.base import Benchmark, Task, require, require_keys
+from llava.benchmarks.base import Benchmark, Task, require_file, require_keys
 from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 from llava.files import atomic_write, read_json
@@ -33,7 +33,7 @@ OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
 WITH_OCR = "val"
 
 
-def question_in(prompt: str) -> str:
+def extract_question(prompt: str) -> str:
     """The question inside a prompt, in lower case.
 
     Three shapes: "OCR tokens: ... Question: Q Short answer:"; question, OCR line and suffix in either order
@@ -55,7 +55,7 @@ def question_in(prompt: str) -> str:
     raise AnswersError(f"textvqa: there is no question to be found in the prompt {prompt!r}")
 
 
-def read_truth(path: Path) -> list[Mapping[str, Any]]:
+def read_annotations(path: Path) -> list[Mapping[str, Any]]:
     """The official annotations, a row a question."""
     value = read_json(path)
     require_keys(value, ["data"], str(path))
@@ -64,15 +64,15 @@ def read_truth(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _annotations(task: Task) -> list[Mapping[str, Any]]:
-    return read_truth(task.truth or require(task.root, ANNOTATIONS, what="TextVQA's annotations"))
+    return read_annotations(task.truth or require_file(task.root, ANNOTATIONS, what="TextVQA's annotations"))
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    truth = read_truth(require(root, ANNOTATIONS, what="TextVQA's annotations"))
+    truth = read_annotations(require_file(root, ANNOTATIONS, what="TextVQA's annotations"))
     tokens: dict[str, str] = {}
     if split == WITH_OCR:
-        path = require(root, OCR, what="TextVQA's OCR tokens (the split val_no_ocr asks without them)")
-        tokens = {row["image_id"]: f"{ocr_line(row['ocr_tokens'])}\n" for row in read_truth(path)}
+        path = require_file(root, OCR, what="TextVQA's OCR tokens (the split val_no_ocr asks without them)")
+        tokens = {row["image_id"]: f"{ocr_line(row['ocr_tokens'])}\n" for row in read_annotations(path)}
     return [
         Question(
             row["image_id"],
@@ -87,7 +87,7 @@ def _ocr_line(tokens: Mapping[str, str], image: str, split: str) -> str:
     return tokens.get(image, f"{ocr_line(())}\n") if split == WITH_OCR else ""
 
 
-def put_together(
+def match_annotations(
     truth: Sequence[Mapping[str, Any]], answers: Sequence[Answer], *, allow_missing: bool
 ) -> Matched:
     """Each annotated question's answer, found by image id and the question in the prompt.
@@ -106,7 +106,7 @@ def put_together(
 def _asked(answer: Answer, *, is_needed: bool) -> str:
     """The question in an answer's prompt; a prompt of any other shape will do where the id says it all."""
     try:
-        return question_in(answer.prompt) if answer.prompt else ""
+        return extract_question(answer.prompt) if answer.prompt else ""
     except AnswersError:
         if is_needed:
             raise
@@ -115,7 +115,7 @@ def _asked(answer: Answer, *, is_needed: bool) -> str:
 
 def _judge(task: Task) -> Scores:
     truth = _annotations(task)
-    matched = put_together(truth, task.answers, allow_missing=task.allow_missing)
+    matched = match_annotations(truth, task.answers, allow_missing=task.allow_missing)
     verdicts = [_verdict(row, answer) for row, answer in zip(truth, matched.answers, strict=True)]
     scores = [aggregate.accuracy(verdicts, "accuracy", over={})]
     return aggregate.collect(

@@ -14,7 +14,7 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
-from llava.benchmarks.base import Benchmark, Task, require, require_keys
+from llava.benchmarks.base import Benchmark, Task, require_file, require_keys
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write, read_json, read_jsonl
 from llava.prompts.wording import SHORT_SUFFIX, UNANSWERABLE_LINE
@@ -24,7 +24,7 @@ SOURCE = "LLaVA v1.2.2 scripts/convert_vizwiz_for_submission.py; val by the VQA 
 
 
 def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
-    path = require(root, f"{split}.json", f"Annotations/{split}.json", what=f"VizWiz's {split}.json")
+    path = require_file(root, f"{split}.json", f"Annotations/{split}.json", what=f"VizWiz's {split}.json")
     rows: list[Mapping[str, Any]] = read_json(path)
     return rows
 
@@ -66,7 +66,7 @@ def _verdict(question: Question, row: Mapping[str, Any], answer: Answer | None) 
     )
 
 
-def read_images(path: Path) -> list[Question]:
+def read_image_questions(path: Path) -> list[Question]:
     """The questions of LLaVA's file, of which id and image count."""
     questions = []
     for line, row in read_jsonl(path):
@@ -75,7 +75,7 @@ def read_images(path: Path) -> list[Question]:
     return questions
 
 
-def write_upload(
+def write_vizwiz_upload(
     questions: Sequence[Question], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
 ) -> None:
     """Write the server's JSON list of image and processed answer, in the questions' order."""
@@ -91,7 +91,7 @@ def write_upload(
 
 def _submit(task: Task, path: Path) -> None:
     questions = BENCHMARK.read_questions(task.root, task.split)
-    write_upload(questions, task.answers, path, allow_missing=task.allow_missing)
+    write_vizwiz_upload(questions, task.answers, path, allow_missing=task.allow_missing)
 
 
 BENCHMARK = Benchmark(

@@ -19,7 +19,7 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
-from llava.benchmarks.base import Benchmark, Task, find, read_jsonl_questions, require, require_keys
+from llava.benchmarks.base import Benchmark, Task, find, read_jsonl_questions, require_file, require_keys
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write, read_json, read_jsonl
 from llava.prompts.wording import SHORT_SUFFIX
@@ -33,7 +33,7 @@ SPLITS = ("test-dev2015", "test2015", "val2014")
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    path = require(
+    path = require_file(
         root,
         f"v2_OpenEnded_mscoco_{split}_questions.json",
         f"OpenEnded_mscoco_{split}_questions.json",
@@ -125,7 +125,7 @@ def _verdict(
     )
 
 
-def uploaded_ids(path: Path) -> list[Question]:
+def read_question_ids(path: Path) -> list[Question]:
     """The questions of a question file, of which only the id counts."""
     questions = []
     for line, row in read_jsonl(path):
@@ -134,7 +134,7 @@ def uploaded_ids(path: Path) -> list[Question]:
     return questions
 
 
-def write_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> Matched:
+def write_vqav2_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> Matched:
     """Write EvalAI's JSON list of question_id and processed answer, "" where there is none."""
     matched = match(questions, answers, allow_missing=True, name="vqav2")
     rows = [
@@ -151,8 +151,8 @@ def _submit(task: Task, path: Path) -> None:
     match(asked, task.answers, allow_missing=task.allow_missing, name="vqav2")
     whole = task.root / UPLOADED
     if task.split.startswith("test") and whole.is_file():
-        asked = uploaded_ids(whole)
-    write_upload(asked, task.answers, path)
+        asked = read_question_ids(whole)
+    write_vqav2_upload(asked, task.answers, path)
 
 
 BENCHMARK = Benchmark(
