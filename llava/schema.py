@@ -1,7 +1,7 @@
-"""The nouns of the package. Every module takes and returns these, not loose dictionaries.
+"""The data types that modules exchange.
 
-A *record* is a row on disk, a *sample* a training example, a *question* and its *answer* belong to
-evaluation, a *verdict* is one answer judged, and *scores* are what a benchmark makes of all verdicts.
+A *record* is a row on disk, a *sample* is a training example, a *question* and its *answer* belong to
+evaluation, a *verdict* is one answer judged, and *scores* are a benchmark's numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RecordId = str | int
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One thing said. `text` may hold the image token `<image>`."""
+    """One turn of a conversation. `text` may contain the image token `<image>`."""
 
     speaker: Speaker
     text: str
@@ -24,9 +24,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation to learn from. `image` is a path under the image folder, None for text alone.
+    """One training example. `image` is a path under the image folder, None for a text-only sample.
 
-    `type` is the question type its record names (the data engine's skill, say), None where it names none.
+    `type` is the question type in the record (such as the data engine's skill), None if it has none.
     """
 
     id: RecordId
@@ -37,10 +37,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of a benchmark. `text` carries the suffix that asks for a letter or a short answer.
+    """One question of a benchmark. `text` ends with the instruction to answer briefly or by letter.
 
     `image` is a path under the benchmark's image folder; `image_base64` is the image itself where the
-    benchmark ships it inside its question file (MMBench).
+    question file contains it (MMBench).
     """
 
     id: RecordId
@@ -52,14 +52,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One row of an answers file; ids may repeat (MME, TextVQA), so `prompt` tells rows apart."""
+    """One row of an answers file. Ids may repeat (MME, TextVQA); then `prompt` identifies the question."""
 
     question_id: RecordId
     prompt: str
     text: str
     answer_id: str = ""
     model_id: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,11 +68,11 @@ Status = Literal["answered", "unparsable", "unanswered", "unjudged"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One question judged: what was said, what is true, and how much of a point (0 to 1) that earns.
+    """One answer judged: the answer, the truth, and the points (0 to 1) it earns.
 
-    `type` is the benchmark's own division (SEED's skill, MME's subtask); `facets` are its further
-    divisions. `status` is "unparsable" when the official rule could make nothing of the answer, "unjudged"
-    when the truth is known to a server only (the score is then 0 and says nothing).
+    `type` is the benchmark's main category (SEED's skill, MME's subtask); `facets` are further categories.
+    `status` is "unparsable" when the official rule cannot interpret the answer, and "unjudged" when only a
+    server knows the truth (the score is then a meaningless 0).
     """
 
     question_id: RecordId
@@ -96,12 +96,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number of a benchmark with its 95 % interval [low, high]; all are None where it is not available.
+    """One number of a benchmark with its 95 % interval [low, high]; all are None when it is not available.
 
-    A score is one of three things, which is what lets two runs be compared question by question:
-    the mean of the verdicts that `over` selects ({} is all; {"type": "color"} those of one type), times 100;
-    the mean of `units`, a value for each independent unit; or the sum of the scores of group "type" that
-    `parts` names.
+    To let two runs be compared question by question, a score is one of three things: 100 times the mean of
+    the verdicts that match `over` ({} matches all, {"type": "color"} one type); the mean of `units`, which
+    maps each independent unit to its value; or the sum of the scores in group "type" that `parts` names.
     """
 
     name: str
@@ -120,7 +119,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a benchmark makes of one answers file. `headline` names the score that papers quote."""
+    """A benchmark's numbers for one answers file. `headline` names the score that papers quote."""
 
     benchmark: str
     headline: str
@@ -133,7 +132,11 @@ class Scores:
     notes: tuple[str, ...] = ()
 
     def get(self, name: str, group: str = "total") -> Score:
-        """The score called `name` in `group`; KeyError when there is none."""
+        """Return the score called `name` in `group`.
+
+        Raises:
+            KeyError: There is no such score.
+        """
         for score in self.scores:
             if (score.group, score.name) == (group, name):
                 return score

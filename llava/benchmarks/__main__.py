@@ -16,7 +16,14 @@ from llava.benchmarks import paper
 from llava.benchmarks.base import Benchmark
 from llava.errors import DataError
 from llava.schema import Scores
-from llava.scoring.metrics import DETAILS, plain_table, read_scores, show_interval, show_value, write_scores
+from llava.scoring.metrics import (
+    DETAILS,
+    format_interval,
+    format_table,
+    format_value,
+    read_scores,
+    write_scores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +74,7 @@ def _add(commands: argparse._SubParsersAction, name: str, run: object, text: str
 
 def _list(_: argparse.Namespace) -> None:
     rows = [(b.name, ", ".join(b.splits), b.title) for b in map(benchmarks.get, benchmarks.names())]
-    sys.stdout.write(plain_table(("name", "splits", "benchmark"), rows) + "\n")
+    sys.stdout.write(format_table(("name", "splits", "benchmark"), rows) + "\n")
 
 
 def _present(args: argparse.Namespace) -> None:
@@ -143,15 +150,15 @@ def score_table(scores: Scores) -> str:
         (
             s.name if s.group in {"total", "type"} else f"{s.group}: {s.name}",
             str(s.n),
-            show_value(s.value),
-            show_interval(s.low, s.high),
+            format_value(s.value),
+            format_interval(s.low, s.high),
             s.note,
         )
         for s in scores.scores
         if s.group not in DETAILS
     ]
     told = ", ".join(f"{name} {count}" for name, count in scores.counts.items())
-    table = plain_table((scores.benchmark, "n", "score", "95 % interval", ""), rows)
+    table = format_table((scores.benchmark, "n", "score", "95 % interval", ""), rows)
     return "\n".join([table, told, *scores.notes])
 
 

@@ -64,7 +64,7 @@ def mean_of_units(
     values = list(units.values())
     value = fmean(values) if value is None else value
     spread = intervals.mean_variance(values)
-    low, high = (None, None) if spread is None else intervals.around(value, spread)
+    low, high = (None, None) if spread is None else intervals.normal(value, spread)
     kind = "none" if spread is None else "normal"
     return Score(name, value, n or len(values), group, low, high, kind, units=units, note=note)
 
@@ -115,7 +115,7 @@ def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str
         return Score(name, None, n, group, parts=names, note=note)
     if any(spread is None for spread in spreads):
         return Score(name, value, n, group, parts=names, note=note)
-    low, high = intervals.around(value, sum(spread or 0.0 for spread in spreads))
+    low, high = intervals.normal(value, sum(spread or 0.0 for spread in spreads))
     return Score(name, value, n, group, low, high, "normal", parts=names, note=note)
 
 

@@ -156,7 +156,7 @@ def _distribution(balanced: Mapping[str, Any], said: Mapping[str, str | None]) -
     if not rows:
         return aggregate.not_available("distribution", "no question has an answer group")
     value = _chi_square(rows) / PERCENT
-    low, high = intervals.around(value, _resampled_variance(rows))
+    low, high = intervals.normal(value, _resampled_variance(rows))
     return Score(
         "distribution", value, len(rows), "total", max(0.0, low), high, "bootstrap",
         better="lower", note="lower is better; not percent",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llava.schema import Score, Scores
-from llava.scoring.metrics import plain_table
+from llava.scoring.metrics import format_table
 from llava.scoring.published import DATA_ENGINE, DATA_ENGINE_BASELINE, LLAVA_LORA, PUBLISHED
 
 COLUMNS = ("SEED", "MMBench", "MME", "GQA", "VQAv2", "ScienceQA")
@@ -27,7 +27,7 @@ def table(name: str, runs: Sequence[Scores]) -> str:
     ]
     published = [_published_row(model) for model in COMPARED]
     notes = [f"{scores.benchmark}: {note}." for scores in runs for note in scores.notes]
-    return "\n".join([plain_table(("model", *COLUMNS), [ours, *published]), NOTE, *notes])
+    return "\n".join([format_table(("model", *COLUMNS), [ours, *published]), NOTE, *notes])
 
 
 def _published_row(model: str) -> list[str]:

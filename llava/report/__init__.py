@@ -1,6 +1,6 @@
-"""What runs came to, side by side: benchmark scores as one table, training logs as curves.
+"""Compare runs: benchmark scores in one table, training logs as curves.
 
-python -m llava.report BASE/metrics.json TUNED/metrics.json     one table, see comparison.py
+python -m llava.report BASE/metrics.json TUNED/metrics.json     a table, see comparison.py
 python -m llava.report training RUN OTHER_RUN                   curves as a PNG, see training.py
 """
 
@@ -9,7 +9,7 @@ from llava.report.comparison import (
     Difference,
     Row,
     compare,
-    difference,
+    paired_difference,
     read_runs,
     to_json,
     to_markdown,
@@ -20,7 +20,7 @@ __all__ = [
     "Difference",
     "Row",
     "compare",
-    "difference",
+    "paired_difference",
     "read_runs",
     "to_json",
     "to_markdown",

@@ -1,4 +1,4 @@
-"""`python -m llava.report`: a table of sub-commands; without the name of one, scores are compared."""
+"""The command `python -m llava.report`: compare scores, or run the sub-command that is named."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Several runs' metrics.json as one table: per question type n, score and 95 % interval, and what changed.
+"""Compare the metrics.json of several runs in one table, with 95 % intervals of scores and differences.
 
     python -m llava.report BASE/metrics.json TUNED/metrics.json [--baseline BASE] [--format markdown|json]
 
-The first run (or `--baseline`) is what the others are compared with, question by question: the same questions
-stand in both files, so the difference is paired. Its 95 % interval is Newcombe's for paired proportions where
-every question is right or wrong, and the normal approximation on the differences otherwise; sums such as
-MME's perception add the variances of their independent parts. A difference whose interval excludes 0 is
-marked `*`. With many types about one in twenty is marked by chance alone: the total decides.
+The other runs are compared with the first run (or `--baseline`). All must have the same questions, so the
+differences are paired. Their interval is Newcombe's for paired proportions when every question is right or
+wrong, else the normal approximation on the differences; sums such as MME's perception add the variances of
+their independent parts. `*` marks a difference whose interval excludes 0. About one question type in twenty
+is marked by chance, so judge by the total.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
-from llava.report.names import shortest
+from llava.report.names import shortest_names
 from llava.schema import Score, Scores
 from llava.scoring import intervals
-from llava.scoring.metrics import DETAILS, FILE_NAME, PERCENT, read_scores, show_interval, show_value
+from llava.scoring.metrics import DETAILS, FILE_NAME, PERCENT, format_interval, format_value, read_scores
 from llava.scoring.published import PUBLISHED
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """One metrics.json: the short name it has in the table, what it holds, where it lies."""
+    """One metrics.json: its short name in the table, its scores and its path."""
 
     name: str
     scores: Scores
@@ -38,7 +38,7 @@ class ComparedRun:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Run minus baseline over the same questions, with its 95 % interval (None: not to be had)."""
+    """Run minus baseline over the same questions, with the 95 % interval (None: not available)."""
 
     value: float
     low: float | None = None
@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One score of one benchmark in every run; `differences` are to run `baseline`, None for itself."""
+    """One score of one benchmark in every run. `differences` are to run `baseline`, itself None."""
 
     benchmark: str
     group: str
@@ -65,69 +65,77 @@ class Row:
 
 
 def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
-    """The runs in `paths`: metrics.json files, or folders in which every metrics.json below is one."""
+    """Read the metrics.json files in `paths`; a folder stands for every metrics.json below it.
+
+    Raises:
+        DataError: A folder has no metrics.json, or a file is damaged.
+    """
     runs = []
     for path in paths:
         files = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
         if not files:
-            raise DataError(f"{path}: there is no {FILE_NAME} in this folder")
+            raise DataError(
+                f"{path}: no {FILE_NAME} in this folder; score a run with --save-path to write one",
+                code="missing-metrics",
+            )
         runs += [(file, read_scores(file)) for file in files]
-    short = _short_names([file for file, _ in runs])
-    return [ComparedRun(name, scores, file) for name, (file, scores) in zip(short, runs, strict=True)]
+    names = _short_names([file for file, _ in runs])
+    return [ComparedRun(name, scores, file) for name, (file, scores) in zip(names, runs, strict=True)]
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:
-    """The fewest last folders that tell the files apart; a file of another name keeps its own name too."""
+    """Return a short name for each file: its last folders, and its stem unless it is metrics.json."""
     parts = [
         path.parent.parts if path.name == FILE_NAME else (*path.parent.parts, path.stem)
         for path in (file.resolve() for file in files)
     ]
-    return shortest(parts)
+    return shortest_names(parts)
 
 
 def compare(runs: Sequence[ComparedRun], baseline: str | None = None) -> list[Row]:
-    """A row for each score of each benchmark, with the paired difference of every run to the baseline.
+    """Return a row per score of each benchmark, with each run's paired difference to the baseline.
 
-    `baseline` is a run's name or path, or a folder above it, from which each benchmark takes its own run;
-    None, or a benchmark without such a run, takes the benchmark's first run.
+    `baseline` is a run's name or path, or a folder above the runs. A benchmark takes its first run as
+    baseline if `baseline` is None or none of its runs matches.
 
     Raises:
         DataError: Two runs of one benchmark were scored on different questions.
-        SettingsError: No run is what `baseline` names.
+        SettingsError: No run matches `baseline`.
     """
-    chosen = [index for index, run in enumerate(runs) if baseline and _is_called(run, baseline)]
+    chosen = [index for index, run in enumerate(runs) if baseline and _matches_name(run, baseline)]
     if baseline and not chosen:
         raise SettingsError(
-            f"--baseline {baseline!r} is none of the runs: {', '.join(run.name for run in runs)}"
+            f"--baseline {baseline!r} is none of the runs: {', '.join(run.name for run in runs)}",
+            code="unknown-baseline",
         )
     rows: list[Row] = []
     for benchmark in dict.fromkeys(run.scores.benchmark for run in runs):
-        mine = [index for index, run in enumerate(runs) if run.scores.benchmark == benchmark]
-        base = next((index for index in chosen if index in mine), mine[0])
-        rows += _compare(runs, mine, base)
+        members = [index for index, run in enumerate(runs) if run.scores.benchmark == benchmark]
+        base = next((index for index in chosen if index in members), members[0])
+        rows += _compare(runs, members, base)
     return rows
 
 
-def _is_called(run: ComparedRun, wanted: str) -> bool:
+def _matches_name(run: ComparedRun, wanted: str) -> bool:
     path = Path(wanted).resolve()
     return run.name == wanted or path == run.path.resolve() or path in run.path.resolve().parents
 
 
-def _compare(runs: Sequence[ComparedRun], mine: Sequence[int], base: int) -> Iterator[Row]:
-    """The rows of one benchmark, whose runs are `mine`."""
+def _compare(runs: Sequence[ComparedRun], members: Sequence[int], base: int) -> Iterator[Row]:
+    """Yield the rows of one benchmark; `members` are the indices of its runs."""
     before = runs[base].scores
-    for index in mine:
+    for index in members:
         _check_same_questions(runs[base], runs[index])
     keys = dict.fromkeys(
         (score.group, score.name)
-        for index in mine
+        for index in members
         for score in runs[index].scores.scores
         if score.group not in DETAILS
     )
     for group, name in keys:
-        found = tuple(_find(run, group, name) if i in mine else None for i, run in enumerate(runs))
+        found = tuple(_find(run, group, name) if i in members else None for i, run in enumerate(runs))
         differences = tuple(
-            difference(before, run.scores, group, name) if i in mine and i != base else None
+            paired_difference(before, run.scores, group, name) if i in members and i != base else None
             for i, run in enumerate(runs)
         )
         n = max(score.n for score in found if score)
@@ -146,15 +154,16 @@ def _check_same_questions(base: ComparedRun, run: ComparedRun) -> None:
     before = [(str(v.question_id), v.truth) for v in base.scores.verdicts]
     after = [(str(v.question_id), v.truth) for v in run.scores.verdicts]
     if before != after:
-        only = sorted({key for key, _ in set(before) ^ set(after)})[:5]
+        differing = sorted({key for key, _ in set(before) ^ set(after)})[:5]
         raise DataError(
             f"{base.name} ({len(before)} questions) and {run.name} ({len(after)}) were scored on different "
-            f"questions of {base.scores.benchmark}, e.g. {', '.join(only)}; score both on the same ones"
+            f"questions of {base.scores.benchmark}, e.g. {', '.join(differing)}; score both on the same ones",
+            code="different-questions",
         )
 
 
-def difference(before: Scores, after: Scores, group: str, name: str) -> Difference | None:
-    """The paired difference after - before of one score; None where either has no value."""
+def paired_difference(before: Scores, after: Scores, group: str, name: str) -> Difference | None:
+    """Return the paired difference after - before of one score, None if either has no value."""
     try:
         old, new = before.get(name, group), after.get(name, group)
     except KeyError:
@@ -182,36 +191,36 @@ def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.
                 return None
             low, high = bounds
         return PERCENT * low, PERCENT * high
-    spread = _spread(before, after, old, new)
+    variance = _variance(before, after, old, new)
     change = (new.value or 0.0) - (old.value or 0.0)
-    return None if spread is None else intervals.around(change, spread)
+    return None if variance is None else intervals.normal(change, variance)
 
 
-def _spread(before: Scores, after: Scores, old: Score, new: Score) -> float | None:
-    """The variance of new - old for a mean of units or a sum of such scores."""
+def _variance(before: Scores, after: Scores, old: Score, new: Score) -> float | None:
+    """Return the variance of new - old for a mean of units or a sum of such scores."""
     if old.parts:
-        spreads = [
-            _spread(before, after, before.get(part, "type"), after.get(part, "type")) for part in old.parts
+        variances = [
+            _variance(before, after, before.get(part, "type"), after.get(part, "type")) for part in old.parts
         ]
-        return None if None in spreads else sum(spread for spread in spreads if spread is not None)
+        return None if None in variances else sum(value for value in variances if value is not None)
     if not old.units or not new.units or old.units.keys() != new.units.keys():
         return None
     return intervals.mean_variance([new.units[unit] - value for unit, value in old.units.items()])
 
 
 def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: bool = False) -> str:
-    """The rows as Markdown: one table a benchmark, the headline in bold, clear differences marked `*`."""
+    """Format the rows as Markdown: a table per benchmark, headline in bold, clear differences marked `*`."""
     blocks = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         shown = [index for index, run in enumerate(runs) if run.scores.benchmark == benchmark]
-        mine = [row for row in rows if row.benchmark == benchmark]
-        compared = [index for index in shown if any(row.differences[index] for row in mine)]
+        own_rows = [row for row in rows if row.benchmark == benchmark]
+        compared = [index for index in shown if any(row.differences[index] for row in own_rows)]
         header = ["question type", "n"]
         header += [cell for index in shown for cell in (runs[index].name, "95 % interval")]
-        base = runs[mine[0].baseline].name
+        base = runs[own_rows[0].baseline].name
         header += [cell for index in compared for cell in (f"{runs[index].name} - {base}", "95 % interval")]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        lines += [_cells(row, shown, compared) for row in mine]
+        lines += [_cells(row, shown, compared) for row in own_rows]
         if published:
             width = len(header) - 3
             lines += [
@@ -230,22 +239,22 @@ def _cells(row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]
     for index in shown:
         score = row.scores[index]
         value = score.value if score else None
-        cells += [show_value(value), show_interval(score.low, score.high) if score else "-"]
+        cells += [format_value(value), format_interval(score.low, score.high) if score else "-"]
     for index in compared:
         change = row.differences[index]
         if change is None:
             cells += ["-", "-"]
         else:
             cells += [f"{change.value:+.2f}{' *' if change.is_clear else ''}"]
-            cells += [show_interval(change.low, change.high)]
+            cells += [format_interval(change.low, change.high)]
     return cells
 
 
 def _footnotes(runs: Sequence[ComparedRun]) -> str:
     lines = []
     for run in runs:
-        told = ", ".join(f"{count} {name}" for name, count in run.scores.counts.items())
-        lines.append(f"{run.name}: {told}.")
+        counts = ", ".join(f"{count} {name}" for name, count in run.scores.counts.items())
+        lines.append(f"{run.name}: {counts}.")
         lines += [f"{run.name}: {note}." for note in run.scores.notes]
     if len(runs) > 1:
         lines.append(
@@ -255,9 +264,9 @@ def _footnotes(runs: Sequence[ComparedRun]) -> str:
 
 
 def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
-    """The rows as JSON: runs, and for each row its scores and differences by run name."""
+    """Format the rows as JSON: the runs, and for each row its scores and differences by run name."""
     names = [run.name for run in runs]
-    value = [
+    rows_json = [
         {
             "benchmark": row.benchmark,
             "group": row.group,
@@ -277,12 +286,12 @@ def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
         }
         for row in rows
     ]
-    told = [
+    runs_json = [
         {"name": run.name, "benchmark": run.scores.benchmark, "model_id": run.scores.model_id,
          "counts": run.scores.counts, "notes": list(run.scores.notes)}
         for run in runs
     ]  # fmt: skip
-    return json.dumps({"runs": told, "rows": value}, indent=2, ensure_ascii=False)
+    return json.dumps({"runs": runs_json, "rows": rows_json}, indent=2, ensure_ascii=False)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Curves of several runs over their steps: one panel a quantity, one colour a run. Draws, and knows no files.
+"""Draw the curves of several training runs: one panel per quantity, one colour per run.
 
-Where there are many points a smoothed line stands over the faint ones that were logged.
+With many points a smoothed line is drawn over the faint logged values.
 """
 
 from __future__ import annotations
@@ -9,35 +9,39 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llava.errors import SettingsError
 from llava.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 COLUMNS = 3
-# Fewer points than this are drawn as they are.
+# Curves with fewer points are not smoothed.
 SMOOTHED_FROM = 30
-# The half-life of the smoothing: this part of all points.
+# Half-life of the smoothing, as a fraction of all points.
 _HALF_LIFE = 0.02
 
 
 class Log(Protocol):
-    """What is drawn of a run."""
+    """The log of one run, as far as it is drawn."""
 
     @property
     def name(self) -> str:
-        """In the legend."""
+        """The name in the legend."""
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values."""
+        """Return the steps and values logged under `key`."""
 
     def keys(self) -> list[str]:
-        """Of what there are series."""
+        """Return the keys that have a series."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One quantity: its key in the log, its title, its unit, and by what a value is multiplied."""
+    """One quantity: its key in the log, title and unit. Values are multiplied by `factor`."""
 
     key: str
     title: str
@@ -59,8 +63,8 @@ PANELS = (
 KIND_PREFIX = "eval_loss/"
 
 
-def panels(logs: Sequence[Log]) -> list[Panel]:
-    """Those of which a run logged something; validation losses by kind of question come last."""
+def select_panels(logs: Sequence[Log]) -> list[Panel]:
+    """Return the panels with logged values; validation losses by question type come last."""
     keys = dict.fromkeys(key for log in logs for key in log.keys())  # noqa: SIM118
     kinds = sorted(key for key in keys if key.startswith(KIND_PREFIX))
     by_kind = [
@@ -69,20 +73,20 @@ def panels(logs: Sequence[Log]) -> list[Panel]:
     return [panel for panel in PANELS if panel.key in keys] + by_kind
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential means of the values so far, unbiased from the first on; NaN is passed over."""
-    keep = 0.5 ** (1 / max(1.0, _HALF_LIFE * len(values)))
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the bias-corrected exponential moving average of `values`, skipping NaN."""
+    decay = 0.5 ** (1 / max(1.0, _HALF_LIFE * len(values)))
     total = weight = 0.0
     means = []
     for value in values:
         if math.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1.0
+            total, weight = decay * total + value, decay * weight + 1.0
         means.append(total / weight if weight else math.nan)
     return means
 
 
-def draw(logs: Sequence[Log], out: Path) -> None:
-    """Draw all panels into a PNG.
+def draw_curves(logs: Sequence[Log], out: Path) -> None:
+    """Draw all panels to the PNG file `out`.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -90,8 +94,10 @@ def draw(logs: Sequence[Log], out: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise SettingsError("drawing needs matplotlib: pip install matplotlib") from error
-    shown = panels(logs)
+        raise SettingsError(
+            "drawing needs matplotlib: pip install matplotlib", code="missing-matplotlib"
+        ) from error
+    shown = select_panels(logs)
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     legend_rows = -(-(len(logs) + 1) // COLUMNS)
@@ -108,14 +114,14 @@ def draw(logs: Sequence[Log], out: Path) -> None:
         figure.savefig(stream, format="png", dpi=120)
 
 
-def _draw_panel(axes: Any, panel: Panel, logs: Sequence[Log]) -> None:
-    for place, log in enumerate(logs):
+def _draw_panel(axes: Axes, panel: Panel, logs: Sequence[Log]) -> None:
+    for index, log in enumerate(logs):
         steps, values = log.series(panel.key)
         values = [panel.factor * value for value in values]
-        color = _color(place)
+        color = _color(index)
         if panel.is_smoothed and len(values) >= SMOOTHED_FROM:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smoothed(values), color=color, linewidth=1.6)
+            axes.plot(steps, smooth(values), color=color, linewidth=1.6)
         else:
             marker = "o" if len(values) < SMOOTHED_FROM else None
             axes.plot(steps, values, color=color, linewidth=1.4, marker=marker, markersize=3.5)
@@ -130,11 +136,11 @@ def _draw_panel(axes: Any, panel: Panel, logs: Sequence[Log]) -> None:
         axes.ticklabel_format(axis="y", useOffset=False)
 
 
-def _add_legend(figure: Any, logs: Sequence[Log]) -> None:
+def _add_legend(figure: Figure, logs: Sequence[Log]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=_color(place), linewidth=2, label=log.name) for place, log in enumerate(logs)
+        Line2D([], [], color=_color(index), linewidth=2, label=log.name) for index, log in enumerate(logs)
     ]
     handles.append(Line2D([], [], color="gray", alpha=0.4, linewidth=0.8, label="faint: before smoothing"))
     figure.legend(
@@ -142,5 +148,5 @@ def _add_legend(figure: Any, logs: Sequence[Log]) -> None:
     )
 
 
-def _color(place: int) -> str:
-    return f"C{place % 10}"
+def _color(index: int) -> str:
+    return f"C{index % 10}"

@@ -1,1 +1,1 @@
-"""Metrics of a run, their intervals, and the published figures to compare with."""
+"""The metrics.json format, confidence intervals, and published scores to compare with."""

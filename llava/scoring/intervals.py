@@ -1,9 +1,9 @@
-"""95 % intervals from the standard library alone: proportions, means, sums, and paired differences.
+"""95 % confidence intervals for proportions, means, sums and paired differences.
 
-Knows nothing of benchmarks. Proportions (questions right out of n) get Wilson's interval, which stays honest
-at 0 and 1 and for small n; means and ratios over independent units get the normal approximation; the
-difference of two runs that answered the same questions gets Newcombe's paired interval when every question is
-right or wrong, and the normal approximation on the differences otherwise. Nothing is drawn at random.
+Proportions (correct questions out of n) get Wilson's interval, which is reliable near 0 and 1 and for small
+n. Means and ratios over independent units get the normal approximation. The difference of two runs over the
+same questions gets Newcombe's paired interval when every question is right or wrong, else the normal
+approximation on the differences. No function samples at random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Z = NormalDist().inv_cdf(0.975)
 
 
 def wilson(right: float, n: int) -> Interval:
-    """Wilson's score interval of the proportion right / n, both ends within 0 and 1.
+    """Return Wilson's score interval of the proportion right / n, within [0, 1].
 
     Source: E. B. Wilson, JASA 22 (1927), equation for the score interval, without continuity correction.
     """
@@ -32,34 +32,34 @@ def wilson(right: float, n: int) -> Interval:
 
 
 def mean_variance(values: Sequence[float]) -> float | None:
-    """The variance of the mean of independent `values`; None for fewer than two."""
+    """Return the variance of the mean of independent `values`, None for fewer than two."""
     return variance(values) / len(values) if len(values) > 1 else None
 
 
 def mean(values: Sequence[float]) -> Interval | None:
-    """The normal interval of the mean of independent `values`; None for fewer than two."""
-    spread = mean_variance(values)
-    return None if spread is None else around(fmean(values), spread)
+    """Return the normal interval of the mean of independent `values`, None for fewer than two."""
+    squared_error = mean_variance(values)
+    return None if squared_error is None else normal(fmean(values), squared_error)
 
 
-def around(value: float, spread: float) -> Interval:
-    """The normal interval of an estimate `value` whose variance is `spread`."""
-    half = Z * math.sqrt(spread)
+def normal(value: float, squared_error: float) -> Interval:
+    """Return the normal interval of an estimate `value` whose variance is `squared_error`."""
+    half = Z * math.sqrt(squared_error)
     return value - half, value + half
 
 
 def ratio_units(tops: Sequence[float], bottoms: Sequence[float]) -> list[float]:
-    """Values, one a unit, whose mean is sum(tops) / sum(bottoms) and whose spread is that ratio's.
+    """Linearize the ratio sum(tops) / sum(bottoms): return one value per unit with that ratio as their mean.
 
-    The delta method: a ratio such as F1 = 2 TP / (2 TP + FP + FN) then behaves like a mean, and `mean` and
-    paired differences hold for it. `bottoms` must not sum to 0.
+    By the delta method the values also have the ratio's variance, so `mean` and paired differences apply to
+    ratios such as F1 = 2 TP / (2 TP + FP + FN). `bottoms` must not sum to 0.
     """
     ratio, bottom = sum(tops) / sum(bottoms), fmean(bottoms)
     return [ratio + (a - ratio * b) / bottom for a, b in zip(tops, bottoms, strict=True)]
 
 
 def paired_proportions(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """Newcombe's interval of mean(after) - mean(before), question by question, every value 0 or 1.
+    """Return Newcombe's paired interval of mean(after) - mean(before), where every value is 0 or 1.
 
     Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635, method 10 (Wilson limits, corrected phi).
     """

@@ -1,11 +1,11 @@
-"""`metrics.json`, the one file every scored run leaves, and how its numbers look in a table.
+"""The file `metrics.json` that every scored run writes, and the formatting of its numbers.
 
-The same schema for every benchmark::
+All benchmarks share one schema::
 
     {"schema": 1,
      "benchmark": "seed", "split": "image", "model_id": "llava-v1.5-7b",
-     "source": "whose rule gave the numbers",
-     "headline": "image",                    the score that papers quote: a name in group "total"
+     "source": "the program whose rule is used",
+     "headline": "image",                    the score that papers quote, in group "total"
      "counts": {"questions", "answered", "unanswered", "unparsable", "duplicates"},
      "notes": ["2 of 100 questions have no answer and count as wrong (--allow-missing)"],
      "scores": [{"group": "type", "name": "Instance Location",
@@ -15,11 +15,11 @@ The same schema for every benchmark::
                  "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...]}],
      "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},
                    "score": 0.0, "answer": "B", "truth": "A",
-                   "status": "answered" | "unparsable" | "unanswered" | "unjudged" (by a server only),
+                   "status": "answered" | "unparsable" | "unanswered" | "unjudged" (only a server can),
                    "image": "SEED-Bench-image/...", "question": "..."}]}
 
-Verdicts stand in the order of the question file, so two runs over the same questions pair line by line.
-`over`, `units` and `parts` are explained at `llava.schema.Score`. Keys beyond these are ignored by readers.
+Verdicts are in the order of the question file, so two runs over the same questions pair line by line.
+`llava.schema.Score` explains `over`, `units` and `parts`. Readers ignore other keys.
 """
 
 from __future__ import annotations
@@ -36,23 +36,22 @@ from llava.schema import Score, Scores, Verdict
 
 FILE_NAME = "metrics.json"
 SCHEMA = 1
-# What a share or mean of points (0 to 1) is multiplied by.
 PERCENT = 100.0
-# Groups of scores that are kept in the file and left out of tables.
+# Groups of scores that the file has and tables leave out.
 DETAILS = frozenset({"confusion"})
-LONG = {"scores", "verdicts"}
+LONG_KEYS = {"scores", "verdicts"}
 
 
 def write_scores(folder: Path, scores: Scores, *, extra: dict[str, float] | None = None) -> Path:
-    """Write `folder`/metrics.json in one step and return its path. `extra` adds flat keys for old readers."""
+    """Write `folder`/metrics.json atomically and return its path. `extra` adds flat keys for old readers."""
     path = folder / FILE_NAME
     with atomic_write(path) as stream:
-        # One score and one verdict a line: a file of 200,000 verdicts stays readable and small.
+        # One score or verdict per line keeps a file of 200,000 verdicts readable and small.
         entries = {**(extra or {}), "schema": SCHEMA, **_fields(scores)}
-        for number, key in enumerate(sorted(entries, key=LONG.__contains__)):
+        for number, key in enumerate(sorted(entries, key=LONG_KEYS.__contains__)):
             value = entries[key]
             stream.write(f"{',' if number else '{'}\n{json.dumps(key)}: ")
-            if key in LONG:
+            if key in LONG_KEYS:
                 rows = (json.dumps(_fields(row), ensure_ascii=False) for row in value)
                 stream.write("[\n" + ",\n".join(rows) + "\n]")
             else:
@@ -66,17 +65,18 @@ def _fields(item: Scores | Score | Verdict) -> dict[str, Any]:
 
 
 def read_scores(path: Path) -> Scores:
-    """The scores in `path`, a metrics.json or the folder that holds one.
+    """Read the scores in `path`, a metrics.json or a folder that contains one.
 
     Raises:
-        DataError: No such file, another schema, or a key that is missing or wrong.
+        DataError: The file is missing, has another schema, or lacks a key.
     """
     path = path / FILE_NAME if path.is_dir() else path
     value = read_json(path)
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise DataError(
-            f"{path}: schema is {found!r}, wanted {SCHEMA}; write it with `python -m llava.benchmarks score`"
+            f"{path}: schema is {found!r}, wanted {SCHEMA}; write it with `python -m llava.benchmarks score`",
+            code="wrong-schema",
         )
     try:
         return Scores(
@@ -91,25 +91,28 @@ def read_scores(path: Path) -> Scores:
             notes=tuple(value["notes"]),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a metrics.json of schema {SCHEMA} ({error})") from error
+        raise DataError(
+            f"{path}: does not match schema {SCHEMA} ({error}); score the answers again",
+            code="wrong-schema",
+        ) from error
 
 
 def _score(row: dict[str, Any]) -> Score:
     return Score(**{**row, "parts": tuple(row["parts"])})
 
 
-def show_value(value: float | None) -> str:
-    """A score with two decimals, "n/a" when there is none."""
+def format_value(value: float | None) -> str:
+    """Format a score with two decimals, or "n/a" if there is none."""
     return "n/a" if value is None else f"{value:.2f}"
 
 
-def show_interval(low: float | None, high: float | None) -> str:
-    """An interval such as `[58.10, 64.20]`, a dash when there is none."""
+def format_interval(low: float | None, high: float | None) -> str:
+    """Format an interval such as `[58.10, 64.20]`, or "-" if there is none."""
     return "-" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
 
-def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns for a terminal: the first and those without heading to the left, the others to the right."""
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells for a terminal: left in the first column and in columns without heading, else right."""
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(

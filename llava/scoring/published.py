@@ -1,8 +1,7 @@
-"""Scores that were published of LLaVA-1.5 and of MLLM-DataEngine, each as its source prints it.
+"""Published scores of LLaVA-1.5 and MLLM-DataEngine, as their sources print them.
 
-A figure is named after its benchmark and is what metrics.json has as headline, or BENCHMARK/PART for another
-part: MME's perception is "mme", ScienceQA's questions with image are "scienceqa". The 13B's SEED is of images
-and video.
+The key BENCHMARK is the headline of metrics.json, BENCHMARK/SCORE another score: "mme" is MME's perception,
+"scienceqa" the questions with an image. The SEED score of LLaVA-1.5-13B covers images and video.
 
 Sources: LLaVA docs/MODEL_ZOO.md and the MLLM-DataEngine README (7B with LoRA, trained on mix665k).
 """

@@ -1,4 +1,4 @@
-"""The report: intervals checked by known values, paired differences, runs that do not belong together."""
+"""Test the report: intervals against published values, paired differences, runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 
 from llava import benchmarks
 from llava.errors import DataError
-from llava.report import ComparedRun, compare, difference, read_runs, to_json, to_markdown
+from llava.report import ComparedRun, compare, paired_difference, read_runs, to_json, to_markdown
 from llava.schema import Answer, Score, Scores, Verdict
 from llava.scoring import intervals
 from llava.scoring.metrics import read_scores, write_scores
 from support.benchmark_downloads import MAKERS
+from support.errors import raises_code
 
 
 @pytest.mark.parametrize(
@@ -79,15 +80,15 @@ BETTER = scores_of({"color": [1.0, 1.0] * 20, "count": [1.0, 1.0, 0.0, 1.0]})
 
 
 def test_differences_are_paired_question_by_question() -> None:
-    color = difference(BASE, BETTER, "type", "color")
+    color = paired_difference(BASE, BETTER, "type", "color")
     assert color is not None
     assert color.value == 50.0
     assert color.is_clear
-    count = difference(BASE, BETTER, "type", "count")
+    count = paired_difference(BASE, BETTER, "type", "count")
     assert count is not None
     assert count.value == 25.0
     assert not count.is_clear
-    same = difference(BASE, BASE, "total", "total")
+    same = paired_difference(BASE, BASE, "total", "total")
     assert same is not None
     assert same.value == 0.0
     assert (same.low or 1.0) < 0.0 < (same.high or -1.0)
@@ -105,7 +106,7 @@ def test_pairing_narrows_the_interval_when_answers_agree() -> None:
 
 def test_soft_scores_differ_with_the_normal_interval() -> None:
     before, after = scores_of({"x": [0.3, 0.6, 0.9, 0.0]}), scores_of({"x": [0.6, 0.9, 1.0, 0.3]})
-    change = difference(before, after, "total", "total")
+    change = paired_difference(before, after, "total", "total")
     steps = [0.3, 0.3, 0.1, 0.3]
     half = NormalDist().inv_cdf(0.975) * stdev(steps) / 2
     assert change is not None
@@ -118,14 +119,14 @@ def test_sums_of_means_differ_with_their_parts(tmp_path: Path) -> None:
     wrong = [replace(answer, text="No") for answer in tiny.answers[:4:2]]
     worse = mme.score(tmp_path, [wrong[0], *tiny.answers[1:]])
     best = mme.score(tmp_path, tiny.answers)
-    change = difference(worse, best, "total", "perception")
+    change = paired_difference(worse, best, "total", "perception")
     assert change is not None
     assert change.value == 75.0
     assert change.low is not None
     assert change.low < 75.0 < (change.high or 0.0)
 
 
-def test_the_table_names_what_changed_for_sure() -> None:
+def test_the_table_marks_clear_differences() -> None:
     runs = [ComparedRun("base", BASE), ComparedRun("tuned", BETTER)]
     text = to_markdown(runs, compare(runs))
     lines = text.splitlines()
@@ -170,8 +171,9 @@ def test_json_holds_scores_and_differences() -> None:
 
 def test_runs_over_other_questions_are_not_compared() -> None:
     fewer = scores_of({"color": [1.0, 0.0] * 20})
-    with pytest.raises(DataError, match=r"base \(44 questions\) and other \(40\) were scored on different"):
+    with raises_code("different-questions", DataError) as error:
         compare([ComparedRun("base", BASE), ComparedRun("other", fewer)])
+    assert all(fact in str(error.value) for fact in ("base", "44", "other", "40"))
 
 
 def save(folder: Path, scores: Scores) -> Path:
@@ -211,35 +213,36 @@ def test_an_unknown_baseline_is_named(tmp_path: Path) -> None:
     save(tmp_path / "a", BASE)
     result = report(tmp_path / "a", "--baseline", "b")
     assert result.returncode == 2
-    assert result.stderr == "error: --baseline 'b' is none of the runs: a\n"
+    assert "--baseline 'b'" in result.stderr
+    assert result.stderr.endswith(" a\n")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "found"),
     [
-        ('{"image": 37.931}', "schema is None, wanted 1"),
-        ("[]", "schema is 'list', wanted 1"),
-        ('{"schema": 1, "benchmark": "x"}', "not a metrics.json of schema 1"),
-        ('{"schema": 1, "bench', "not valid JSON"),
+        ('{"image": 37.931}', "None"),
+        ("[]", "list"),
+        ('{"schema": 1, "benchmark": "x"}', "headline"),
     ],
 )
-def test_a_file_that_is_no_metrics_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_of_another_schema_is_refused(tmp_path: Path, content: str, found: str) -> None:
     (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(DataError, match=message):
+    with raises_code("wrong-schema", DataError) as error:
         read_scores(tmp_path)
+    assert found in str(error.value)
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no metrics\.json in this folder"):
+    with raises_code("missing-metrics", DataError):
         read_runs([tmp_path])
 
 
-def test_seeded_pairs_make_the_same_answers_the_same_score(tmp_path: Path) -> None:
+def test_the_same_answers_get_the_same_scores(tmp_path: Path) -> None:
     tiny = MAKERS["seed"](tmp_path)
     seed = benchmarks.get("seed")
     one, two = (seed.score(tmp_path, tiny.answers) for _ in range(2))
     assert one == two
     changed = seed.score(tmp_path, [*tiny.answers[:-1], Answer(13, "", "A")])
-    change = difference(one, changed, "type", "Instances Counting")
+    change = paired_difference(one, changed, "type", "Instances Counting")
     assert change is not None
     assert change.value == -100.0

@@ -1,4 +1,4 @@
-"""Curves of training runs: what is read, that it is drawn, and what is said where nothing can be."""
+"""Test the curves of training runs: reading logs, drawing them, and errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.report import curves, training
+from support.errors import raises_code
 
 
 def write_run(folder: Path, *, steps: int, of: int, slope: float = 1.0) -> Path:
-    """A run's log: a line a step, a validation every tenth."""
+    """Write a run's log: one entry per step, a validation every ten steps."""
     history: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         loss = 1.0 + slope / step
@@ -59,9 +60,9 @@ def test_finished_and_unfinished_runs_are_drawn_together(tmp_path: Path) -> None
     assert orange not in colors(tmp_path / "one.png")
 
 
-def test_there_is_a_panel_for_each_thing_that_was_logged(tmp_path: Path) -> None:
+def test_every_logged_quantity_has_a_panel(tmp_path: Path) -> None:
     logs = training.read_logs([write_run(tmp_path / "run", steps=10, of=10)])
-    titles = [panel.title for panel in curves.panels(logs)]
+    titles = [panel.title for panel in curves.select_panels(logs)]
     assert titles[:3] == ["Training loss", "Validation loss", "Learning rate"]
     assert titles[3:] == [
         "Model FLOPs utilisation",
@@ -71,43 +72,40 @@ def test_there_is_a_panel_for_each_thing_that_was_logged(tmp_path: Path) -> None
     assert logs[0].series("mfu") == (list(range(1, 11)), [0.4] * 10)
 
 
-def test_smoothing_starts_unbiased_and_passes_over_what_is_no_number() -> None:
-    assert curves.smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
-    with_gap = curves.smoothed([4.0, math.nan, 4.0])
+def test_smoothing_starts_unbiased_and_skips_nan() -> None:
+    assert curves.smooth([2.0] * 5) == pytest.approx([2.0] * 5)
+    with_gap = curves.smooth([4.0, math.nan, 4.0])
     assert with_gap == pytest.approx([4.0, 4.0, 4.0])
-    assert math.isnan(curves.smoothed([math.nan])[0])
-    halved = curves.smoothed([0.0] * 100 + [1.0, 1.0])
+    assert math.isnan(curves.smooth([math.nan])[0])
+    halved = curves.smooth([0.0] * 100 + [1.0, 1.0])
     assert halved[-1] == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_log_of_the_originals_is_drawn(tmp_path: Path) -> None:
+def test_a_log_of_the_original_llava_is_drawn(tmp_path: Path) -> None:
     history = [
         {"loss": float("nan"), "learning_rate": 1e-4, "epoch": 0.1, "step": 1},
         {"total_flos": 1, "step": 1},
     ]
     file = tmp_path / "trainer_state.json"
     file.write_text(json.dumps({"global_step": 1, "max_steps": 9, "log_history": history}))
-    curves.draw(training.read_logs([file]), tmp_path / "old.png")
+    curves.draw_curves(training.read_logs([file]), tmp_path / "old.png")
     assert Image.open(tmp_path / "old.png").size[0] > 1000
 
 
 @pytest.mark.parametrize(
-    ("state", "message"),
+    ("state", "code"),
     [
-        (None, r"there is no trainer_state\.json here, nor in a checkpoint-N"),
-        ("[]", "has no log_history"),
-        (
-            '{"log_history": [{"train_runtime": 1.0, "step": 3}]}',
-            "no step has been logged; see --logging_steps",
-        ),
-        ('{"log_history"', "not valid JSON"),
+        (None, "missing-log"),
+        ("[]", "damaged-log"),
+        ('{"log_history": [{"train_runtime": 1.0, "step": 3}]}', "empty-log"),
     ],
 )
-def test_a_run_without_a_log_is_named(tmp_path: Path, state: str | None, message: str) -> None:
+def test_a_run_without_a_log_is_named(tmp_path: Path, state: str | None, code: str) -> None:
     if state is not None:
         (tmp_path / "trainer_state.json").write_text(state)
-    with pytest.raises(DataError, match=message):
+    with raises_code(code, DataError) as error:
         training.read_logs([tmp_path])
+    assert str(tmp_path) in str(error.value)
 
 
 def test_without_matplotlib_the_remedy_is_named(tmp_path: Path) -> None:
@@ -118,8 +116,6 @@ def test_without_matplotlib_the_remedy_is_named(tmp_path: Path) -> None:
         "from llava import command; from llava.report.__main__ import main; command.run(main)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (
-        2,
-        "error: drawing needs matplotlib: pip install matplotlib\n",
-    )
+    assert result.returncode == 2
+    assert "pip install matplotlib" in result.stderr
     assert not list(tmp_path.glob("*.png"))
