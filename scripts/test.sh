@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# All checks: ruff format and lint, mypy, shellcheck, pytest. Makes and uses the same environment as quickstart.sh.
+# Run all checks: ruff, mypy, shellcheck, pytest. Makes and uses the same environment as quickstart.sh.
 #
-#   bash scripts/test.sh [PYTEST ARGUMENTS...]      e.g. bash scripts/test.sh tests/golden/test_tokenizer.py -x
+#   bash scripts/test.sh                         everything
+#   bash scripts/test.sh quick                   ruff and the unit tests, for an edit-run loop
+#   bash scripts/test.sh [PYTEST ARGUMENTS...]   e.g. bash scripts/test.sh tests/golden/test_tokenizer.py -x
 #
-# Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; tests of what may not be shipped are skipped without it
+# Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; without it the golden outputs in tests/data are used,
+#                            and tests of data that may not be shipped are skipped and counted
 #           TEST_WORKERS     pytest processes (default: the number of cores), one torch thread each
 set -euo pipefail
 
@@ -14,7 +17,11 @@ use_environment train,quant,dev
 
 ruff format --check .
 ruff check .
-mypy
-git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run | xargs -0 shellcheck -x
+if [[ ${1:-} == quick ]]; then
+    set -- tests/unit "${@:2}"
+else
+    mypy
+    git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run | xargs -0 shellcheck -x
+fi
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-$(nproc)}" --dist worksteal --quiet "$@"
+exec "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-$(nproc)}" --dist worksteal --quiet --durations 15 "$@"

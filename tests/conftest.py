@@ -65,9 +65,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the tests that were skipped for missing data; list them in the file LLAVA_TEST_SKIPPED names."""
     skipped = [
-        report
+        report.nodeid
         for report in terminalreporter.stats.get("skipped", [])
         if "of the shared test data" in str(report.longrepr)
     ]
     terminalreporter.write_line(f"skipped for missing test data: {len(skipped)}")
+    if path := os.environ.get("LLAVA_TEST_SKIPPED"):
+        Path(path).write_text("".join(f"{name}\n" for name in skipped), encoding="utf-8")

@@ -1,6 +1,6 @@
 """The command `python -m llava.benchmarks`: prepare, score, submit and more, the same for every one.
 
-    python -m llava.benchmarks score seed --root playground/data/eval/seed_bench \
+python -m llava.benchmarks score seed --root playground/data/eval/seed_bench \
         --answers answers/llava-v1.5-7b/merge.jsonl --save-path answers/llava-v1.5-7b
 """
 

@@ -1,6 +1,6 @@
 """COMMAND: answer a jsonl of questions about images at length (up to 1,024 tokens).
 
-    python -m llava.eval.model_vqa --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
+python -m llava.eval.model_vqa --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
         --conv-mode vicuna_v1 --question-file questions.jsonl --image-folder images \
         --answers-file answers.jsonl
 """

@@ -1,6 +1,6 @@
 """COMMAND: answer a jsonl of questions about images with short answers.
 
-    python -m llava.eval.model_vqa_loader --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
+python -m llava.eval.model_vqa_loader --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
         --conv-mode vicuna_v1 --question-file questions.jsonl --image-folder images \
         --answers-file answers.jsonl
 """

@@ -113,9 +113,9 @@ def require_fit(sample: Sample, template: Conversation) -> None:
 
 
 def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = False) -> str:
-    """`text` with its image token, if it has any, once and in front; `version` is the template's.
+    r"""Return `text` with its image token, if it has any, once and in front; `version` is the template's.
 
-    "a <image> b" becomes "<image>\\na  b".
+    "a <image> b" becomes "<image>\na  b".
     """
     if DEFAULT_IMAGE_TOKEN not in text:
         return text

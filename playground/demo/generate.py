@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.command import run
 from tinyworld.layouts import KNOWN, WEAK, write_base, write_captions, write_engine, write_seed_bench
 from tinyworld.questions import TYPES
+
+from llava.command import run
 
 
 def main() -> None:

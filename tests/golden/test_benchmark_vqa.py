@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_textvqas_question_file_is_what_would_be_built(realdata: Path, tmp_path:
         str(q.id): line[1].removeprefix("Reference OCR token: ")
         for q, line in zip(theirs, lines, strict=True)
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image_id": q.id, "question": line[0], "answers": []} for q, line in zip(theirs, lines, strict=True)
     ]
     ocr = [

@@ -519,11 +519,12 @@ def test_damage_is_said_in_one_line_with_the_file(damage: str, golden: Path, tmp
 
 
 def test_a_path_that_is_wrong_or_a_file_is_said(golden: Path, tmp_path: Path) -> None:
-    for path, message in [
+    cases: list[tuple[str | Path, str]] = [
         (tmp_path / "nowhere", "nowhere: no such folder"),
         (golden / tiny.LANGUAGE / "config.json", "is a file, wanted the folder"),
         ("no-such/model", "no-such/model: no such folder .* the hub cannot be reached"),
-    ]:
+    ]
+    for path, message in cases:
         with pytest.raises(CheckpointError, match=message):
             load_pretrained_model(path, device="cpu")
 

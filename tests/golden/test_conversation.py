@@ -74,7 +74,7 @@ def test_a_copy_leaves_the_template_alone() -> None:
     first = default_conversation.copy()
     first.append_message("USER", "Hello")
     second = first.copy()
-    second.messages[0][1] = "Changed"
+    second.messages[0][1] = "Changed"  # type: ignore[index]
     assert first.messages == [["USER", "Hello"]]
     assert default_conversation.messages == ()
     with pytest.raises(TypeError, match="copy"):

@@ -167,8 +167,8 @@ def test_remedies_take_less_and_less_and_learn_the_same() -> None:
     assert min(peaks) == peaks[-1]
     packed = replace(batch, row=8192, logits=0.1)
     assert packed.passed(0) == Pass(8192, 819)
-    asked = [flags for flags, _ in remedies(BIG, packed, Sharing(), recomputed=32, can_quantise=False)]
-    assert asked == ["--micro_batch_tokens 4096", "--micro_batch_tokens 2048"]
+    options = [option for option, _ in remedies(BIG, packed, Sharing(), recomputed=32, can_quantise=False)]
+    assert options == ["--micro_batch_tokens 4096", "--micro_batch_tokens 2048"]
     first, _ = next(remedies(BIG, batch, Sharing(), recomputed=8, can_quantise=False))
     assert first == "--checkpoint_layers all"
 

@@ -407,7 +407,9 @@ def test_a_language_model_gains_its_image_side(golden: Path) -> None:
     assert tower is not None
     assert (tower.is_loaded, tower.hidden_size, tower.num_patches) == (True, 64, 16)
     assert not any(parameter.requires_grad for parameter in tower.parameters())
-    assert all(parameter.requires_grad for parameter in model.get_model().mm_projector.parameters())
+    projector = model.get_model().mm_projector
+    assert projector is not None
+    assert all(parameter.requires_grad for parameter in projector.parameters())
     assert (model.config.mm_hidden_size, model.config.use_mm_proj) == (64, True)
     with pytest.raises(CheckpointError, match="does not fit this model's projector"):
         fresh(golden).get_model().initialize_vision_modules(

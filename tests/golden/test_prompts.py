@@ -45,7 +45,8 @@ EXACT = VERSIONS[:5]
 
 @cache
 def loaded(folder: Path, legacy: bool | None = None) -> Any:
-    return load_tokenizer(require_shared(folder), **({} if legacy is None else {"legacy": legacy}))
+    settings: dict[str, Any] = {} if legacy is None else {"legacy": legacy}
+    return load_tokenizer(require_shared(folder), **settings)
 
 
 @pytest.fixture

@@ -264,7 +264,7 @@ OLD = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": Fals
 def test_folders_of_older_versions_are_read(tmp_path: Path) -> None:
     folder = write_vocabulary(tmp_path, "bpe")
     size = len(load_tokenizer(folder))
-    config = {
+    config: dict[str, object] = {
         name: {"__type": "AddedToken", "content": text, **OLD}
         for name, text in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>"))
     }

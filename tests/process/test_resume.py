@@ -150,10 +150,11 @@ def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     run = start(golden, eight_steps(golden, "lora", output, "--save_steps", "100"))
     run.wait_for(lambda: " 2/8 " in run.said())
     trainer = run.processes[0].pid
+    assert trainer is not None
     loaders = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
     assert loaders
-    for process in (trainer, *loaders):
-        os.kill(int(process), signal.SIGINT)
+    for process in (trainer, *map(int, loaders)):
+        os.kill(process, signal.SIGINT)
     assert run.wait() == [130]
     assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.said()
     (newest,) = output.glob("checkpoint-*")

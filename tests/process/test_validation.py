@@ -206,6 +206,7 @@ def test_what_is_held_out_is_not_learned_from(run: Run) -> None:
     assert not {sample.image for sample in learned} & {sample.image for sample in held} - {None}
     assert len(run.trainer.train_dataset.modality_lengths) == len(learned)
     again = assemble(*parse_arguments(run.argv))
+    assert again.eval_dataset is not None
     assert list(again.eval_dataset.samples) == held
     with pytest.raises(SettingsError, match=r"finished run with other flags \(held_out 0.1, now 0.5"):
         train(argv=[*run.argv, "--held_out", "0.5"])

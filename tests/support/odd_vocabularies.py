@@ -19,7 +19,7 @@ Hello</s> ### Human: Hi ### Assistant: a b c d e f g h i j k l m n o p q r s t u
     * 20
 )
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "bpe": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"},
     "unigram": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc"},
     "across_spaces": {"model_type": "bpe", "split_by_whitespace": False, "split_by_unicode_script": False},

@@ -50,7 +50,7 @@ def write_weights(folder: Path, tensors: Tensors, *, suffix: str, shards: int = 
     folder.mkdir(parents=True, exist_ok=True)
     stem = "model" if suffix == ".safetensors" else "pytorch_model"
     names = sorted(tensors)
-    index = {}
+    index: dict[str, str] = {}
     for shard in range(shards):
         own = {name: tensors[name] for name in names[shard::shards]}
         file = f"{stem}{suffix}" if shards == 1 else f"{stem}-{shard + 1:05}-of-{shards:05}{suffix}"

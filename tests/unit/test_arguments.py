@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.training_args import OptimizerNames
 
 from llava.errors import SettingsError
 from llava.train.arguments import HARMLESS_FLAGS, Parsed, parse_arguments
@@ -28,6 +29,7 @@ def test_defaults_are_the_originals(data: str) -> None:
     model, _, training = parse_arguments(["--data_path", data])
     assert (model.version, model.mm_projector_type, model.mm_vision_select_layer) == ("v0", "linear", -1)
     assert (model.mm_use_im_patch_token, model.mm_vision_select_feature) == (True, "patch")
+    assert isinstance(training.optim, OptimizerNames)
     assert (training.model_max_length, training.optim.value, training.bits) == (512, "adamw_torch", 16)
     assert (training.lora_r, training.lora_alpha, training.lora_dropout) == (64, 16, 0.05)
     assert (training.remove_unused_columns, training.average_tokens_across_devices) == (False, False)

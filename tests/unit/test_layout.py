@@ -170,7 +170,9 @@ def test_every_readable_file_becomes_a_real_jpeg(covers: Path) -> None:
     for name in MADE:
         with Image.open(covers / f"{name}.jpg") as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (60, 40))
-            red, green, blue = image.getpixel((30, 20))
+            pixel = image.getpixel((30, 20))
+            assert isinstance(pixel, tuple)
+            red, green, blue = pixel
             assert red > 180, name
             assert green < 30, name
             assert blue < 30, name

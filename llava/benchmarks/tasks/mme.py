@@ -137,7 +137,7 @@ def read_responses(path: Path) -> list[Answer]:
 
 
 def parse_mme_answer(text: str) -> str | None:
-    """ "yes" or "no" by the official rule, None for the official "other"."""
+    """Return "yes" or "no" by the official rule, None for the official "other"."""
     start = text.lower()[:LOOKED_AT]
     if "yes" in start:
         return "yes"

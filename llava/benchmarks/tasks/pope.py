@@ -77,7 +77,7 @@ def _ratio(top: float, bottom: float) -> float:
 
 
 def parse_pope_answer(text: str) -> str:
-    """ "yes" or "no" by the rule above."""
+    """Return "yes" or "no" by the rule above."""
     return "no" if NO_WORDS & set(_words(text)) else "yes"
 
 

@@ -138,7 +138,7 @@ def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
 
 
 def _options(text: str) -> list[str]:
-    """The options at the end of `text`: what follows the last "\\nA. ", "\\nB. " after it, and so on."""
+    r"""Return the options at the end of `text`: what follows the last "\nA. ", then "\nB. ", and so on."""
     start = text.rfind("\nA. ")
     options: list[str] = []
     for letter, following in zip(LETTERS, f"{LETTERS[1:]}\n", strict=True):

@@ -28,8 +28,7 @@ UNFIT = "does not fit the template"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a record: its row in the index, what in fixed words and in full, and
-    what became of the record."""
+    """A problem of one record: its row in the index, the kind, the details, and what became of the record."""
 
     row: int
     kind: str

@@ -50,8 +50,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class ImagesFound:
-    """What a look at the images found: how many different ones are named, problems by record, other names
-    for missing ones, and examples of those whose suffix is another format's."""
+    """The outcome of checking the images.
+
+    It holds how many different images are named, problems by record, other names for missing images, and
+    examples of files whose suffix is another format's.
+    """
 
     named: int
     problems: list[Problem]

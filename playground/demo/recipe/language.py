@@ -17,14 +17,14 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from tinyworld.layouts import caption, letter_prompt, scenes
+from tinyworld.questions import LETTERS, Asker, Question
+from tinyworld.scene import COLOURS, ITEMS, PLACES, POSITIONS, SHAPES, WORDS, Scene
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.prompts.wording import SHORT_SUFFIX, with_suffix
-from tinyworld.layouts import caption, letter_prompt, scenes
-from tinyworld.questions import LETTERS, Asker, Question
-from tinyworld.scene import COLOURS, ITEMS, PLACES, POSITIONS, SHAPES, WORDS, Scene
 
 from .start import prime
 from .tower import FACTS, LAYER, annotations, pixels

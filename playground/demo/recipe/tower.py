@@ -12,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
-
 from tinyworld.drawing import draw
 from tinyworld.layouts import scenes
 from tinyworld.scene import COLOURS, ITEMS, PLACES, SHAPES, SIDE, WORDS, Scene
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 IMAGE_SIZE = 48
 CELLS = SIDE * SIDE

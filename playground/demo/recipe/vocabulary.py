@@ -9,12 +9,12 @@ from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+from tinyworld.layouts import scenes
+from tinyworld.questions import LETTERS, TYPES, candidates_of
 
 from llava.conversation import conv_templates
 from llava.files import atomic_write, write_json
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
-from tinyworld.layouts import scenes
-from tinyworld.questions import LETTERS, TYPES, candidates_of
 
 PIECES = 704
 """Just enough for every word to be a piece of its own; the command checks it."""
