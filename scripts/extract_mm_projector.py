@@ -15,12 +15,12 @@ def main() -> None:
     args = parser.parse_args()
 
     from llava.model.loading.checkpoint import (
-        projector_in,
+        extract_projector,
         write_projector_file,
     )  # after the flags: --help needs no torch
     from llava.model.loading.locate import locate
 
-    write_projector_file(args.output, projector_in(locate(args.model_path)))
+    write_projector_file(args.output, extract_projector(locate(args.model_path)))
 
 
 if __name__ == "__main__":

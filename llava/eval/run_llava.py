@@ -17,7 +17,7 @@ from llava.command import run
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.errors import DataError
 from llava.infer.engine.requests import Request
-from llava.infer.fetch import image_source
+from llava.infer.fetch import resolve_image
 from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation, model_choice
 from llava.infer.jobs.prompting import image_line, image_token, prompt_of, template_for_chat
 
@@ -39,7 +39,7 @@ def eval_model(args: Any) -> None:
     picking = generation(flags, max_new_tokens=flags.max_new_tokens)
     conversation = template_for_chat(flags.conv_mode, choice.name)
     names = flags.image_file.split(flags.sep)
-    images = tuple(image_source(name) for name in names)
+    images = tuple(resolve_image(name) for name in names)
     if not flags.query.strip():
         raise DataError("--query is empty")
 

@@ -11,7 +11,7 @@ from llava.infer.engine.requests import ImageFile, ImageSource, ImageText
 _TIMEOUT_S = 30
 
 
-def image_source(name: str) -> ImageSource:
+def resolve_image(name: str) -> ImageSource:
     """The image that `name` says: a path, or an http(s) address, which is downloaded.
 
     Raises:

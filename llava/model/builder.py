@@ -19,21 +19,21 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.llava_arch import load_projector
 from llava.model.loading.checkpoint import (
     PROJECTOR_FILES,
-    first_file,
+    find_first_file,
     read_non_lora,
+    read_projector,
 )
-from llava.model.loading.placement import Placement, as_dtype, avoid_unfit_kernels, plan
+from llava.model.loading.placement import Placement, avoid_unsupported_kernels, parse_dtype, plan_placement
 from llava.model.loading.source import Source, find_source
-from llava.model.loading.vocabulary import add_image_tokens, grow_tables, take_pretrained_rows
 from llava.model.loading.weights import (
     Tensors,
-    check_weights,
-    read_projector,
+    check_weight_files,
+    hide_load_report,
+    read_tensor_names,
     read_tensors,
-    report_left_to_us,
-    tensor_names,
 )
 from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
+from llava.model.vocabulary import add_image_tokens, grow_embeddings, load_pretrained_rows
 from llava.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -77,10 +77,10 @@ def load_pretrained_model(
         CheckpointError: Files are missing, damaged, or do not fit each other.
         SettingsError: The device is not there, or settings exclude each other.
     """
-    tower_dtype = as_dtype(kwargs.pop("vision_tower_dtype", None))
+    tower_dtype = parse_dtype(kwargs.pop("vision_tower_dtype", None))
     kwargs.pop("low_cpu_mem_usage", None)  # transformers 5 always does
     dtype = kwargs.pop("torch_dtype", None)
-    placement = plan(
+    placement = plan_placement(
         device=device,
         device_map=device_map,
         dtype=kwargs.pop("dtype", dtype),
@@ -91,19 +91,19 @@ def load_pretrained_model(
     placement.settings.update(kwargs)
     source = find_source(model_path, model_base)
     tokenizer = read_tokenizer(source)
-    model = assemble(source, placement, tokenizer)
+    model = assemble_model(source, placement, tokenizer)
     if source.kind == "adapter":
         from llava.model import lora  # PEFT takes seconds to import, and most models have no adapter
 
         # Merged into quantised weights an adapter would be rounded away; it stays beside them.
-        model = model.get_base_model() if placement.is_quantised else lora.merged(model)
+        model = model.get_base_model() if placement.is_quantised else lora.merge_adapter(model)
     processor = load_tower(model, source, tower_dtype or placement.dtype) if source.is_multimodal else None
     if processor is None:
         logger.info(f"{source.folder} names no vision tower: it is a language model without images")
     return tokenizer, model.eval(), processor, _context_length(model.config)
 
 
-def assemble(source: Source, placement: Placement, tokenizer: Any) -> Any:
+def assemble_model(source: Source, placement: Placement, tokenizer: Any) -> Any:
     """The model with all its weights but the tower's; with an adapter, a PeftModel that is not merged yet.
 
     Args:
@@ -126,7 +126,7 @@ def assemble(source: Source, placement: Placement, tokenizer: Any) -> Any:
         return model
     from llava.model import lora
 
-    return lora.attach(model, source.folder)
+    return lora.attach_adapter(model, source.folder)
 
 
 def _assemble_multimodal(source: Source, placement: Placement) -> Any:
@@ -136,7 +136,7 @@ def _assemble_multimodal(source: Source, placement: Placement) -> Any:
     # A base's tables are read as they are, and grown to the rows that training added.
     config.vocab_size = LlavaConfig.from_pretrained(source.base).vocab_size
     model, missing = _read(LlavaLlamaForCausalLM, source.base, placement, config=config)
-    grow_tables(model, rows)
+    grow_embeddings(model, rows)
     _require_complete(source, missing - _set_trained_parts(source, model))
     return model
 
@@ -146,12 +146,12 @@ def _set_trained_parts(source: Source, model: Any) -> set[str]:
     if source.kind == "full":
         return set()
     if source.kind == "projector":
-        path = first_file(source.folder, PROJECTOR_FILES)
+        path = find_first_file(source.folder, PROJECTOR_FILES)
         assert path is not None
         tensors = read_projector(path)
         load_projector(model.get_model().mm_projector, tensors, path)
         if model.config.mm_use_im_start_end:
-            take_pretrained_rows(model, path)
+            load_pretrained_rows(model, path)
         return {f"model.mm_projector.{name}" for name in tensors}
     tensors = read_non_lora(source.folder)
     _set_weights(model, tensors, source.folder)
@@ -175,21 +175,21 @@ def _set_weights(model: Any, tensors: Tensors, folder: Path) -> None:
 
 def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tuple[Any, set[str]]:
     """(model, names of weights the files did not have)."""
-    files = check_weights(folder)
+    files = check_weight_files(folder)
     try:
-        with report_left_to_us():
+        with hide_load_report():
             model, report = kind.from_pretrained(
                 folder, output_loading_info=True, **placement.settings, **settings
             )
     except pickle.UnpicklingError as error:
         for path in files:
-            tensor_names(path)  # says which file it is, without torch's advice to run it
+            read_tensor_names(path)  # says which file it is, without torch's advice to run it
         raise CheckpointError(f"{folder}: a file there holds more than tensors") from error
     except _LOAD_ERRORS as error:
         said = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: the model cannot be loaded: {said}") from error
     if placement.is_quantised:
-        avoid_unfit_kernels(model)
+        avoid_unsupported_kernels(model)
     return model, set(report["missing_keys"])
 
 
@@ -232,9 +232,9 @@ def load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
         )
     if model.config.unfreeze_mm_vision_tower and source.kind == "full":
         own: Tensors = {}
-        for path in check_weights(source.folder):
+        for path in check_weight_files(source.folder):
             own |= read_tensors(path, _is_of_tower)
-        tower.take_weights(own, source.folder)
+        tower.load_trained_weights(own, source.folder)
     weight = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
     tower.to(device=weight.device, dtype=dtype)
     return tower.image_processor

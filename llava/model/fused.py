@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def unfit_for_fusing() -> str | None:
+def find_fusing_obstacle() -> str | None:
     """Why the kernels cannot be used here, None if they can."""
     if not torch.cuda.is_available():
         return "its kernels need an NVIDIA GPU"

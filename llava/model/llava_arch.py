@@ -17,12 +17,13 @@ from torch import nn
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import CheckpointError, DataError
-from llava.model.loading.vocabulary import add_image_tokens, take_pretrained_rows
-from llava.model.loading.weights import in_one_piece, read_projector
+from llava.model.loading.checkpoint import read_projector
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import Side, SplicedBatch, check_counts, count_slots, splice
+from llava.model.splice import Side, SplicedBatch, check_image_count, count_slots, splice
+from llava.model.vocabulary import add_image_tokens, load_pretrained_rows
+from llava.model.zero3 import gather_parameters
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 Sizes = Sequence[tuple[int, int]] | None
@@ -192,7 +193,7 @@ class LlavaMetaForCausalLM:
             side=side or self.config.tokenizer_padding_side or "right",
         )
 
-    def encode_shown(
+    def encode_nonblank_views(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
@@ -207,7 +208,7 @@ class LlavaMetaForCausalLM:
             DataError: Images and image slots do not match in number.
         """
         slots = count_slots(input_ids, attention_mask)
-        check_counts(slots, len(images))
+        check_image_count(slots, len(images))
         is_shown = [shown for count in slots for shown in ([True] * count or [False])]
         if (
             all(is_shown) or self.config.is_unpadded
@@ -268,7 +269,7 @@ class LlavaMetaForCausalLM:
             self.get_input_embeddings().requires_grad_(bool(start_end))
             self.get_output_embeddings().requires_grad_(False)
         if start_end and model_args.pretrain_mm_mlp_adapter:
-            take_pretrained_rows(self, Path(model_args.pretrain_mm_mlp_adapter))
+            load_pretrained_rows(self, Path(model_args.pretrain_mm_mlp_adapter))
 
 
 def require_images_for_slots(input_ids: torch.Tensor, images: Images | None) -> None:
@@ -285,7 +286,7 @@ def load_projector(projector: nn.Module, tensors: dict[str, torch.Tensor], sourc
         CheckpointError: `tensors` has other names or shapes.
     """
     try:
-        with in_one_piece(projector.parameters(), to_change=True):
+        with gather_parameters(projector.parameters(), to_change=True):
             projector.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(

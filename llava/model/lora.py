@@ -18,8 +18,9 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.files import atomic_write, write_json
-from llava.model.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, first_file
-from llava.model.loading.weights import Tensors, in_one_piece, tensor_names
+from llava.model.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, find_first_file
+from llava.model.loading.weights import Tensors, read_tensor_names
+from llava.model.zero3 import gather_copy
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     return sorted(names - {"lm_head"})
 
 
-def wrap(model: Any, *, r: int, alpha: int, dropout: float = 0.0, bias: Bias = "none") -> PeftModel:
+def add_adapter(model: Any, *, r: int, alpha: int, dropout: float = 0.0, bias: Bias = "none") -> PeftModel:
     """`model` frozen, with a trainable adapter on its language layers.
 
     The adapter is in float32 even where the model is in half precision: small steps would be lost there.
@@ -103,12 +104,12 @@ def split_trained_state(
     non_lora: Tensors = {}
     for name, parameter in named:
         if "lora_" in name:
-            adapter[name.replace(".default.", ".")] = whole(parameter)
+            adapter[name.replace(".default.", ".")] = gather_copy(parameter)
             continue
         if name.endswith("bias") and _saves_bias(name, bias, layers):
-            adapter[name] = whole(parameter)
+            adapter[name] = gather_copy(parameter)
         if parameter.requires_grad:
-            non_lora[name] = whole(parameter)
+            non_lora[name] = gather_copy(parameter)
     return TrainedState(adapter, non_lora)
 
 
@@ -131,11 +132,11 @@ def write_adapter(folder: Path, model: PeftModel, adapter: Tensors, dtype: torch
         for key, value in config.to_dict().items()
         if key in _OLD_KEYS or (key in defaults and value != defaults[key])
     }
-    settings.pop("exclude_modules", None)  # old PEFT does not know it, and `attach` sets it
+    settings.pop("exclude_modules", None)  # old PEFT does not know it, and `attach_adapter` sets it
     write_json(folder / ADAPTER_CONFIG, {**settings, "inference_mode": True})
 
 
-def attach(model: Any, folder: Path, *, dropout: float | None = None) -> PeftModel:
+def attach_adapter(model: Any, folder: Path, *, dropout: float | None = None) -> PeftModel:
     """`model` with the adapter in `folder`, not merged.
 
     Args:
@@ -146,12 +147,12 @@ def attach(model: Any, folder: Path, *, dropout: float | None = None) -> PeftMod
     Raises:
         CheckpointError: The adapter is damaged, is no LoRA, or was trained on another base.
     """
-    path = first_file(folder, ADAPTER_FILES)
+    path = find_first_file(folder, ADAPTER_FILES)
     if path is None:
         raise CheckpointError(
             f"{folder}: {ADAPTER_CONFIG} is here, but neither of {', '.join(ADAPTER_FILES)}"
         )
-    stored = {_plain(name) for name in tensor_names(path)}
+    stored = {_plain(name) for name in read_tensor_names(path)}
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if not isinstance(config, LoraConfig):
@@ -178,7 +179,7 @@ def attach(model: Any, folder: Path, *, dropout: float | None = None) -> PeftMod
     return wrapped
 
 
-def merged(wrapped: PeftModel) -> Any:
+def merge_adapter(wrapped: PeftModel) -> Any:
     """The base model with the adapter added into its weights."""
     return wrapped.merge_and_unload(safe_merge=True)
 
@@ -205,12 +206,6 @@ def _saves_bias(name: str, bias: Bias, layers: set[str]) -> bool:
 
 def _device(model: Any) -> str:
     return str(next(model.parameters()).device)
-
-
-def whole(parameter: nn.Parameter) -> torch.Tensor:
-    """A copy of one parameter on the CPU. Under ZeRO-3 every process must call this."""
-    with in_one_piece([parameter]):
-        return parameter.detach().cpu().clone()
 
 
 def _gist(error: Exception) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from llava.errors import CheckpointError
 from llava.model import lora
-from llava.model.builder import assemble, load_pretrained_model, load_tower, read_tokenizer
-from llava.model.loading.folder import new_folder
+from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
 from llava.model.loading.locate import find_folder
-from llava.model.loading.placement import plan
+from llava.model.loading.placement import plan_placement
 from llava.model.loading.source import Source, find_source
 
 logger = logging.getLogger(__name__)
@@ -43,14 +47,14 @@ def merge_lora(
     source = find_source(model_path, model_base)
     if source.kind != "adapter":
         raise CheckpointError(f"{source.folder}: holds no adapter, so there is nothing to merge")
-    with new_folder(save_path) as temporary:
+    with _new_folder(save_path) as temporary:
         tokenizer = read_tokenizer(source)
         placement = _placement(dtype, device)
-        wrapped = assemble(source, placement, tokenizer)
+        wrapped = assemble_model(source, placement, tokenizer)
         if source.is_multimodal:  # before the work, so that a missing tower costs little
             load_tower(wrapped.get_base_model(), source, placement.dtype)
         before = _probe(wrapped)
-        model = lora.merged(wrapped)
+        model = lora.merge_adapter(wrapped)
         after = _probe(model)
         _require_same(before, after, placement.dtype, "merging")
         _name_tower_from_anywhere(model.config, source)
@@ -72,16 +76,45 @@ def consolidate(src: str, dst: Path, *, dtype: str = "float16") -> None:
     source = find_source(src, None)
     if source.kind != "full":
         raise CheckpointError(f"{source.folder}: holds no whole model; merge an adapter instead")
-    with new_folder(dst) as temporary:
+    with _new_folder(dst) as temporary:
         tokenizer = read_tokenizer(source)
-        model = assemble(source, _placement(dtype, "cpu"), tokenizer)
+        model = assemble_model(source, _placement(dtype, "cpu"), tokenizer)
         _name_tower_from_anywhere(model.config, source)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(str(temporary))
 
 
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` in one step on leaving the block.
+
+    An exception inside the block leaves nothing behind.
+
+    Raises:
+        CheckpointError: `path` is there and holds something, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path}: is there already; give another name or remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield temporary
+        # Temporary folders and safetensors' files are private; a model is for all who may enter the folder.
+        temporary.chmod(0o755)
+        for entry in temporary.iterdir():
+            entry.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: could not be written ({error}); nothing was left there") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _placement(dtype: str, device: str) -> Any:
-    return plan(
+    return plan_placement(
         device=device, device_map="auto", dtype=dtype, load_8bit=False, load_4bit=False, use_flash_attn=False
     )
 

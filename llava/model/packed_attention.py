@@ -58,7 +58,7 @@ def enable_packing(config: Any) -> None:
         config._attn_implementation = PACKED
 
 
-def segment_settings(lengths: Sequence[int], implementation: str, device: torch.device) -> dict[str, Any]:
+def segment_arguments(lengths: Sequence[int], implementation: str, device: torch.device) -> dict[str, Any]:
     """What a model's forward must be told about a packed row, by its attention implementation.
 
     Implementations not named here find the samples by their positions, which start from 0 in each, and make a

@@ -92,7 +92,7 @@ def count_slots(ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
     return counts
 
 
-def check_counts(slots: Sequence[int], blocks: int) -> None:
+def check_image_count(slots: Sequence[int], blocks: int) -> None:
     """Refuse a number of blocks (or of images) that is not one for each slot and each row without a slot."""
     wanted = sum(max(count, 1) for count in slots)
     if wanted == blocks:
@@ -117,7 +117,7 @@ def _splice_rows(
     features: Sequence[torch.Tensor],
     max_length: int | None,
 ) -> list[Row]:
-    check_counts(count_slots(ids, mask), len(features))
+    check_image_count(count_slots(ids, mask), len(features))
     is_image = ids == IMAGE_TOKEN_INDEX
     keep = torch.ones_like(is_image) if mask is None else mask.bool()
 

@@ -15,7 +15,7 @@ from typing import Any
 from llava.command import run
 from llava.conversation import conv_templates
 from llava.infer.engine.requests import Request
-from llava.infer.fetch import image_source
+from llava.infer.fetch import resolve_image
 from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation, model_choice
 from llava.infer.jobs.prompting import image_line, template_for_chat
 
@@ -26,7 +26,7 @@ def chat(flags: argparse.Namespace) -> None:
     picking = generation(flags, max_new_tokens=flags.max_new_tokens, beams=False)
     conversation = conv_templates[template_for_chat(flags.conv_mode, choice.name)].copy()
     roles = ("user", "assistant") if "mpt" in choice.name.lower() else conversation.roles
-    image = image_source(flags.image_file)
+    image = resolve_image(flags.image_file)
 
     from transformers import TextStreamer
 

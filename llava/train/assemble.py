@@ -26,12 +26,12 @@ from llava.data.held_out import hold_out, warn_of_shared_images
 from llava.errors import CheckpointError, SettingsError
 from llava.model import lora
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading.checkpoint import PROJECTOR_FILES, first_file
+from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file
 from llava.model.loading.locate import locate
 from llava.model.loading.placement import UNQUANTISED
-from llava.model.loading.vocabulary import grow_tables
-from llava.model.loading.weights import check_file, check_weights
+from llava.model.loading.weights import check_weight_file, check_weight_files
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.vocabulary import grow_embeddings
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.check_data import open_checked
@@ -84,7 +84,7 @@ def assemble(
         model_args.init_adapter = str(adapter)
     _settle_vision(model_args, config)
     if model_args.vision_tower:
-        check_weights(locate(model_args.vision_tower, near=[folder], what="--vision_tower"))
+        check_weight_files(locate(model_args.vision_tower, near=[folder], what="--vision_tower"))
     data_args.is_multimodal = bool(model_args.vision_tower)
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
 
@@ -138,7 +138,7 @@ def projector_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     folder = locate(name, what="--pretrain_mm_mlp_adapter")
-    path = first_file(folder, PROJECTOR_FILES)
+    path = find_first_file(folder, PROJECTOR_FILES)
     if path is None:
         raise CheckpointError(f"{folder}: no projector here; wanted {' or '.join(PROJECTOR_FILES)}")
     return path
@@ -165,7 +165,7 @@ def _settle_vision(model_args: ModelArguments, config: LlavaConfig) -> None:
     """Let a LLaVA model to start from say what the flags leave open; flags may not contradict it."""
     if model_args.pretrain_mm_mlp_adapter:
         path = projector_file(model_args.pretrain_mm_mlp_adapter)
-        check_file(path)
+        check_weight_file(path)
         model_args.pretrain_mm_mlp_adapter = str(path)
     if not config.mm_vision_tower:
         return
@@ -198,7 +198,7 @@ def _load_language_model(
     training_args: TrainingArguments,
     attn_implementation: str | None,
 ) -> Any:
-    check_weights(folder)
+    check_weight_files(folder)
     kind: Any = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
     if attn_implementation == "flash_attention_2" and training_args.compute_dtype == torch.float32:
@@ -250,7 +250,7 @@ def _set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
         tokenizer.pad_token = tokenizer.unk_token
     elif tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-        grow_tables(model, len(tokenizer))
+        grow_embeddings(model, len(tokenizer))
 
 
 def _prepare_language_model(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
@@ -271,9 +271,9 @@ def _prepare_language_model(model: Any, model_args: ModelArguments, training_arg
     if not training_args.lora_enable:
         return model
     if model_args.init_adapter:
-        return lora.attach(model, Path(model_args.init_adapter), dropout=training_args.lora_dropout)
+        return lora.attach_adapter(model, Path(model_args.init_adapter), dropout=training_args.lora_dropout)
     bias: Any = training_args.lora_bias
-    return lora.wrap(
+    return lora.add_adapter(
         model,
         r=training_args.lora_r,
         alpha=training_args.lora_alpha,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from llava.errors import CheckpointError, SettingsError
-from llava.model.loading.checkpoint import ADAPTER_CONFIG, json_object, model_name, read_non_lora
+from llava.model.loading.checkpoint import ADAPTER_CONFIG, read_json_object, read_non_lora, strip_wrappers
 from llava.model.loading.locate import locate
-from llava.model.loading.weights import in_one_piece
+from llava.model.zero3 import gather_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def unlike_flags(folder: Path, training_args: Any) -> Iterator[str]:
         yield f"--init_adapter {folder}: no {ADAPTER_CONFIG} there; wanted a LoRA run or its checkpoint-N"
         return
     try:
-        own = json_object(folder / ADAPTER_CONFIG)
+        own = read_json_object(folder / ADAPTER_CONFIG)
     except CheckpointError as error:
         yield str(error)
         return
@@ -46,7 +46,7 @@ def locate_adapter(name: str, model_name_or_path: str, training_args: Any) -> Pa
     problems = list(unlike_flags(folder, training_args))
     if problems:
         raise SettingsError("; ".join(problems))
-    base = json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if base and Path(base).name != Path(model_name_or_path).name:
         logger.warning("%s: was trained on %s, and goes on with %s", folder, base, model_name_or_path)
     return folder
@@ -59,7 +59,7 @@ def set_trained_beside(model: Any, folder: Path) -> None:
         CheckpointError: The projector is not there, or does not fit.
     """
     stored = read_non_lora(folder)
-    own = {model_name(name): parameter for name, parameter in model.named_parameters()}
+    own = {strip_wrappers(name): parameter for name, parameter in model.named_parameters()}
     lacking = {name for name in own if "mm_projector" in name} - set(stored)
     if lacking:
         raise CheckpointError(
@@ -69,7 +69,7 @@ def set_trained_beside(model: Any, folder: Path) -> None:
     unknown = set(stored) - set(own)
     if unknown:
         raise CheckpointError(f"{folder}: holds {min(unknown)}, which this model has not")
-    with torch.no_grad(), in_one_piece([own[name] for name in stored], to_change=True):
+    with torch.no_grad(), gather_parameters([own[name] for name in stored], to_change=True):
         for name, tensor in stored.items():
             if tensor.shape != own[name].shape:
                 found, wanted = tuple(tensor.shape), tuple(own[name].shape)

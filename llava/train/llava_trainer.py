@@ -22,7 +22,7 @@ from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
-from llava.model.loading.checkpoint import PROJECTOR_FILES, first_file, model_name, read_non_lora
+from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file, read_non_lora, strip_wrappers
 from llava.model.loading.weights import Tensors, read_tensors
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import ANSWER_CUT_AWAY
@@ -315,9 +315,9 @@ class LLaVATrainer(ValidatingTrainer):
         folder = Path(resume_from_checkpoint)
         model = self.model if model is None else model
         if self.kind == "projector":
-            path = first_file(folder, PROJECTOR_FILES)
+            path = find_first_file(folder, PROJECTOR_FILES)
             stored = {} if path is None else read_tensors(path)
-            _set_trained(model, {model_name(name): stored[name] for name in stored}, folder)
+            _set_trained(model, {strip_wrappers(name): stored[name] for name in stored}, folder)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.kind == "lora":
@@ -327,7 +327,7 @@ class LLaVATrainer(ValidatingTrainer):
 def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:
     """Set the trained weights, adapters aside, each of which must be there."""
     trained = {
-        model_name(name): each
+        strip_wrappers(name): each
         for name, each in model.named_parameters()
         if each.requires_grad and "lora_" not in name
     }

@@ -21,7 +21,7 @@ from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.errors import CheckpointError, DataError, LlavaError
 from llava.model.lora import lora_targets as find_all_linear_names
-from llava.model.lora import whole as maybe_zero_3
+from llava.model.zero3 import gather_copy as maybe_zero_3
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.assemble import Assembled, assemble
 from llava.train.checkpointing.checkpoints import InTime

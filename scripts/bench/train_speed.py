@@ -32,7 +32,7 @@ from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import count_learnable
 from llava.data.pack import count_positions
 from llava.data.sampler import get_modality_length_grouped_indices
-from llava.model.lora import wrap
+from llava.model.lora import add_adapter
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import supervise
 from llava.samples import group_lengths, read_samples
@@ -223,7 +223,7 @@ def main() -> None:
     base.config.use_cache = False
     base.enable_input_require_grads()
     torch.manual_seed(0)
-    model = wrap(base, r=flags.rank, alpha=2 * flags.rank)
+    model = add_adapter(base, r=flags.rank, alpha=2 * flags.rank)
     base.get_model().mm_projector.requires_grad_(True)
     model.to(dtype).train()
     model.activation_checkpointing_enable({"use_reentrant": False})

@@ -21,7 +21,7 @@ from llava.errors import CheckpointError, SettingsError
 from llava.images import process_images, read_image
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading.checkpoint import kind_of, model_name
+from llava.model.loading.checkpoint import detect_kind, strip_wrappers
 from support import tiny_checkpoints as tiny
 
 Build = Callable[[Path, Path], Path]
@@ -143,7 +143,7 @@ def test_a_whole_models_needless_base_is_said_and_not_read(
 def test_whole_weights_beside_an_adapter_do_not_hide_it(golden: Path, tmp_path: Path) -> None:
     folder = tiny.adapter(tmp_path / "zero3", golden)
     save_file(tiny.multimodal(golden), folder / "model.safetensors")
-    assert kind_of(folder) == "adapter"
+    assert detect_kind(folder) == "adapter"
 
 
 def test_weights_in_older_formats_load(golden: Path, tmp_path: Path) -> None:
@@ -556,8 +556,8 @@ def test_names_of_every_wrapper_come_down_to_the_models_own() -> None:
         "model.",
         "",
     ):
-        assert model_name(prefix + "mm_projector.0.weight") == own
-    assert model_name("base_model.model.lm_head.weight") == "lm_head.weight"
+        assert strip_wrappers(prefix + "mm_projector.0.weight") == own
+    assert strip_wrappers("base_model.model.lm_head.weight") == "lm_head.weight"
 
 
 def test_a_saved_config_is_readable_by_old_and_new(golden: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from llava import command
 from llava.files import read_json, read_jsonl, write_json, write_jsonl
 from llava.infer.engine.requests import Generation
-from support.tiny_model import said_alone, tiny_model
+from support.tiny_model import generate_alone, tiny_model
 
 ROW = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
 SUFFIX = "Answer with the option's letter from the given choices directly."
@@ -114,7 +114,7 @@ def test_loader_rows_are_the_originals(commands: Commands, tmp_path: Path) -> No
     for row, question in zip(rows, rows_of(questions), strict=True):
         prompt = f"{SYSTEM}<image>\n{question['text']} ASSISTANT:"
         image = commands.golden / "images" / question["image"]
-        assert row["text"] == said_alone(tiny_model(commands.golden), prompt, image, max_new_tokens=6)
+        assert row["text"] == generate_alone(tiny_model(commands.golden), prompt, image, max_new_tokens=6)
         assert (row["question_id"], row["prompt"]) == (question["question_id"], question["text"])
         assert (row["model_id"], row["metadata"]) == ("tiny-pretrain", {})
     assert len({row["answer_id"] for row in rows}) == 5
@@ -261,7 +261,7 @@ def test_mmbench_asks_with_hint_and_options(
     assert (first["question_id"], first["round_id"], second["question_id"]) == (7, 0, 1000007)
     assert (first["options"], first["option_char"]) == (["ant", "bee", "cow"], ["A", "B", "C"])
     prompt = f"{SYSTEM}<image>\n{first['prompt']}{suffix} ASSISTANT:"
-    assert first["text"] == said_alone(tiny_model(commands.golden), prompt, image, max_new_tokens=8)
+    assert first["text"] == generate_alone(tiny_model(commands.golden), prompt, image, max_new_tokens=8)
 
 
 def test_all_rounds_move_options_under_fixed_letters(commands: Commands, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_science_logs_the_image_token_and_asks_text_alone_too(commands: Commands
     image = commands.golden / "images/a_640x480.png"
     for row, shown in ((first, image), (second, None)):
         prompt = f"{SYSTEM}{row['prompt']} ASSISTANT:"
-        assert row["text"] == said_alone(loaded, prompt, shown, max_new_tokens=8)
+        assert row["text"] == generate_alone(loaded, prompt, shown, max_new_tokens=8)
     assert commands.limits == [1024]
 
 
@@ -435,7 +435,7 @@ def test_run_llava_prints_the_answer_alone(commands: Commands, capsys: pytest.Ca
     flags = ("--image-file", image, "--query", "What is this?", "--temperature", "0", "--max_new_tokens", "8")
     assert commands.run("eval.run_llava", *flags, "--conv-mode", "vicuna_v1") == 0
     prompt = f"{SYSTEM}<image>\nWhat is this? ASSISTANT:"
-    said = said_alone(tiny_model(commands.golden), prompt, image, max_new_tokens=8)
+    said = generate_alone(tiny_model(commands.golden), prompt, image, max_new_tokens=8)
     assert capsys.readouterr().out == said + "\n"
 
 
@@ -478,11 +478,11 @@ def test_a_chat_remembers_what_was_said(
     assert commands.run("serve.cli", *flags, "--debug") == 0
     loaded = tiny_model(commands.golden)
     first = f"{SYSTEM}<image>\nWhat is this? ASSISTANT:"
-    said = said_alone(loaded, first, image, max_new_tokens=6)
+    said = generate_alone(loaded, first, image, max_new_tokens=6)
     second = f"{first} {said}</s>USER: And why? ASSISTANT:"
     out = capsys.readouterr().out
     assert str({"prompt": first, "outputs": said}) in out
-    assert str({"prompt": second, "outputs": said_alone(loaded, second, image, max_new_tokens=6)}) in out
+    assert str({"prompt": second, "outputs": generate_alone(loaded, second, image, max_new_tokens=6)}) in out
     assert out.endswith("exit...\n")
 
 

@@ -79,7 +79,7 @@ def test_llava_7b_costs_what_is_published_of_it(monkeypatch: pytest.MonkeyPatch)
     assert whole.position + whole.logit == pytest.approx(6 * 6.607e9, rel=1e-3)
     assert whole.of([880], logits=880, images=1) == pytest.approx(36.0e12, rel=0.015)
     with torch.device("meta"):
-        adapted = training_flops(lora.wrap(model, r=128, alpha=256))
+        adapted = training_flops(lora.add_adapter(model, r=128, alpha=256))
     extra = adapted.position - whole.position * 2 / 3
     assert extra == pytest.approx(6 * 320e6, rel=1e-3)
     assert adapted.of([880], logits=880, images=1) == pytest.approx(26.1e12, rel=0.02)

@@ -14,12 +14,12 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
 from llava.files import read_json
 from llava.infer.engine.engine import Engine
-from llava.infer.engine.generate import generation_config
+from llava.infer.engine.generate import build_generation_config
 from llava.infer.engine.requests import Generation, ImageFile, ImageText, Reply, Request
-from llava.infer.engine.schedule import plan
+from llava.infer.engine.schedule import plan_windows
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.infer.jobs.prompting import prompt_of, template, template_for_chat
-from support.tiny_model import said_alone, tiny_model
+from support.tiny_model import generate_alone, tiny_model
 
 IMAGES = ["a_640x480.png", "b_333x500.png", "c_100x37.png", "j_rgba_80x50.png"]
 WORDS = [
@@ -66,7 +66,7 @@ def test_batched_answers_are_those_of_one_prompt_alone(golden: Path, batch_size:
     assert [reply.text for reply in batched] == [reply.text for reply in alone]
     for request, reply in zip(requests[:4], alone, strict=False):
         image = request.images[0].path if request.images else None
-        assert reply.text == said_alone(loaded, request.prompt, image, max_new_tokens=24)
+        assert reply.text == generate_alone(loaded, request.prompt, image, max_new_tokens=24)
 
 
 def test_answers_are_the_originals(golden: Path) -> None:
@@ -99,9 +99,9 @@ def test_sampling_is_the_originals_and_repeats_whatever_was_asked_before(golden:
 
 def test_every_sampling_field_is_stated(golden: Path) -> None:
     loaded = tiny_model(golden)
-    config = generation_config(loaded, Generation(temperature=0.2))
+    config = build_generation_config(loaded, Generation(temperature=0.2))
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.2, 1.0, 50)
-    assert not generation_config(loaded, Generation()).do_sample
+    assert not build_generation_config(loaded, Generation()).do_sample
 
 
 def test_close_calls_are_asked_again_alone(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_text_that_is_no_image_names_its_request(golden: Path) -> None:
 def test_a_plan_asks_each_request_once_and_keeps_an_images_requests_together() -> None:
     images = [(ImageFile(Path(f"{number % 50}.jpg")),) for number in range(200)]
     ids = [[1, 7, IMAGE_TOKEN_INDEX, 8, 9, *range(number % 50, number)] for number in range(200)]
-    windows = plan(images, ids, [len(one) for one in ids], size=30)
+    windows = plan_windows(images, ids, [len(one) for one in ids], size=30)
     groups = [group for window in windows for group in window.groups]
     assert sorted(index for group in groups for index in group.requests) == list(range(200))
     assert {len(group.requests) for group in groups} == {4}
@@ -221,7 +221,7 @@ def test_a_group_shares_what_its_prompts_open_with() -> None:
     picture, other = (ImageFile(Path("a.jpg")),), (ImageFile(Path("b.jpg")),)
     ids = [[1, -200, 5, 6, 7], [1, -200, 5, 8], [1, -200, 5, 6], [2, -200, 5], [1, -200, 5], [1, 5], [1, 5]]
     images = [picture, picture, picture, picture, other, (), ()]
-    (window,) = plan(images, ids, [len(one) for one in ids], size=9)
+    (window,) = plan_windows(images, ids, [len(one) for one in ids], size=9)
     found = sorted((group.requests, group.shared) for group in window.groups)
     assert found == [((1, 2, 0), 3), ((3,), 3), ((4,), 3), ((5,), 2), ((6,), 2)]
 

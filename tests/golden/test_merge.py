@@ -21,9 +21,14 @@ from llava.images import process_images, read_image
 from llava.model import merge
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.loading.checkpoint import projector_in, write_non_lora, write_projector, write_projector_file
+from llava.model.loading.checkpoint import (
+    extract_projector,
+    write_non_lora,
+    write_projector,
+    write_projector_file,
+)
 from llava.model.loading.weights import read_tensors
-from llava.model.lora import split_trained_state, wrap, write_adapter
+from llava.model.lora import add_adapter, split_trained_state, write_adapter
 from support import tiny_checkpoints as tiny
 
 
@@ -74,7 +79,7 @@ def test_a_merge_that_changes_answers_fails_and_leaves_nothing(
     def forgets_the_adapter(wrapped: Any) -> Any:
         return wrapped.unload()
 
-    monkeypatch.setattr(merge.lora, "merged", forgets_the_adapter)
+    monkeypatch.setattr(merge.lora, "merge_adapter", forgets_the_adapter)
     out = tmp_path / "out" / "merged"
     with pytest.raises(CheckpointError, match="merging moved a logit by"):
         merge.merge_lora(str(golden / tiny.ADAPTER), str(golden / tiny.LANGUAGE), out)
@@ -112,7 +117,7 @@ SOURCES: dict[str, Callable[[Path, Path], Path]] = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_projector_is_extracted_from_every_kind(source: str, golden: Path, tmp_path: Path) -> None:
     folder = SOURCES[source](tmp_path / "model", golden)
-    write_projector_file(tmp_path / "out/mm_projector.bin", projector_in(folder))
+    write_projector_file(tmp_path / "out/mm_projector.bin", extract_projector(folder))
     found = torch.load(tmp_path / "out/mm_projector.bin", weights_only=True)
     trained = golden / (
         f"{tiny.ADAPTER}/non_lora_trainables.bin"
@@ -140,7 +145,7 @@ def test_a_checkpoint_without_a_projector_is_said_in_one_line(
 
 def fresh_adapter(golden: Path, **settings: Any) -> Any:
     model = load_pretrained_model(golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu")[1]
-    wrapped = wrap(model, r=4, alpha=8, **settings)
+    wrapped = add_adapter(model, r=4, alpha=8, **settings)
     torch.manual_seed(0)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:

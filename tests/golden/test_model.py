@@ -18,7 +18,7 @@ from llava.images import process_images, read_image
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, next_token_loss
-from llava.model.lora import lora_targets, split_trained_state, wrap
+from llava.model.lora import add_adapter, lora_targets, split_trained_state
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import splice
 from llava.tokenizer import load_tokenizer
@@ -366,7 +366,7 @@ def test_a_seven_billion_models_adapter_has_the_published_size() -> None:
 
 def test_an_adapter_never_touches_the_tower(golden: Path) -> None:
     model = load_pretrained_model(golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu")[1]
-    wrapped = wrap(model, r=2, alpha=4)
+    wrapped = add_adapter(model, r=2, alpha=4)
     wrapped.get_base_model().get_model().mm_projector.requires_grad_(True)
     state = split_trained_state(wrapped.named_parameters())
     assert len(state.adapter) == 4 * 7 * 2

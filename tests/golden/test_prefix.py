@@ -18,12 +18,12 @@ import torch
 from transformers import DynamicLayer
 
 from llava.errors import DataError, SettingsError
-from llava.infer.engine.budget import Budget, budget_for, bytes_a_position
+from llava.infer.engine.budget import Budget, estimate_position_bytes, measure_budget
 from llava.infer.engine.engine import Engine
-from llava.infer.engine.greedy import Continuation, continue_alone
-from llava.infer.engine.kv_cache import RoomyLayer
+from llava.infer.engine.greedy import Continuation, continue_prompt
+from llava.infer.engine.kv_cache import PreallocatedLayer
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.packed import Prompts, continue_packed, fitting
+from llava.infer.engine.packed import Prompts, continue_groups, count_fitting_groups
 from llava.infer.engine.requests import Generation, ImageFile, Reply, Request
 from llava.infer.jobs.prompting import prompt_of
 from support.tiny_model import tiny_model
@@ -49,7 +49,7 @@ def alone(
 ) -> dict[int, Continuation]:
     words = loaded.model.get_input_embeddings()
     return {
-        name: continue_alone(
+        name: continue_prompt(
             loaded.model,
             torch.cat((group.prefix, words(torch.tensor(rest, dtype=torch.long)).detach())),
             max_new_tokens=steps,
@@ -80,7 +80,7 @@ def test_packed_prompts_continue_as_each_does_alone(golden: Path, budget: Budget
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
     wanted = alone(loaded, groups, steps=20)
-    found = dict(continue_packed(loaded.model, groups, budget, max_new_tokens=20, stop_ids=()))
+    found = dict(continue_groups(loaded.model, groups, budget, max_new_tokens=20, stop_ids=()))
     assert found.keys() == wanted.keys()
     for name, one in found.items():
         assert one.ids == wanted[name].ids
@@ -92,7 +92,7 @@ def test_a_prefix_is_read_once_and_there_is_no_padding_behind_it(
 ) -> None:
     loaded = tiny_model(golden)
     group = groups_of(loaded)[0]
-    list(continue_packed(loaded.model, [group], Budget(1000, 1000), max_new_tokens=3, stop_ids=()))
+    list(continue_groups(loaded.model, [group], Budget(1000, 1000), max_new_tokens=3, stop_ids=()))
     assert passes == [(1, 40), (1, sum(map(len, RESTS))), (1, len(RESTS)), (1, len(RESTS))]
 
 
@@ -105,7 +105,7 @@ def test_finished_prompts_leave_and_groups_with_them(golden: Path, passes: list[
     assert {len(one.ids) for one in wanted.values()} > {1, 12}
     passes.clear()
     found = dict(
-        continue_packed(loaded.model, groups, Budget(1000, 1000), max_new_tokens=12, stop_ids=stop_ids)
+        continue_groups(loaded.model, groups, Budget(1000, 1000), max_new_tokens=12, stop_ids=stop_ids)
     )
     assert {name: one.ids for name, one in found.items()} == {name: one.ids for name, one in wanted.items()}
     assert passes[0] == (3, 40)
@@ -119,18 +119,18 @@ def test_a_budget_holds_for_prefixes_and_for_what_follows(
 ) -> None:
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
-    assert [fitting(groups, Budget(tokens, 99)) for tokens in (1, 79, 80, 120)] == [1, 1, 2, 3]
-    assert fitting(groups, Budget(1000, 2)) == 2
-    list(continue_packed(loaded.model, groups[:1], Budget(1000, 2), max_new_tokens=2, stop_ids=()))
+    assert [count_fitting_groups(groups, Budget(tokens, 99)) for tokens in (1, 79, 80, 120)] == [1, 1, 2, 3]
+    assert count_fitting_groups(groups, Budget(1000, 2)) == 2
+    list(continue_groups(loaded.model, groups[:1], Budget(1000, 2), max_new_tokens=2, stop_ids=()))
     assert max(width for _, width in passes[1::2]) <= sum(map(len, RESTS))
     passes.clear()
-    list(continue_packed(loaded.model, groups[:1], Budget(12, 99), max_new_tokens=1, stop_ids=()))
+    list(continue_groups(loaded.model, groups[:1], Budget(12, 99), max_new_tokens=1, stop_ids=()))
     assert passes == [(1, 40), (1, 11), (1, 30)]
 
 
 def test_a_roomy_layer_holds_what_transformers_layer_holds() -> None:
     torch.manual_seed(0)
-    ours, theirs = RoomyLayer(), DynamicLayer()
+    ours, theirs = PreallocatedLayer(), DynamicLayer()
     for columns in (5, 1, 300, 1, 1):
         keys, values = torch.randn(2, 3, 4, columns, 6).unbind()
         for one, other in zip(ours.update(keys, values), theirs.update(keys, values), strict=True):
@@ -268,14 +268,14 @@ def test_when_one_prompt_is_too_much_the_run_ends_in_one_line(
 
 def test_a_gpus_budget_follows_its_free_memory(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model(golden)
-    assert budget_for(loaded, None).tokens == budget_for(loaded, 3).tokens == 512
-    assert budget_for(loaded, 3).rows == 3
-    a_position = bytes_a_position(loaded.model)
+    assert measure_budget(loaded, None).tokens == measure_budget(loaded, 3).tokens == 512
+    assert measure_budget(loaded, 3).rows == 3
+    a_position = estimate_position_bytes(loaded.model)
     assert 2 * 4 * 2 * 128 * 4 < a_position < 100_000  # keys and values of 4 layers, 128 wide, in float32
     monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
     for free, tokens in ((10**7, 512), (4000 * a_position, 2000), (10**11, 16384)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
-        assert budget_for(loaded, None).tokens == tokens
+        assert measure_budget(loaded, None).tokens == tokens
 
 
 def test_the_speed_comparison_finds_equal_answers(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from llava.data.dataset import count_learnable
 from llava.data.pack import count_positions, count_rows, deal, take
 from llava.errors import DataError, SettingsError
 from llava.model.builder import load_pretrained_model
-from llava.model.fused import fuse_layers, unfit_for_fusing
-from llava.model.lora import wrap
+from llava.model.fused import find_fusing_obstacle, fuse_layers
+from llava.model.lora import add_adapter
 from llava.model.packed_attention import PACKED, enable_packing
 from llava.model.shortcuts import Shortcuts
 from llava.train.arguments import parse_arguments
@@ -138,7 +138,7 @@ def test_unread_layers_of_the_tower_change_neither_loss_nor_gradients(model: Any
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(unfit_for_fusing() is not None, reason=f"Liger: {unfit_for_fusing()}")
+@pytest.mark.skipif(find_fusing_obstacle() is not None, reason=f"Liger: {find_fusing_obstacle()}")
 @pytest.mark.parametrize("kind", BATCHES)
 def test_ligers_kernels_change_loss_and_gradients_by_rounding_alone(kind: str, model: Any) -> None:
     model.to("cuda").config.tokenizer_model_max_length = 64
@@ -180,7 +180,7 @@ def test_an_adapter_learns_the_same_packed_and_partly_recomputed(
 ) -> None:
     torch.manual_seed(0)
     model.enable_input_require_grads()
-    model = wrap(model, r=8, alpha=16)
+    model = add_adapter(model, r=8, alpha=16)
     model.get_model().mm_projector.requires_grad_(True)
     for name, each in model.named_parameters():
         if "lora_B" in name:

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
-from llava.model.loading.vocabulary import grow_tables
+from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.resume import is_complete
 from llava.train.checkpointing.save import alone
@@ -355,11 +355,11 @@ def test_a_vocabulary_in_parts_is_not_grown(golden: Path, tmp_path: Path) -> Non
     table = assembled.model.get_input_embeddings().weight
     table.ds_shape = table.shape  # as ZeRO-3 leaves it: the size beside an empty tensor
     table.data = table.data[:0]
-    grow_tables(assembled.model, 2048)
+    grow_embeddings(assembled.model, 2048)
     with pytest.raises(
         SettingsError, match="from 2048 to 2049 rows, which ZeRO-3 cannot do: use scripts/zero2"
     ):
-        grow_tables(assembled.model, 2049)
+        grow_embeddings(assembled.model, 2049)
 
 
 def test_no_checkpoint_is_added_at_the_end(golden: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from llava.files import read_json, read_jsonl, write_json
 from support.tiny_benchmarks import write_benchmark
-from support.tiny_model import said_alone, tiny_model
+from support.tiny_model import generate_alone, tiny_model
 
 IMAGES = ("a_640x480.png", "b_333x500.png", "c_100x37.png")
 SUFFIX = "Answer with the option's letter from the given choices directly."
@@ -127,7 +127,7 @@ def test_a_killed_shard_fails_the_script_and_a_rerun_asks_only_the_rest(
     for number in (0, 13, 23):
         prompt = f"{SYSTEM}<image>\n{rows[number]['prompt']} ASSISTANT:"
         image = golden / "images" / IMAGES[number % 3]
-        assert rows[number]["text"] == said_alone(loaded, prompt, image, max_new_tokens=100)
+        assert rows[number]["text"] == generate_alone(loaded, prompt, image, max_new_tokens=100)
     assert "Scene Understanding" in out
     assert read_json(answers / "metrics.json")
     upload = rows_of(tmp_path / "seed_bench/answers_upload/tiny.jsonl")
@@ -154,7 +154,7 @@ def test_an_adapter_is_asked_by_more_shards_than_questions(repo: Path, golden: P
             f"{SYSTEM}<image>\nWhat is thing {number}?\nA. option a\nB. option b\nC. option c\nD. option d\n"
         )
         image = golden / "images" / IMAGES[number]
-        said = said_alone(loaded, f"{prompt}{SUFFIX} ASSISTANT:", image, max_new_tokens=12)
+        said = generate_alone(loaded, f"{prompt}{SUFFIX} ASSISTANT:", image, max_new_tokens=12)
         assert (row["text"], row["model_id"]) == (said, "viii_lora")
     assert len(rows) == 2
 
@@ -187,7 +187,8 @@ import os, runpy, sys, types
 from llava.infer.jobs import run
 from llava.infer.engine.requests import Reply
 
-sys.modules["llava.infer.engine.load"] = types.SimpleNamespace(settle=lambda choice, local_rank: choice)
+loading = types.SimpleNamespace(resolve_device=lambda choice, local_rank: choice)
+sys.modules["llava.infer.engine.load"] = loading
 run._replies = lambda run, asks, positions, *rest: ((place, Reply("A")) for place in positions)
 module = sys.argv[2]
 sys.argv = [module, *sys.argv[3:]]

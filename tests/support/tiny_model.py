@@ -23,7 +23,7 @@ def tiny_model(golden: Path, adapter: bool = False) -> Loaded:
 
 
 @torch.inference_mode()
-def said_alone(loaded: Loaded, prompt: str, image: Path | None, **settings: Any) -> str:
+def generate_alone(loaded: Loaded, prompt: str, image: Path | None, **settings: Any) -> str:
     """The model's own `generate` on one prompt, as the original's programs call it."""
     ids = torch.tensor([tokenizer_image_token(prompt, loaded.tokenizer)])
     pixels, sizes = None, None

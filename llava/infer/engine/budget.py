@@ -46,18 +46,18 @@ class Budget:
         return Budget(max(self.tokens // 2, 1), max(min(self.rows, self.tokens) // 2, 1))
 
 
-def budget_for(loaded: Loaded, batch_size: int | None) -> Budget:
+def measure_budget(loaded: Loaded, batch_size: int | None) -> Budget:
     """What the device has room for, and no more than `batch_size` prompts if that is given."""
     tokens = _CPU_TOKENS
     if loaded.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(loaded.device)
-        tokens = int(_SHARE_OF_FREE * free / bytes_a_position(loaded.model))
+        tokens = int(_SHARE_OF_FREE * free / estimate_position_bytes(loaded.model))
         tokens = min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
         logger.info(f"{free / 2**30:.1f} GiB free on {loaded.device}: up to {tokens} positions at a time")
     return Budget(tokens, batch_size or tokens)
 
 
-def bytes_a_position(model: Any) -> int:
+def estimate_position_bytes(model: Any) -> int:
     """About what one position takes: keys and values of prefix and rest, and one layer's activations."""
     config = model.config
     heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)

@@ -14,14 +14,14 @@ import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
-from llava.infer.engine.budget import budget_for
-from llava.infer.engine.generate import generate, stop_ids
-from llava.infer.engine.greedy import Continuation, continue_alone
-from llava.infer.engine.image_loading import Pixels, decoded_ahead, pixels
+from llava.infer.engine.budget import measure_budget
+from llava.infer.engine.generate import find_stop_ids, generate
+from llava.infer.engine.greedy import Continuation, continue_prompt
+from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.packed import Prompts, continue_packed, fitting
+from llava.infer.engine.packed import Prompts, continue_groups, count_fitting_groups
 from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
-from llava.infer.engine.schedule import Group, plan
+from llava.infer.engine.schedule import Group, plan_windows
 from llava.model.splice import splice
 from llava.prompts.encode import tokenizer_image_token
 
@@ -53,9 +53,9 @@ class Engine:
         self._loaded = loaded
         self._generation = generation
         self._one_at_a_time = batch_size == 1 or not generation.is_greedy
-        self._budget = budget_for(loaded, batch_size)
+        self._budget = measure_budget(loaded, batch_size)
         self._exact = exact
-        self._stop_ids = stop_ids(loaded)
+        self._stop_ids = find_stop_ids(loaded)
         self.asked_again = 0
         """How many of the last `answer`'s requests were close calls."""
 
@@ -74,10 +74,12 @@ class Engine:
         self.asked_again = 0
         prompts = [self._encode(request) for request in requests]
         lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
-        windows = plan([request.images for request in requests], prompts, lengths, self._budget.groups)
+        windows = plan_windows(
+            [request.images for request in requests], prompts, lengths, self._budget.groups
+        )
         features: Features = {}
         names = {source: request.name for request in reversed(requests) for source in request.images}
-        for window, images in decoded_ahead(windows, names, self._pixels):
+        for window, images in decode_ahead(windows, names, self._pixels):
             features |= self._features({s: image for s, image in images.items() if s not in features})
             for index, reply in self._replies(window.groups, requests, prompts, features):
                 if self._is_doubtful(reply):
@@ -130,7 +132,7 @@ class Engine:
             )
 
     def _pixels(self, source: ImageSource) -> Pixels:
-        return pixels(source, self._loaded.image_processor, self.config)
+        return load_pixels(source, self._loaded.image_processor, self.config)
 
     @torch.inference_mode()
     def _features(self, images: Mapping[ImageSource, Pixels]) -> Features:
@@ -190,12 +192,12 @@ class Engine:
             yield index, self._said(found)
 
     def _continue(self, waiting: list[Prompts]) -> Iterator[tuple[int, Continuation]]:
-        """What `continue_packed` finds for all groups; with half the budget where memory runs out."""
+        """What `continue_groups` finds for all groups; with half the budget where memory runs out."""
         while waiting:
-            together = waiting[: fitting(waiting, self._budget)]
+            together = waiting[: count_fitting_groups(waiting, self._budget)]
             done = set()
             try:
-                for index, found in continue_packed(
+                for index, found in continue_groups(
                     self._loaded.model,
                     together,
                     self._budget,
@@ -223,7 +225,7 @@ class Engine:
         """The reply to one prompt, (L, D), alone."""
         if not self._generation.is_greedy:
             return Reply(self._text(generate(self._loaded, prompt, self._generation)))
-        found = continue_alone(
+        found = continue_prompt(
             self._loaded.model,
             prompt,
             max_new_tokens=self._generation.max_new_tokens,

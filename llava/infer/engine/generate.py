@@ -28,14 +28,14 @@ def generate(
         loaded.model,
         inputs_embeds=prompt[None],
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=prompt.device),
-        generation_config=generation_config(loaded, generation),
+        generation_config=build_generation_config(loaded, generation),
         streamer=streamer,
     )
     ids: list[int] = output[0].tolist()
     return ids
 
 
-def generation_config(loaded: Loaded, generation: Generation) -> GenerationConfig:
+def build_generation_config(loaded: Loaded, generation: Generation) -> GenerationConfig:
     """`generation` in transformers' words, every field stated that the checkpoint could otherwise fill in."""
     sampled: dict[str, Any] = {}
     if generation.temperature > 0:
@@ -52,13 +52,13 @@ def generation_config(loaded: Loaded, generation: Generation) -> GenerationConfi
         use_cache=True,
         repetition_penalty=1.0,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(stop_ids(loaded)),
+        eos_token_id=sorted(find_stop_ids(loaded)),
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         **sampled,
     )
 
 
-def stop_ids(loaded: Loaded) -> Collection[int]:
+def find_stop_ids(loaded: Loaded) -> Collection[int]:
     """The ids that end an answer, as the checkpoint says, else the tokenizer's."""
     stated = loaded.model.generation_config.eos_token_id
     if stated is None:

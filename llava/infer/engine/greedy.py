@@ -26,7 +26,7 @@ class Continuation:
 
 
 @torch.inference_mode()
-def continue_alone(
+def continue_prompt(
     model: Any, prompt: torch.Tensor, *, max_new_tokens: int, stop_ids: Collection[int]
 ) -> Continuation:
     """Continue a prompt with its likeliest tokens until a stop id or the limit, as `generate` would.
@@ -42,14 +42,16 @@ def continue_alone(
     inputs: dict[str, Any] = {"inputs_embeds": prompt[None]}
     for _ in range(max_new_tokens):
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        token = take(logits, [found], stop_ids)[0]
+        token = append_likeliest(logits, [found], stop_ids)[0]
         if token is None:
             break
         inputs = {"input_ids": torch.tensor([[token]], device=prompt.device)}
     return found
 
 
-def take(logits: torch.Tensor, rows: Sequence[Continuation], stop_ids: Collection[int]) -> list[int | None]:
+def append_likeliest(
+    logits: torch.Tensor, rows: Sequence[Continuation], stop_ids: Collection[int]
+) -> list[int | None]:
     """Give every row its likeliest token by `logits` (R, V); the tokens, None for rows that end here."""
     logits = logits.float()
     best = logits.topk(2, dim=1).values

@@ -25,7 +25,7 @@ class Pixels:
     size: tuple[int, int]
 
 
-def pixels(source: ImageSource, image_processor: Any, config: Any) -> Pixels:
+def load_pixels(source: ImageSource, image_processor: Any, config: Any) -> Pixels:
     """The image, read and prepared as the model's config says.
 
     Raises:
@@ -38,7 +38,7 @@ def pixels(source: ImageSource, image_processor: Any, config: Any) -> Pixels:
     return Pixels(process_images([image], image_processor, config)[0], image.size)
 
 
-def decoded_ahead(
+def decode_ahead(
     windows: Sequence[Window],
     names: Mapping[ImageSource, str],
     decode: Callable[[ImageSource], Pixels],

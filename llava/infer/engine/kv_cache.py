@@ -12,7 +12,7 @@ import torch
 from transformers import Cache, DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A cache layer that writes new columns into its buffers and gives back views of them."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -58,9 +58,9 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :columns] for buffer in self._buffers)
 
 
-def roomy_cache() -> Cache:
+def preallocated_cache() -> Cache:
     """An empty cache of such layers."""
-    return Cache(layer_class_to_replicate=RoomyLayer)
+    return Cache(layer_class_to_replicate=PreallocatedLayer)
 
 
 def _room(states: torch.Tensor, columns: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llava.infer.engine.requests import ModelChoice
-from llava.model.loading.placement import plan
+from llava.model.loading.placement import plan_placement
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Loaded:
         return device
 
 
-def settle(choice: ModelChoice, local_rank: int | None = None) -> ModelChoice:
+def resolve_device(choice: ModelChoice, local_rank: int | None = None) -> ModelChoice:
     """`choice` with `auto` decided: the device there is, and the precision that goes with it.
 
     Args:
@@ -41,7 +41,7 @@ def settle(choice: ModelChoice, local_rank: int | None = None) -> ModelChoice:
     Raises:
         SettingsError: The device is not there.
     """
-    placement = plan(
+    placement = plan_placement(
         device=None if choice.device == "auto" else choice.device,
         device_map="auto",
         dtype=None if choice.dtype == "auto" else choice.dtype,
@@ -65,7 +65,7 @@ def load(choice: ModelChoice) -> Loaded:
     """
     from llava.model.builder import load_pretrained_model  # slow, and a run with nothing to ask only settles
 
-    choice = settle(choice)
+    choice = resolve_device(choice)
     began = time.monotonic()
     tokenizer, model, image_processor, context_length = load_pretrained_model(
         choice.path,

@@ -18,8 +18,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.infer.engine.budget import Budget
-from llava.infer.engine.greedy import Continuation, take
-from llava.infer.engine.kv_cache import roomy_cache
+from llava.infer.engine.greedy import Continuation, append_likeliest
+from llava.infer.engine.kv_cache import preallocated_cache
 
 # Whose a column is, where it is no single prompt's.
 _SHARED, _NOBODYS = -1, -2
@@ -53,7 +53,7 @@ class _Row:
     found: Continuation = field(default_factory=Continuation)
 
 
-def fitting(groups: Sequence[Prompts], budget: Budget) -> int:
+def count_fitting_groups(groups: Sequence[Prompts], budget: Budget) -> int:
     """How many of the first groups can be read together, at least one."""
     longest = 0
     for count, group in enumerate(groups, start=1):
@@ -64,7 +64,7 @@ def fitting(groups: Sequence[Prompts], budget: Budget) -> int:
 
 
 @torch.inference_mode()
-def continue_packed(
+def continue_groups(
     model: Any,
     groups: Sequence[Prompts],
     budget: Budget,
@@ -89,7 +89,7 @@ def continue_packed(
         rows = share
         hidden = pack.read(rows)
         for left in reversed(range(max_new_tokens)):
-            tokens = take(head(hidden), [row.found for row in rows], stop_ids)
+            tokens = append_likeliest(head(hidden), [row.found for row in rows], stop_ids)
             for row, token in zip(rows, tokens, strict=True):
                 row.ids = () if token is None else (token,)
             rows = [row for row in rows if row.ids]
@@ -110,7 +110,7 @@ class _Pack:
         They are padded on the right: causal attention never looks there, so this pass needs no mask.
         """
         self._embed, self._decoder = model.get_input_embeddings(), model.get_decoder()
-        self._cache = roomy_cache()
+        self._cache = preallocated_cache()
         embeds = pad_sequence(list(prefixes), batch_first=True)
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=embeds.device)
         self._positions = torch.arange(embeds.shape[1], device=embeds.device).repeat(len(prefixes), 1)

@@ -30,7 +30,7 @@ class Window:
     last: tuple[ImageSource, ...]
 
 
-def plan(
+def plan_windows(
     images: Sequence[tuple[ImageSource, ...]],
     ids: Sequence[Sequence[int]],
     lengths: Sequence[int],

@@ -39,12 +39,12 @@ def checkpoint_fingerprint(path: str, near: Sequence[str] = ()) -> str:
     """
     from llava.model.loading.locate import (  # the hub's client, only where a model is asked
         find_folder,
-        revision,
+        find_hub_revision,
     )
 
     folder = find_folder(path, near=[Path(place) for place in near])
     if folder is None:
-        commit = revision(path)
+        commit = find_hub_revision(path)
         return f"{path} at {commit}" if commit else path
     digest = hashlib.sha256()
     _add_folder(digest, folder)

@@ -154,9 +154,9 @@ def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded
         return
     run = replace(run, conv_mode=template(run.conv_mode, run.model.name))
 
-    from llava.infer.engine.load import settle  # torch: not before the questions are known to be good
+    from llava.infer.engine.load import resolve_device  # torch: not before the questions are known to be good
 
-    run = replace(run, model=settle(run.model, run.chunk.device))
+    run = replace(run, model=resolve_device(run.model, run.chunk.device))
     keys: list[Key] = [row_key(ask.head) for ask in asks]
     journal = Journal.open(run.journal_folder, _about(run, asks), keys, overwrite=run.overwrite)
     with journal.writer(run.chunk.name) as writer:

@@ -23,7 +23,7 @@ from llava.model.llava_arch import (
     Sizes,
     require_images_for_slots,
 )
-from llava.model.packed_attention import segment_settings
+from llava.model.packed_attention import segment_arguments
 from llava.model.shortcuts import Shortcuts
 from llava.model.splice import splice, splice_packed
 
@@ -197,7 +197,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             nothing = self.get_input_embeddings().weight.new_empty(0, self.config.hidden_size)
             features = [nothing] * len(input_ids)
         elif shortcuts.skip_blank_images:
-            features = self.encode_shown(input_ids, attention_mask, images, image_sizes)
+            features = self.encode_nonblank_views(input_ids, attention_mask, images, image_sizes)
         else:
             features = self.encode_views(images, image_sizes)
         longest = None if images is None else self.config.tokenizer_model_max_length
@@ -207,7 +207,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             embeds, labels = packed.embeds, packed.labels
             settings = {
                 "position_ids": packed.position_ids,
-                **segment_settings(packed.lengths, self.config._attn_implementation, embeds.device),
+                **segment_arguments(packed.lengths, self.config._attn_implementation, embeds.device),
             }
         else:
             padded = splice(*rows, max_length=longest)

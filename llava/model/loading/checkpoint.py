@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from llava.errors import CheckpointError, DataError
 from llava.files import read_json
-from llava.model.loading.weights import Tensors, read_tensors, weight_files, write_bin
+from llava.model.loading.weights import Tensors, find_weight_files, read_tensors, write_bin
 
 Kind = Literal["adapter", "projector", "full"]
 
@@ -22,7 +22,7 @@ PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 
 
-def kind_of(folder: Path) -> Kind:
+def detect_kind(folder: Path) -> Kind:
     """What `folder` holds, whatever it is called.
 
     An adapter wins over whole weights beside it: under ZeRO-3 a LoRA run writes both, and the whole ones lack
@@ -33,9 +33,9 @@ def kind_of(folder: Path) -> Kind:
     """
     if (folder / ADAPTER_CONFIG).is_file():
         return "adapter"
-    if weight_files(folder):
+    if find_weight_files(folder):
         return "full"
-    if first_file(folder, PROJECTOR_FILES):
+    if find_first_file(folder, PROJECTOR_FILES):
         return "projector"
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6])
     raise CheckpointError(
@@ -44,12 +44,12 @@ def kind_of(folder: Path) -> Kind:
     )
 
 
-def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+def find_first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first of `names` that is in `folder`."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def config_fields(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The fields of `config.json`.
 
     Raises:
@@ -58,16 +58,16 @@ def config_fields(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; copy it from the run's output folder")
-    return json_object(path)
+    return read_json_object(path)
 
 
-def owner_of(settings: Any) -> str:
+def describe_owner(settings: Any) -> str:
     """Whose fields these are, for a message: those of a checkpoint's config, or the training flags."""
     folder = getattr(settings, "name_or_path", None)
     return f"{folder}/config.json" if folder else "the model"
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a checkpoint's file, or a `CheckpointError`."""
     try:
         fields = read_json(path)
@@ -84,11 +84,13 @@ def read_non_lora(folder: Path) -> Tensors:
     Files from different runs say `base_model.model.model.x`, `base_model.model.x`, `model.model.x` or
     `model.x` for the same weight.
     """
-    path = first_file(folder, NON_LORA_FILES)
-    return {} if path is None else {model_name(name): tensor for name, tensor in read_tensors(path).items()}
+    path = find_first_file(folder, NON_LORA_FILES)
+    return (
+        {} if path is None else {strip_wrappers(name): tensor for name, tensor in read_tensors(path).items()}
+    )
 
 
-def model_name(name: str) -> str:
+def strip_wrappers(name: str) -> str:
     """A weight's name in `LlavaLlamaForCausalLM`, without what wrappers put before it."""
     bare = re.sub(r"^(base_model\.|module\.)*(model\.)*", "", name)
     return bare if bare.startswith("lm_head.") else f"model.{bare}"
@@ -108,25 +110,38 @@ def write_projector(folder: Path, tensors: Tensors) -> None:
 
 def write_projector_file(path: Path, tensors: Tensors) -> None:
     """`write_projector` under a name of one's own."""
-    write_bin(path, {model_name(name): tensor for name, tensor in tensors.items()})
+    write_bin(path, {strip_wrappers(name): tensor for name, tensor in tensors.items()})
 
 
-def projector_in(folder: Path) -> Tensors:
+def read_projector(path: Path) -> Tensors:
+    """The projector's tensors in a stage-1 file, under the projector's own names (`0.weight`, ...).
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds no projector.
+    """
+    mark = "mm_projector."
+    found = read_tensors(path, lambda name: mark in name)
+    if not found:
+        raise CheckpointError(f"{path}: holds no mm_projector weights; wanted a stage-1 mm_projector.bin")
+    return {name.split(mark, 1)[1]: tensor for name, tensor in found.items()}
+
+
+def extract_projector(folder: Path) -> Tensors:
     """The projector's weights in a checkpoint of any kind, under the model's own names.
 
     Raises:
         CheckpointError: It has none.
     """
-    kind = kind_of(folder)
+    kind = detect_kind(folder)
     names = {"adapter": NON_LORA_FILES, "projector": PROJECTOR_FILES, "full": ()}[kind]
-    files = [path for path in [first_file(folder, names)] if path] or weight_files(folder)
+    files = [path for path in [find_first_file(folder, names)] if path] or find_weight_files(folder)
     found: Tensors = {}
     for path in files:
         found |= read_tensors(path, lambda name: "mm_projector" in name)
     if not found:
         raise CheckpointError(f"{folder}: holds no mm_projector weights")
-    return {model_name(name): tensor for name, tensor in found.items()}
+    return {strip_wrappers(name): tensor for name, tensor in found.items()}
 
 
 def _wrapped_name(name: str) -> str:
-    return f"base_model.model.{model_name(name)}"
+    return f"base_model.model.{strip_wrappers(name)}"

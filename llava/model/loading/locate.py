@@ -76,7 +76,7 @@ def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
-def revision(hub_id: str) -> str | None:
+def find_hub_revision(hub_id: str) -> str | None:
     """The commit that `locate` takes of `hub_id`; None where neither the hub nor the cache knows it."""
     if not _HUB_ID.fullmatch(hub_id):
         return None

@@ -32,7 +32,7 @@ class Placement:
         return self.settings.get("quantization_config") is not None
 
 
-def plan(
+def plan_placement(
     *,
     device: str | None,
     device_map: Any,
@@ -52,7 +52,7 @@ def plan(
     if load_8bit and load_4bit:
         raise SettingsError("load_8bit and load_4bit exclude each other: give one")
     device = _device(device, device_map)
-    chosen = as_dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
+    chosen = parse_dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
     settings: dict[str, Any] = {
         "dtype": chosen,
         "device_map": device_map if device == "cuda" and device_map is not None else {"": device},
@@ -76,7 +76,7 @@ def plan(
     return Placement(chosen, settings)
 
 
-def avoid_unfit_kernels(model: torch.nn.Module) -> None:
+def avoid_unsupported_kernels(model: torch.nn.Module) -> None:
     """Keep a 4-bit model's odd-sized layers off bitsandbytes' packed CPU kernel, which asserts on their size.
 
     The kernel is taken on processors with AVX512-BF16 only; other layers and processors go the general way.
@@ -102,7 +102,7 @@ def _device(wanted: str | None, device_map: Any) -> str:
     return device
 
 
-def as_dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
+def parse_dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
     """A precision by name or as it is; None for no wish."""
     if wanted is None:
         return None

@@ -14,10 +14,10 @@ from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.checkpoint import (
     ADAPTER_CONFIG,
     Kind,
-    config_fields,
-    first_file,
-    json_object,
-    kind_of,
+    detect_kind,
+    find_first_file,
+    read_config,
+    read_json_object,
 )
 from llava.model.loading.locate import locate
 
@@ -46,7 +46,7 @@ class Source:
         Raises:
             CheckpointError: It calls itself one but names no vision tower.
         """
-        fields = config_fields(self.config_folder)
+        fields = read_config(self.config_folder)
         if fields.get("mm_vision_tower") or "text_config" in fields:
             return True
         said = [str(fields.get("model_type")), *(fields.get("architectures") or [])]
@@ -65,14 +65,14 @@ class Source:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder's own tokenizer if it has one, else the base's."""
-        has_own = first_file(self.folder, ("tokenizer.model", "tokenizer.json"))
+        has_own = find_first_file(self.folder, ("tokenizer.model", "tokenizer.json"))
         return self.folder if has_own else self.base
 
 
 def find_source(model_path: str | Path, model_base: str | Path | None) -> Source:
     """Find the folders a model is made of; says so when it takes a base that was not given, or needs none."""
     folder = locate(model_path)
-    kind = kind_of(folder)
+    kind = detect_kind(folder)
     if kind == "full":
         if model_base is not None:
             logger.warning(f"{folder} holds a whole model: the base {model_base} is not used")
@@ -81,9 +81,7 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
         logger.info(f"{folder} is an adapter; its base {named} is taken from {ADAPTER_CONFIG}")
         model_base = named
     if model_base is None:
-        trained_on = (
-            config_fields(folder).get("_name_or_path") if (folder / "config.json").is_file() else None
-        )
+        trained_on = read_config(folder).get("_name_or_path") if (folder / "config.json").is_file() else None
         hint = f", probably {trained_on}" if trained_on else ""
         raise CheckpointError(
             f"{folder}: holds {'an adapter' if kind == 'adapter' else 'a projector'} only: give its language "
@@ -125,4 +123,4 @@ def _require_fit(source: Source) -> None:
 
 def _base_of(folder: Path) -> str | None:
     """The base model that an adapter names, None if it names none."""
-    return json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or None
+    return read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or None

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +26,7 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-def weight_files(folder: Path) -> list[Path]:
+def find_weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's whole model, none if it has no model.
 
     Raises:
@@ -41,21 +40,21 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def check_weights(folder: Path) -> list[Path]:
+def check_weight_files(folder: Path) -> list[Path]:
     """The folder's weight files, each known to be whole.
 
     Raises:
         CheckpointError: There are none, or one is missing, cut short or of another kind than its name says.
     """
-    files = weight_files(folder)
+    files = find_weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder}: no weights; wanted one of {', '.join(_SINGLE + _INDEX)}")
     for path in files:
-        check_file(path)
+        check_weight_file(path)
     return files
 
 
-def check_file(path: Path) -> None:
+def check_weight_file(path: Path) -> None:
     """Raise a `CheckpointError` if `path` is missing or not whole; reads no tensor."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; fetch or copy the checkpoint again")
@@ -72,7 +71,7 @@ def check_file(path: Path) -> None:
         raise _broken(path, "cut short")
 
 
-def tensor_names(path: Path) -> list[str]:
+def read_tensor_names(path: Path) -> list[str]:
     """The names of the tensors in `path`."""
     if path.suffix == ".safetensors":
         with _opened(path) as stream:
@@ -86,24 +85,11 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
     Raises:
         CheckpointError: The file is missing, cut short, or holds anything but tensors.
     """
-    check_file(path)
+    check_weight_file(path)
     if path.suffix == ".safetensors":
         with _opened(path) as stream:
             return {name: stream.get_tensor(name) for name in stream.keys() if wanted(name)}  # noqa: SIM118
     return {name: tensor for name, tensor in _load_bin(path).items() if wanted(name)}
-
-
-def read_projector(path: Path) -> Tensors:
-    """The projector's tensors in a stage-1 file, under the projector's own names (`0.weight`, ...).
-
-    Raises:
-        CheckpointError: The file cannot be read, or holds no projector.
-    """
-    mark = "mm_projector."
-    found = read_tensors(path, lambda name: mark in name)
-    if not found:
-        raise CheckpointError(f"{path}: holds no mm_projector weights; wanted a stage-1 mm_projector.bin")
-    return {name.split(mark, 1)[1]: tensor for name, tensor in found.items()}
 
 
 def write_bin(path: Path, tensors: Tensors) -> None:
@@ -112,25 +98,8 @@ def write_bin(path: Path, tensors: Tensors) -> None:
         torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, stream)
 
 
-def in_one_piece(
-    parameters: Iterable[torch.nn.Parameter], *, to_change: bool = False
-) -> AbstractContextManager[Any]:
-    """A block in which parameters that ZeRO-3 has in parts are whole; every process must enter it.
-
-    Args:
-        parameters: Any; those that are whole anyway are left alone.
-        to_change: Whether they are written to in the block, by each process alike.
-    """
-    parts = [each for each in parameters if hasattr(each, "ds_id")]  # set by DeepSpeed, imported only then
-    if not parts:
-        return nullcontext()
-    from deepspeed import zero
-
-    return zero.GatheredParameters(parts, modifier_rank=0 if to_change else None)
-
-
 @contextmanager
-def report_left_to_us() -> Iterator[None]:
+def hide_load_report() -> Iterator[None]:
     """Hush transformers' table of missing and unused weights: a reader sets or refuses them itself."""
     reporter = logging.getLogger("transformers.modeling_utils")
 

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError
-from llava.model.loading.checkpoint import owner_of
+from llava.model.loading.checkpoint import describe_owner
 from llava.model.loading.locate import locate
-from llava.model.loading.weights import check_weights, report_left_to_us
+from llava.model.loading.weights import check_weight_files, hide_load_report
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,16 @@ class CLIPVisionTower(nn.Module):
         super().__init__()
         self.vision_tower_name = vision_tower
         if args.mm_vision_select_layer is None:
-            raise CheckpointError(f"{owner_of(args)} has no mm_vision_select_layer; it is -2 for LLaVA-1.5")
+            raise CheckpointError(
+                f"{describe_owner(args)} has no mm_vision_select_layer; it is -2 for LLaVA-1.5"
+            )
         self.select_layer = int(args.mm_vision_select_layer)
         # A config from before the field existed has none.
         self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
         if self.select_feature not in ("patch", "cls_patch"):
             raise CheckpointError(
-                f"{owner_of(args)} has mm_vision_select_feature {self.select_feature!r}; there are patch and "
-                "cls_patch"
+                f"{describe_owner(args)} has mm_vision_select_feature {self.select_feature!r}; there are "
+                "patch and cls_patch"
             )
         self.is_loaded = False
         self.runs_unread_layers = False  # the original does; nothing comes of it
@@ -62,12 +64,12 @@ class CLIPVisionTower(nn.Module):
             logger.debug("%s is loaded already", self.vision_tower_name)
             return
         folder = locate(self.vision_tower_name, near=near, what="vision tower")
-        check_weights(folder)
+        check_weight_files(folder)
         try:
             # Pillow's arithmetic, whether torchvision is installed or not: pixels must not depend on it.
             self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
             kwargs.setdefault("dtype", torch.float32)
-            with report_left_to_us():
+            with hide_load_report():
                 clip, report = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())[:300]
@@ -80,7 +82,7 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower = nn.ModuleDict({"vision_model": clip})
         self.is_loaded = True
 
-    def take_weights(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    def load_trained_weights(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         """Take a checkpoint's trained weights in place of the published ones; none at all changes nothing.
 
         Args:

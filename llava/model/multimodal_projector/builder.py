@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from llava.errors import CheckpointError
-from llava.model.loading.checkpoint import owner_of
+from llava.model.loading.checkpoint import describe_owner
 
 if TYPE_CHECKING:
     from llava.model.language_model.llava_llama import LlavaConfig
@@ -32,13 +32,14 @@ def build_vision_projector(config: LlavaConfig) -> nn.Module:
     if kind == "identity":
         return nn.Identity()
     if config.mm_hidden_size is None:
-        raise CheckpointError(f"{owner_of(config)} names a vision tower but has no mm_hidden_size")
+        raise CheckpointError(f"{describe_owner(config)} names a vision tower but has no mm_hidden_size")
     if kind == "linear":
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
     depth = _MLP.fullmatch(kind)
     if depth is None:
         raise CheckpointError(
-            f"{owner_of(config)} has mm_projector_type {kind!r}; there are linear, mlpNx_gelu and identity"
+            f"{describe_owner(config)} has mm_projector_type {kind!r}; there are linear, mlpNx_gelu and "
+            "identity"
         )
     layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
     for _ in range(1, int(depth[1])):

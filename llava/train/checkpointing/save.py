@@ -25,7 +25,8 @@ from llava.errors import CheckpointError, SettingsError
 from llava.files import flush_tree, write_json
 from llava.model.loading.checkpoint import write_non_lora, write_projector
 from llava.model.loading.weights import Tensors
-from llava.model.lora import Bias, split_trained_state, whole, write_adapter
+from llava.model.lora import Bias, split_trained_state, write_adapter
+from llava.model.zero3 import gather_copy
 from llava.train.planning.footprint import numel
 
 logger = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ def gathered(named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Calla
     chosen = [(name, parameter) for name, parameter in named_parameters if wanted(name)]
     tensors: Tensors = {}
     for name, parameter in chosen:
-        tensors[name] = whole(parameter)
+        tensors[name] = gather_copy(parameter)
     return tensors
 
 

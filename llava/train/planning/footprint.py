@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.model.loading.weights import in_one_piece
+from llava.model.zero3 import gather_parameters
 
 # Positions of the shorter of the two passes that a part is asked with.
 _PROBE = 64
@@ -122,7 +122,7 @@ def _saved(
     module.train()
     try:
         with (
-            in_one_piece(module.parameters()),
+            gather_parameters(module.parameters()),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.enable_grad(),
         ):

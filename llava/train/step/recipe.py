@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava.errors import SettingsError
-from llava.model.fused import unfit_for_fusing
+from llava.model.fused import find_fusing_obstacle
 
 RECIPES = ("exact", "fast")
 # Shortcuts that a model's forward must know of.
@@ -85,7 +85,7 @@ def recipe_problems(training: Any) -> Iterator[str]:
         yield f"--checkpoint_layers {layers} without --gradient_checkpointing True: nothing is recomputed"
     if training.skip_blank_images and shards_weights(training):
         yield "--skip_blank_images True with weights in parts (ZeRO-3, FSDP): all must run the same modules"
-    if training.use_liger_kernel and (reason := unfit_for_fusing()) is not None:
+    if training.use_liger_kernel and (reason := find_fusing_obstacle()) is not None:
         yield f"--use_liger_kernel True: {reason}"
     several = [f"--{name} True" for name in ("pack", "sparse_loss") if getattr(training, name)]
     if several and training.n_gpu > 1:

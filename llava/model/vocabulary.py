@@ -28,10 +28,10 @@ def add_image_tokens(model: Any, tokenizer: Any, *, patch: bool | None, start_en
     if start_end:
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
     if patch or start_end:
-        grow_tables(model, len(tokenizer))
+        grow_embeddings(model, len(tokenizer))
 
 
-def grow_tables(model: Any, rows: int) -> None:
+def grow_embeddings(model: Any, rows: int) -> None:
     """Give both embedding tables at least `rows` rows; new ones are the mean of the old.
 
     Raises:
@@ -54,7 +54,7 @@ def grow_tables(model: Any, rows: int) -> None:
     logger.info("the vocabulary grew from %d to %d rows", old, rows)
 
 
-def take_pretrained_rows(model: Any, adapter: Path) -> None:
+def load_pretrained_rows(model: Any, adapter: Path) -> None:
     """Take the start and end tokens' input rows from a stage-1 adapter file.
 
     Raises:
