@@ -20,14 +20,17 @@ from llava.errors import DataError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def read_json(path: Path) -> Any:
+ObjectHook = Callable[[dict[str, Any]], Any]
+
+
+def read_json(path: Path, *, object_hook: ObjectHook | None = None) -> Any:
     """The one JSON value in `path`.
 
     Raises:
         DataError: The file is missing or is not JSON; the message gives line and column.
     """
     try:
-        return json.loads(_read_text(path))
+        return json.loads(_read_text(path), object_hook=object_hook)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not valid JSON (column {error.colno}: {error.msg})"

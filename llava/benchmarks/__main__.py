@@ -83,7 +83,7 @@ def _present(args: argparse.Namespace) -> None:
         name, _, question_file = word.partition("=")
         benchmark = benchmarks.get(name)
         root = args.eval_root / benchmark.folder
-        if missing := benchmark.missing(root, question_file):
+        if missing := benchmark.missing(root, question_file or None):
             lacking.append(f"{name}: {root} lacks {', '.join(missing)}; get it from {benchmark.download}")
         else:
             sys.stdout.write(f"{name}\n")

@@ -1,7 +1,7 @@
-"""What a benchmark is: how its questions are read, its answers judged, its submission written.
+"""What a benchmark is: its questions, how they are asked, how answers are judged, what is sent in.
 
-`root` is the benchmark's folder under playground/data/eval, laid out as LLaVA's Evaluation.md says; `split`
-names one of several question files. Nothing here knows a particular benchmark.
+`root` is the benchmark's folder under playground/data/eval, laid out as LLaVA's Evaluation.md says. `split`
+names one of its question files. Nothing here knows a particular benchmark.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llava.benchmarks.answers import read_answers
+from llava.benchmarks.records import is_data_fault
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import read_jsonl, write_jsonl
 from llava.prompts.wording import options_block
@@ -23,7 +24,7 @@ from llava.schema import Answer, Question, Scores
 class Task:
     """One scoring: the benchmark's folder, which split, whose answers, and what to do about missing ones.
 
-    `truth` overrides where the ground truth is looked for (a file or a folder, as the benchmark says).
+    `truth` replaces the usual place of the ground truth (a file or a folder, as the benchmark says).
     """
 
     root: Path
@@ -34,16 +35,76 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Benchmark:
-    """How one benchmark is read, scored and sent in.
+class Example:
+    """A tiny official download: its right answers, which split it is of, and the headline they score."""
 
-    `question_files` names each split's file under `root`, the usual split first; a file that is not jsonl is
-    read by `build`, which also makes the questions from the official download where there is no file yet.
-    `write_file` makes the question file in another form than jsonl and returns how many questions it holds.
-    `submit` writes the file that a server or a judge wants.
-    `needs` are the files under `root` without which a run from questions to scores cannot be made (each a
-    choice of patterns, any one will do), `needs_of` those of splits that want others, `download` says where
-    they come from.
+    answers: list[Answer]
+    split: str | None = None
+    best: float = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How `llava eval` asks the questions of a split, and where it writes.
+
+    Paths are under the benchmark's folder. In `answers`, `merged`, `submission` and `grades`, {name} is the
+    model's name and {file} the question file's name without suffix.
+
+    Attributes:
+        questions: The question file's form: LLaVA's jsonl, MMBench's TSV, or ScienceQA's conversations.
+        images: The folder of the images.
+        max_new_tokens: The longest answer.
+        suffix: A line that is added to each question and not logged, for question files that lack it.
+        answers: The folder of the shards' answers, their journal, and metrics.json.
+        merged: The file of all answers in question order.
+        submission: What the server or judge takes; empty: nothing is written.
+        grades: Patterns of a paid judge's files. If given, these are scored, the newest that is not older
+            than the answers, and without one there are no scores.
+        is_scored: Whether answers can be scored here; false where only a server can.
+        also_prepare: Further splits whose question files the submission needs.
+    """
+
+    questions: Literal["jsonl", "mmbench", "conversations"] = "jsonl"
+    images: str = "images"
+    max_new_tokens: int = 128
+    suffix: str | None = None
+    answers: str = "answers/{name}"
+    merged: str = "answers/{name}.jsonl"
+    submission: str = ""
+    grades: tuple[str, ...] = ()
+    is_scored: bool = True
+    also_prepare: tuple[str, ...] = ()
+
+
+Writer = Callable[[Task, Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark from its official download to its scores and submission.
+
+    Attributes:
+        name: The name of its module.
+        title: What papers call it.
+        source: Where the rules come from.
+        folder: Its folder under playground/data/eval.
+        build: Returns the questions of a split from the official download.
+        judge: Scores answers by the official rule.
+        submit: Writes the file that a server or judge takes.
+        question_files: Each split's question file under `root`, the usual split first. One that is not jsonl
+            is read by `build`.
+        evaluation: How its questions are asked and where the answers go.
+        evaluation_of: The same for splits that differ.
+        result: What it scores, in a few words.
+        write_file: Writes a question file that is not jsonl; returns the number of questions.
+        aliases: Other names of it, such as that of its script.
+        needs: The files under `root` that a run needs, each a choice of patterns.
+        needs_of: The same for splits that need others.
+        download: Where to get those files.
+        also_submit: Writers of further files by their path, which is given like `Evaluation.submission`.
+        submission_suffix: The suffix of the submission file; empty for a folder.
+        answers_from: Reads answers in any form they come in.
+        example: Writes a tiny download to a folder, for the contract tests.
     """
 
     name: str
@@ -52,85 +113,102 @@ class Benchmark:
     folder: str
     build: Callable[[Path, str], list[Question]]
     judge: Callable[[Task], Scores]
-    submit: Callable[[Task, Path], None]
+    submit: Writer
     question_files: dict[str, str]
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation_of: Mapping[str, Evaluation] = field(default_factory=dict)
+    result: str = "accuracy"
     write_file: Callable[[Path, str, Path], int] | None = None
     aliases: tuple[str, ...] = ()
     needs: tuple[tuple[str, ...], ...] = ()
     needs_of: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     download: str = ""
+    also_submit: Mapping[str, Writer] = field(default_factory=dict)
     submission_suffix: str = ".json"
     answers_from: Callable[[Path], list[Answer]] = field(default=read_answers)
+    example: Callable[[Path], Example] | None = None
 
     @property
     def splits(self) -> list[str]:
-        """The names of the question files, the usual one first."""
+        """The names of the splits, the usual one first."""
         return list(self.question_files)
 
-    def missing(self, root: Path, question_file: str | None = None) -> list[str]:
-        """What `root` lacks for the usual split, or for that of a question file named without its suffix."""
-        stems = {Path(file).stem: split for split, file in self.question_files.items()}
-        needs = self.needs_of.get(stems.get(question_file or "", ""), self.needs)
+    def missing(self, root: Path, split: str | None = None) -> list[str]:
+        """Return which of the files that a run of `split` needs are not under `root`."""
         return [
             " or ".join(choice)
-            for choice in needs
+            for choice in self.needs_of.get(self.pick_split(split), self.needs)
             if not any(True for pattern in choice for _ in root.glob(pattern))
         ]
 
+    def evaluation_for(self, split: str | None) -> Evaluation:
+        """Return how the questions of `split` are asked."""
+        return self.evaluation_of.get(self.pick_split(split), self.evaluation)
+
     def pick_split(self, split: str | None) -> str:
-        """`split`, or the usual one for None; SettingsError names those there are."""
+        """Return the split called `split`, or whose question file is called so without suffix.
+
+        Raises:
+            SettingsError: There is none; the message lists those there are.
+        """
         if split is None:
             return self.splits[0]
-        if split not in self.question_files:
-            raise SettingsError(f"{self.name} has no split {split!r}; there are: {', '.join(self.splits)}")
-        return split
+        by_file = {Path(file).stem: name for name, file in self.question_files.items()}
+        if split not in self.question_files and split not in by_file:
+            raise SettingsError(
+                f"{self.name} has no split {split!r}; there are: {', '.join(self.splits)}",
+                code="unknown-split",
+            )
+        return split if split in self.question_files else by_file[split]
 
     def question_path(self, root: Path, split: str | None = None) -> Path:
-        """Where the question file of `split` lies or would lie."""
+        """Return the path of the question file of `split`, which may not exist yet."""
         return root / self.question_files[self.pick_split(split)]
 
     def read_questions(self, root: Path, split: str | None = None) -> list[Question]:
-        """The questions in asking order: the original's file, else built from the official download."""
+        """Read the questions in order: from the question file, else from the official download."""
         path = self.question_path(root, split)
         if path.suffix == ".jsonl" and path.is_file():
             return read_jsonl_questions(path)
-        with self._as_downloaded(root):
+        with self._explaining_data_faults(root):
             return self.build(root, self.pick_split(split))
 
     @contextmanager
-    def _as_downloaded(self, root: Path) -> Iterator[None]:
-        """Turn what an official record lacks, or holds of another type, into an error of the user's data."""
+    def _explaining_data_faults(self, root: Path) -> Iterator[None]:
+        """Raise a DataError for a record of another shape; a bug in a task's code keeps its traceback."""
         try:
             yield
-        except KeyError as error:
-            raise DataError(f"{self.name}: a record under {root} lacks the key {error}") from error
         except (TypeError, AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+            if not is_data_fault(error):
+                raise
             raise DataError(
                 f"{self.name}: a record under {root} is not of the official shape "
-                f"({type(error).__name__}: {error}); LLAVA_TRACEBACK=1 shows where"
+                f"({type(error).__name__}: {error}); LLAVA_TRACEBACK=1 shows where",
+                code="record-shape",
             ) from error
 
     def prepare(self, root: Path, path: Path, *, split: str | None = None) -> int:
-        """Write the question file at `path` from the official download; the number of its questions.
+        """Write the question file `path` from the official download and return how many questions it holds.
 
         Raises:
             SettingsError: The benchmark's download is its question file (MMBench): there is nothing to write.
         """
         name = self.pick_split(split)
         if self.write_file is not None:
-            with self._as_downloaded(root):
+            with self._explaining_data_faults(root):
                 return self.write_file(root, name, path)
         if path.suffix != ".jsonl":
             raise SettingsError(
-                f"{self.name} is read as downloaded; {path.name} is not made from anything else"
+                f"{self.name} is read as downloaded; {path.name} is not made from anything else",
+                code="not-prepared",
             )
-        with self._as_downloaded(root):
+        with self._explaining_data_faults(root):
             questions = self.build(root, name)
         write_jsonl_questions(path, questions)
         return len(questions)
 
     def read_answers(self, path: Path) -> list[Answer]:
-        """The answers in `path`, in any form this benchmark's answers come in."""
+        """Read the answers in `path`, in any form this benchmark's answers come in."""
         return self.answers_from(path)
 
     def score(
@@ -142,13 +220,13 @@ class Benchmark:
         truth: Path | None = None,
         allow_missing: bool = False,
     ) -> Scores:
-        """Judge `answers` by the official rule. A headline without value means: only a server can tell.
+        """Judge `answers` by the official rule. The headline has no value where only a server can tell.
 
         Raises:
-            AnswersError: Answers are missing (unless `allow_missing`), contradict or answer other questions.
+            AnswersError: Answers are missing (unless `allow_missing`), contradict, or answer other questions.
             DataError: The ground truth is absent or damaged.
         """
-        with self._as_downloaded(truth or root):
+        with self._explaining_data_faults(truth or root):
             return self.judge(Task(root, self.pick_split(split), answers, allow_missing, truth))
 
     def write_submission(
@@ -161,15 +239,15 @@ class Benchmark:
         truth: Path | None = None,
         allow_missing: bool = False,
     ) -> None:
-        """Write the file that the benchmark's server (or judge) takes, equal to the original's."""
+        """Write the file that the benchmark's server (or judge) takes, byte for byte as the original does."""
         if not answers:
-            raise AnswersError(f"{self.name}: there are no answers to send in")
-        with self._as_downloaded(truth or root):
+            raise AnswersError(f"{self.name}: there are no answers to send in", code="no-answers")
+        with self._explaining_data_faults(truth or root):
             self.submit(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
 
 
 def read_jsonl_questions(path: Path) -> list[Question]:
-    """The questions of one of the original's jsonl files, in its order."""
+    """Read the questions of one of LLaVA's jsonl files, in its order."""
     questions = []
     for line, row in read_jsonl(path):
         require_keys(row, ("question_id", "text"), f"{path}:{line}")
@@ -179,7 +257,7 @@ def read_jsonl_questions(path: Path) -> list[Question]:
 
 
 def write_jsonl_questions(path: Path, questions: Sequence[Question]) -> None:
-    """Write `questions` as the original's jsonl: question_id, image, text, category."""
+    """Write `questions` as LLaVA's jsonl: question_id, image, text, category."""
     write_jsonl(
         path,
         ({"question_id": q.id, "image": q.image, "text": q.text, "category": q.category} for q in questions),
@@ -193,14 +271,17 @@ def require_keys(row: Any, keys: Iterable[str], where: str) -> None:
         DataError: It is not, or lacks one; the message starts with `where`.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where}: found {type(row).__name__}, wanted a JSON object")
+        raise DataError(f"{where}: found {type(row).__name__}, wanted a JSON object", code="not-an-object")
     missing = [key for key in keys if key not in row]
     if missing:
-        raise DataError(f"{where}: lacks the key {', '.join(missing)}; it has {', '.join(row) or 'none'}")
+        raise DataError(
+            f"{where}: lacks the key {', '.join(missing)}; it has {', '.join(row) or 'none'}",
+            code="missing-key",
+        )
 
 
 def find(root: Path, *candidates: str) -> Path | None:
-    """The first of `candidates` (paths or patterns under `root`) that exists, None when none does."""
+    """Return the first of `candidates` (paths or patterns under `root`) that exists, else None."""
     for candidate in candidates:
         for path in sorted(root.glob(candidate)):
             return path
@@ -208,18 +289,22 @@ def find(root: Path, *candidates: str) -> Path | None:
 
 
 def require_file(root: Path, *candidates: str, what: str) -> Path:
-    """Like `find`, but absence is a DataError that says what is wanted and where it was looked for."""
+    """Return the first of `candidates` that exists.
+
+    Raises:
+        DataError: None does; the message says what is wanted and where it was looked for.
+    """
     path = find(root, *candidates)
     if path is None:
-        raise DataError(f"{root}: {what} not found; looked for {', '.join(candidates)}")
+        raise DataError(f"{root}: {what} not found; looked for {', '.join(candidates)}", code="missing-file")
     return path
 
 
 def options_text(question: str, options: Sequence[str]) -> str:
-    """`question` followed by a line for each option: `A. ...`, `B. ...`."""
+    """Return `question` followed by a line for each option: `A. ...`, `B. ...`."""
     return f"{question}\n{options_block(options)}" if options else question
 
 
 def as_number(identifier: str) -> str | int:
-    """An id of digits alone as an int, any other as it is (SEED's "101669" and "v1738")."""
+    """Return an id of digits as an int, any other unchanged (SEED's "101669" and "v1738")."""
     return int(identifier) if identifier.isdigit() else identifier

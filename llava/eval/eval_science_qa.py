@@ -7,25 +7,17 @@ and the official breakdown use `python -m llava.benchmarks score scienceqa`.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from llava.benchmarks import letter_rules
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.tasks import scienceqa
-from llava.benchmarks.tasks.scienceqa import ScienceProblem
 from llava.command import run
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
-from llava.files import atomic_write
-from llava.schema import Answer, Question
+from llava.schema import Question
 
 logger = logging.getLogger(__name__)
-NO_ANSWER = Answer("", "Unknown", "FAILED")
 
 
 def main() -> None:
@@ -49,38 +41,17 @@ def main() -> None:
     if matched.missing:
         logger.warning("%d of %d problems have no answer and count as FAILED", matched.missing, len(problems))
     given = {p.id: answer for p, answer in zip(problems, matched.answers, strict=True) if answer}
-    analysis = [_analysis(problem, given, args.options) for problem in problems]
+    analysis = scienceqa.analyse(problems, given, args.options)
     result = scienceqa.results(problems, given, args.options)
-    right = [problem.answer == result["results"][problem.id] for problem in problems]
-    rows = list(zip(analysis, right, strict=True))
-    _write(
-        args.output_file,
-        {"correct": [row for row, ok in rows if ok], "incorrect": [row for row, ok in rows if not ok]},
-    )
-    _write(args.output_result, result)
+    scienceqa.write_json_as_original(args.output_file, analysis)
+    scienceqa.write_json_as_original(args.output_result, result)
+    rows = [(row, name == "correct") for name, group in analysis.items() for row in group]
     with_image = [ok for row, ok in rows if row["is_multimodal"]]
     image_share = f"{sum(with_image) / len(with_image) * 100:.2f}%" if with_image else "n/a"
     sys.stdout.write(
         f"Total: {len(rows)}, Correct: {result['correct']}, Accuracy: {result['acc']:.2f}%, "
         f"IMG-Accuracy: {image_share}\n"
     )
-
-
-def _analysis(problem: ScienceProblem, given: Mapping[str, Answer], letters: str) -> dict[str, Any]:
-    answer = given.get(problem.id, NO_ANSWER)
-    return {
-        "question_id": problem.id,
-        "parsed_ans": letter_rules.scienceqa(answer.text, letters) or "FAILED",
-        "ground_truth": letters[problem.answer],
-        "question": answer.prompt,
-        "pred": answer.text,
-        "is_multimodal": DEFAULT_IMAGE_TOKEN in answer.prompt,
-    }
-
-
-def _write(path: Path, value: object) -> None:
-    with atomic_write(path) as stream:
-        json.dump(value, stream, indent=2)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,8 @@
-"""One module for each benchmark; each defines `BENCHMARK`."""
+"""One module for each benchmark; each defines `BENCHMARK`.
+
+The environment variable LLAVA_BENCHMARKS names further folders of such modules, joined like PATH.
+"""
+
+import os
+
+__path__ += [folder for folder in os.environ.get("LLAVA_BENCHMARKS", "").split(os.pathsep) if folder]

@@ -20,9 +20,10 @@ from typing import Any
 
 from llava.benchmarks import aggregate, gqa_metrics
 from llava.benchmarks.answers import first, match
-from llava.benchmarks.base import Benchmark, Task, find
+from llava.benchmarks.base import Benchmark, Evaluation, Task, find
+from llava.benchmarks.records import read_records
 from llava.errors import AnswersError, DataError
-from llava.files import atomic_write, read_json
+from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
@@ -75,14 +76,14 @@ def _neighbour(folder: Path, root: Path, split: str, start: str, what: str) -> M
     path = find(folder, f"{start}{what}.json") or _find(root, split, what)
     if path is None:
         return None
-    value = read_json(path)
+    value = read_records(path)
     if isinstance(value, list):
         return {str(row["questionId"]): row["attention"] for row in value}
     return _object(path)
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    value = read_json(path)
+    value = read_records(path)
     if not isinstance(value, dict):
         raise DataError(f"{path}: found {type(value).__name__}, wanted a JSON object by question id")
     return value
@@ -177,6 +178,13 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(
+        images="data/images",
+        answers="answers/{file}/{name}",
+        merged="answers/{file}/{name}/merge.jsonl",
+        submission="answers/{file}/{name}/testdev_balanced_predictions.json",
+    ),
+    result="accuracy and the rest of the official metrics",
     needs=(tuple(f"{folder}testdev_balanced_questions.json" for folder in FOLDERS), ("data/images/*",)),
     download="https://cs.stanford.edu/people/dorarad/gqa/download.html",
 )

@@ -18,9 +18,10 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.base import Benchmark, Task, read_jsonl_questions, require_file
+from llava.benchmarks.base import Benchmark, Evaluation, Task, read_jsonl_questions, require_file
+from llava.benchmarks.records import index_records, read_record_lines, read_records
 from llava.errors import AnswersError
-from llava.files import read_json, read_jsonl, write_jsonl
+from llava.files import write_jsonl
 from llava.schema import Answer, Question, Score, Scores, Verdict
 from llava.scoring import intervals
 from llava.scoring.metrics import PERCENT
@@ -38,7 +39,7 @@ MODEL_POINTS = "model's points"
 
 def read_reviewed(path: Path) -> list[Answer]:
     """The answers in `path`; those of a review file carry the review and no text."""
-    rows = list(read_jsonl(path)) if path.suffix == ".jsonl" else []
+    rows = list(read_record_lines(path)) if path.suffix == ".jsonl" else []
     if not rows or "tuple" not in rows[0][1]:
         return read_answers(path)
     answers = []
@@ -137,7 +138,7 @@ def _submit(task: Task, path: Path) -> None:
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="llava_bench")
     contexts = _by_id(require_file(task.root, "context.jsonl", what="the images' captions"), key="image")
     gpt4 = _by_id(require_file(task.root, GPT4, what="GPT-4's answers"), key="question_id")
-    rules = read_json(require_file(task.root, "rule.json", what="the judge's rules"))
+    rules = read_records(require_file(task.root, "rule.json", what="the judge's rules"))
     rows = []
     for question, answer in zip(questions, matched.answers, strict=True):
         category = f"{PREFIX}{question.category}"
@@ -157,7 +158,7 @@ def judge_prompt(caption: str, question: str, rule: Mapping[str, str], texts: Se
 
 
 def _by_id(path: Path, *, key: str) -> dict[str, Mapping[str, Any]]:
-    return {str(row[key]): row for _, row in read_jsonl(path)}
+    return index_records(path, (row for _, row in read_record_lines(path)), key)
 
 
 BENCHMARK = Benchmark(
@@ -169,6 +170,12 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(
+        max_new_tokens=1024,
+        submission="judge_input/{name}.jsonl",
+        grades=("reviews/{name}.jsonl", "reviews/{name}-eval[0-9]*.jsonl"),
+    ),
+    result="the judge's input; its reviews (reviews/NAME.jsonl), once there, are scored",
     submission_suffix=".jsonl",
     answers_from=read_reviewed,
     aliases=("llavabench",),

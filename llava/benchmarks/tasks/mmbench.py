@@ -20,7 +20,7 @@ from typing import Literal
 
 from llava.benchmarks import aggregate, letter_rules
 from llava.benchmarks.answers import Matched, match
-from llava.benchmarks.base import Benchmark, Task
+from llava.benchmarks.base import Benchmark, Evaluation, Task
 from llava.benchmarks.mmbench_files import (
     BLANK,
     ITEM,
@@ -193,6 +193,16 @@ def make(name: str, title: str, splits: Sequence[str], suffix: str) -> Benchmark
         build=build,
         judge=lambda task: judge(name, files[task.split], task),
         submit=submit,
+        evaluation=Evaluation(
+            questions="mmbench",
+            images="",
+            max_new_tokens=1024,
+            suffix=suffix,
+            answers="answers/{file}/{name}",
+            merged="answers/{file}/{name}.jsonl",
+            submission="answers_upload/{file}/{name}.xlsx",
+        ),
+        result="circular accuracy, submission",
         submission_suffix=".xlsx",
         answers_from=read_mmbench_upload,
         needs=((files[splits[0]],),),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match, read_answers
-from llava.benchmarks.base import Benchmark, Task, find
+from llava.benchmarks.base import Benchmark, Evaluation, Task, find
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
@@ -279,6 +279,8 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(images="MME_Benchmark_release_version", submission="eval_tool/answers/{name}"),
+    result="perception, cognition",
     submission_suffix="",
     answers_from=read_responses,
     needs=(("MME_Benchmark_release_version/*",),),

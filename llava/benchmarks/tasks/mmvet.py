@@ -18,9 +18,10 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.base import Benchmark, Task, as_number, require_file
+from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, require_file
+from llava.benchmarks.records import read_records
 from llava.errors import AnswersError
-from llava.files import atomic_write, read_json
+from llava.files import atomic_write
 from llava.schema import Answer, Question, Score, Scores, Verdict
 from llava.scoring.metrics import PERCENT
 
@@ -34,7 +35,7 @@ def read_graded(path: Path) -> list[Answer]:
     """The answers in `path`; those of a grade file carry their grades (a list, one a run) and no text."""
     if path.suffix != ".json":
         return read_answers(path)
-    value = read_json(path)
+    value = read_records(path)
     rows = value.items() if isinstance(value, dict) else []
     graded = [(key, row) for key, row in rows if isinstance(row, dict)]
     if not graded:
@@ -57,7 +58,7 @@ def _number(key: str) -> str | int:
 
 def _rows(root: Path, truth: Path | None = None) -> dict[str, Mapping[str, Any]]:
     path = truth or require_file(root, "mm-vet.json", what="MM-Vet's questions")
-    rows: dict[str, Mapping[str, Any]] = read_json(path)
+    rows: dict[str, Mapping[str, Any]] = read_records(path)
     return rows
 
 
@@ -123,7 +124,7 @@ def write_results(answers: Sequence[Answer], path: Path) -> None:
 
 
 def _submit(task: Task, path: Path) -> None:
-    questions = [Question(_number(key), row["question"]) for key, row in _rows(task.root).items()]
+    questions = BENCHMARK.read_questions(task.root, task.split)
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="mmvet")
     write_results([answer for answer in matched.answers if answer], path)
 
@@ -137,6 +138,12 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(
+        max_new_tokens=1024,
+        submission="results/{name}.json",
+        grades=("results/{name}_gpt-*-grade-*runs.json",),
+    ),
+    result="the judge's input; its grades (results/NAME_gpt-4-grade-1runs.json), once there, are scored",
     answers_from=read_graded,
     needs=(("llava-mm-vet.jsonl", "mm-vet.json"), ("images/*",)),
     download="https://github.com/yuweihao/MM-Vet",

@@ -20,9 +20,10 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
-from llava.benchmarks.base import Benchmark, Task, find, require_keys
+from llava.benchmarks.base import Benchmark, Evaluation, Task, find, require_keys
+from llava.benchmarks.records import read_record_lines
 from llava.errors import DataError
-from llava.files import read_jsonl, write_jsonl
+from llava.files import write_jsonl
 from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
@@ -107,7 +108,7 @@ def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
     labels: dict[str, list[dict[str, Any]]] = {}
     for path in files:
         rows = []
-        for line, row in read_jsonl(path):
+        for line, row in read_record_lines(path):
             require_keys(row, ["label"], f"{path}:{line}")
             if row["label"] not in {"yes", "no"}:
                 raise DataError(f"{path}:{line}: label is {row['label']!r}, wanted 'yes' or 'no'")
@@ -121,7 +122,7 @@ def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def read_pope_questions(path: Path) -> list[Question]:
     """The questions of LLaVA's file, of which id and list count."""
     questions = []
-    for line, row in read_jsonl(path):
+    for line, row in read_record_lines(path):
         require_keys(row, ("question_id", "category"), f"{path}:{line}")
         questions.append(Question(row["question_id"], row.get("text", ""), row.get("image"), row["category"]))
     return questions
@@ -281,6 +282,8 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(images="val2014"),
+    result="F1 of each list and their mean",
     submission_suffix=".jsonl",
     needs=((f"coco/{PREFIX}*.json", f"{PREFIX}*.json"), ("val2014/*",)),
     download="https://github.com/AoiDragon/POPE (lists) and COCO val2014",

@@ -20,10 +20,11 @@ from typing import Any
 
 from llava.benchmarks import aggregate, letter_rules
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.base import Benchmark, Task, find, options_text, require_keys
+from llava.benchmarks.base import Benchmark, Evaluation, Task, find, options_text, require_keys
+from llava.benchmarks.records import read_records
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import AnswersError, DataError
-from llava.files import atomic_write, read_json
+from llava.files import atomic_write
 from llava.prompts.wording import LETTER_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Status, Verdict
 
@@ -33,6 +34,8 @@ SPLIT = "test"
 LETTERS = "ABCDE"
 SUBJECTS = ("natural science", "social science", "language science")
 YOUNGER = frozenset(f"grade{number}" for number in range(1, 7))
+
+NO_ANSWER = Answer("", "Unknown", "FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,13 @@ def read_problems(root: Path, split: str = SPLIT) -> list[ScienceProblem]:
     path = find(root, QUESTION_FILE)
     if path is None:
         raise DataError(f"{root}: found neither problems.json with pid_splits.json nor {QUESTION_FILE}")
-    return [_from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_json(path))]
+    return [_from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_records(path))]
 
 
 def read_tool_output(path: Path) -> list[Answer]:
     """The answers in an answers file, or in either of the files that the original's evaluator writes."""
     try:
-        value = read_json(path)
+        value = read_records(path)
     except DataError:
         return read_answers(path)
     try:
@@ -82,7 +85,7 @@ def read_tool_output(path: Path) -> list[Answer]:
 
 def official_problems(problems: Path, splits: Path, split: str) -> list[ScienceProblem]:
     """The problems of the official download whose ids `splits` lists for `split`."""
-    records, ids = read_json(problems), read_json(splits)
+    records, ids = read_records(problems), read_records(splits)
     if split not in ids:
         raise DataError(f"{splits}: no split {split!r}; there are: {', '.join(ids)}")
     lacking = [key for key in ids[split] if str(key) not in records]
@@ -245,13 +248,45 @@ def results(
     }
 
 
-def _submit(task: Task, path: Path) -> None:
+def analyse(
+    problems: Sequence[ScienceProblem], answers: Mapping[str, Answer], letters: str = LETTERS
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the original's analysis: the problems answered correctly and incorrectly, with their answers."""
+    chosen = results(problems, answers, letters)["results"]
+    rows: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
+    for problem in problems:
+        answer = answers.get(problem.id, NO_ANSWER)
+        row = {
+            "question_id": problem.id,
+            "parsed_ans": letter_rules.scienceqa(answer.text, letters) or "FAILED",
+            "ground_truth": letters[problem.answer],
+            "question": answer.prompt,
+            "pred": answer.text,
+            "is_multimodal": DEFAULT_IMAGE_TOKEN in answer.prompt,
+        }
+        rows["correct" if problem.answer == chosen[problem.id] else "incorrect"].append(row)
+    return rows
+
+
+def _answered(task: Task) -> tuple[list[ScienceProblem], dict[str, Answer]]:
     problems = read_problems(task.truth or task.root, task.split)
     questions = [Question(problem.id, problem.text) for problem in problems]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="scienceqa")
-    given = {str(answer.question_id): answer for answer in matched.answers if answer}
+    return problems, {str(answer.question_id): answer for answer in matched.answers if answer}
+
+
+def _submit(task: Task, path: Path) -> None:
+    write_json_as_original(path, results(*_answered(task)))
+
+
+def _write_analysis(task: Task, path: Path) -> None:
+    write_json_as_original(path, analyse(*_answered(task)))
+
+
+def write_json_as_original(path: Path, value: object) -> None:
+    """Write `value` as eval_science_qa.py does: indented, without a newline at the end."""
     with atomic_write(path) as stream:
-        json.dump(results(problems, given), stream, indent=2)
+        json.dump(value, stream, indent=2)
 
 
 BENCHMARK = Benchmark(
@@ -264,6 +299,15 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(
+        questions="conversations",
+        images="images/test",
+        max_new_tokens=1024,
+        suffix=LETTER_SUFFIX,
+        submission="answers/{name}_result.json",
+    ),
+    also_submit={"answers/{name}_output.jsonl": _write_analysis},
+    result="ALL, IMG, breakdown",
     aliases=("sqa",),
     answers_from=read_tool_output,
     needs=(("problems.json",), ("pid_splits.json",), ("images/test/*",)),

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
-from llava.benchmarks.base import Benchmark, Task, as_number, options_text, require_file
+from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, options_text, require_file
+from llava.benchmarks.records import read_records
 from llava.errors import DataError
-from llava.files import read_json, write_jsonl
+from llava.files import write_jsonl
 from llava.prompts.wording import LETTER_SUFFIX
 from llava.schema import Answer, Question, Scores, Status, Verdict
 
@@ -40,7 +41,7 @@ class SeedItem:
 
 def read_seed_items(path: Path) -> list[SeedItem]:
     """The rows of SEED-Bench.json (or of a file of its shape) in its order."""
-    value = read_json(path)
+    value = read_records(path)
     if not isinstance(value, dict) or not {"questions", "question_type"} <= value.keys():
         raise DataError(f"{path}: wanted a JSON object with the keys questions and question_type")
     skills = {number: name for name, number in value["question_type"].items()}
@@ -175,6 +176,10 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(
+        images="", merged="answers/{name}/merge.jsonl", submission="answers_upload/{name}.jsonl"
+    ),
+    result="accuracy per type, submission",
     submission_suffix=".jsonl",
     needs=((ANNOTATIONS,), ("SEED-Bench-image/*",)),
     download="AILab-CVC/SEED-Bench on the hub",

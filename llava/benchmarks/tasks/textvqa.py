@@ -20,10 +20,11 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
-from llava.benchmarks.base import Benchmark, Task, require_file, require_keys
+from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file, require_keys
+from llava.benchmarks.records import read_records
 from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
-from llava.files import atomic_write, read_json
+from llava.files import atomic_write
 from llava.prompts.wording import OCR_LINE_START, SHORT_SUFFIX, ocr_line
 from llava.schema import Answer, Question, Scores, Verdict
 
@@ -57,7 +58,7 @@ def extract_question(prompt: str) -> str:
 
 def read_annotations(path: Path) -> list[Mapping[str, Any]]:
     """The official annotations, a row a question."""
-    value = read_json(path)
+    value = read_records(path)
     require_keys(value, ["data"], str(path))
     rows: list[Mapping[str, Any]] = value["data"]
     return rows
@@ -156,6 +157,8 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(images="train_images"),
+    result="accuracy",
     needs=((ANNOTATIONS,), ("llava_textvqa_val_v051_ocr.jsonl", OCR), ("train_images/*",)),
     download="https://textvqa.org/dataset/",
 )

@@ -14,9 +14,10 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
-from llava.benchmarks.base import Benchmark, Task, require_file, require_keys
+from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file, require_keys
+from llava.benchmarks.records import index_records, read_record_lines, read_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
-from llava.files import atomic_write, read_json, read_jsonl
+from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX, UNANSWERABLE_LINE
 from llava.schema import Answer, Question, Scores, Verdict
 
@@ -25,7 +26,7 @@ SOURCE = "LLaVA v1.2.2 scripts/convert_vizwiz_for_submission.py; val by the VQA 
 
 def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
     path = require_file(root, f"{split}.json", f"Annotations/{split}.json", what=f"VizWiz's {split}.json")
-    rows: list[Mapping[str, Any]] = read_json(path)
+    rows: list[Mapping[str, Any]] = read_records(path)
     return rows
 
 
@@ -44,9 +45,9 @@ def _judge(task: Task) -> Scores:
         scores = [aggregate.not_available("overall", why)]
         verdicts = aggregate.unjudged(asked, matched)
     else:
-        rows = read_json(task.truth) if task.truth else _official(task.root, task.split)
-        truth = {row["image"]: row for row in rows}
-        verdicts = [_verdict(q, truth[q.image], a) for q, a in zip(asked, matched.answers, strict=True)]
+        rows = read_records(task.truth) if task.truth else _official(task.root, task.split)
+        truth = index_records(task.truth or task.root, rows, "image")
+        verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in zip(asked, matched.answers, strict=True)]
         scores = [*aggregate.accuracy_by(verdicts), aggregate.accuracy(verdicts, "overall", over={})]
     return aggregate.collect("vizwiz", "overall", scores, verdicts, matched, source=SOURCE, split=task.split)
 
@@ -69,7 +70,7 @@ def _verdict(question: Question, row: Mapping[str, Any], answer: Answer | None) 
 def read_image_questions(path: Path) -> list[Question]:
     """The questions of LLaVA's file, of which id and image count."""
     questions = []
-    for line, row in read_jsonl(path):
+    for line, row in read_record_lines(path):
         require_keys(row, ("question_id", "image"), f"{path}:{line}")
         questions.append(Question(row["question_id"], row.get("text", ""), row["image"]))
     return questions
@@ -103,6 +104,16 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=Evaluation(images="test", submission="answers_upload/{name}.json", is_scored=False),
+    evaluation_of={
+        "val": Evaluation(
+            images="val",
+            answers="answers/{file}/{name}",
+            merged="answers/{file}/{name}.jsonl",
+            submission="answers_upload/{file}/{name}.json",
+        )
+    },
+    result="submission for EvalAI; val (VIZWIZ_SPLIT=llava_val) is scored",
     needs=(("llava_test.jsonl", "test.json", "Annotations/test.json"), ("test/*",)),
     needs_of={"val": (("val.json", "Annotations/val.json"), ("val/*",))},
     download="https://vizwiz.org/tasks-and-datasets/vqa/",

@@ -19,9 +19,18 @@ from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
-from llava.benchmarks.base import Benchmark, Task, find, read_jsonl_questions, require_file, require_keys
+from llava.benchmarks.base import (
+    Benchmark,
+    Evaluation,
+    Task,
+    find,
+    read_jsonl_questions,
+    require_file,
+    require_keys,
+)
+from llava.benchmarks.records import read_record_lines, read_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
-from llava.files import atomic_write, read_json, read_jsonl
+from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 
@@ -46,7 +55,7 @@ def _build(root: Path, split: str) -> list[Question]:
             f"{row['question']}\n{SHORT_SUFFIX}",
             f"COCO_{folder}_{row['image_id']:012d}.jpg",
         )
-        for row in read_json(path)["questions"]
+        for row in read_records(path)["questions"]
     ]
 
 
@@ -59,7 +68,7 @@ def _truth(task: Task) -> list[dict[str, Any]] | None:
     )
     if path is None:
         return None
-    value = read_json(path)
+    value = read_records(path)
     require_keys(value, ["annotations"], str(path))
     rows: list[dict[str, Any]] = value["annotations"]
     return rows
@@ -128,7 +137,7 @@ def _verdict(
 def read_question_ids(path: Path) -> list[Question]:
     """The questions of a question file, of which only the id counts."""
     questions = []
-    for line, row in read_jsonl(path):
+    for line, row in read_record_lines(path):
         require_keys(row, ["question_id"], f"{path}:{line}")
         questions.append(Question(row["question_id"], row.get("text", "")))
     return questions
@@ -155,6 +164,15 @@ def _submit(task: Task, path: Path) -> None:
     write_vqav2_upload(asked, task.answers, path)
 
 
+SERVER_SCORED = Evaluation(
+    images="test2015",
+    answers="answers/{file}/{name}",
+    merged="answers/{file}/{name}/merge.jsonl",
+    submission="answers_upload/{file}/{name}.json",
+    is_scored=False,
+    also_prepare=("test2015",),
+)
+
 BENCHMARK = Benchmark(
     name="vqav2",
     title="VQAv2",
@@ -164,6 +182,9 @@ BENCHMARK = Benchmark(
     build=_build,
     judge=_judge,
     submit=_submit,
+    evaluation=SERVER_SCORED,
+    evaluation_of={"val2014": replace(SERVER_SCORED, images="val2014", is_scored=True, also_prepare=())},
+    result="submission for EvalAI; val2014 (VQAV2_SPLIT=llava_vqav2_mscoco_val2014) is scored",
     needs=(
         *(
             (f"llava_vqav2_mscoco_{split}.jsonl", f"*OpenEnded_mscoco_{split}_questions.json")
