@@ -107,7 +107,7 @@ def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{folder}: there is no {PREFIX}*.json")
     labels: dict[str, list[dict[str, Any]]] = {}
     for path in files:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for line, row in read_record_lines(path):
             require_keys(row, ["label"], f"{path}:{line}")
             if row["label"] not in {"yes", "no"}:
