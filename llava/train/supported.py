@@ -1,6 +1,6 @@
 """What goes together: ways of sharing a run among processes, and what is trained. The rest is refused here.
 
-scripts/v1_5/README.md has it as a table for users, and a test holds that against what happens.
+scripts/v1_5/DISTRIBUTED.md has it as a table for users, and a test holds that against what happens.
 """
 
 from __future__ import annotations

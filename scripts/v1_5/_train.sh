@@ -23,7 +23,7 @@
 #                          and MASTER_ADDR, on each of them, without pdsh.
 #
 # The published results come from 8 GPUs. With others, keep machines x NPROC x PER_DEVICE_BATCH x
-# GRADIENT_ACCUMULATION. What goes together (LoRA, full, 4 bit, ZeRO, ...) is in README.md beside this file.
+# GRADIENT_ACCUMULATION. What goes together (LoRA, full, 4 bit, ZeRO, ...) is in DISTRIBUTED.md beside this file.
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PYTHON=${PYTHON:-python}

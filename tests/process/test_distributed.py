@@ -32,7 +32,7 @@ TRAINED = {
 
 def table(repo: Path) -> dict[tuple[str, str], str]:
     """The documents' words by (way, what is trained)."""
-    text = (repo / "scripts/v1_5/README.md").read_text(encoding="utf-8")
+    text = (repo / "scripts/v1_5/DISTRIBUTED.md").read_text(encoding="utf-8")
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)
     ]

@@ -17,7 +17,7 @@ STEPS, BATCH, SEED = 3, 2, 42
 BATCHES = ["it", "tt", "tt", "ii", "ii", "ti"]
 
 
-# Rows and columns of the table in scripts/v1_5/README.md, as flags.
+# Rows and columns of the table in scripts/v1_5/DISTRIBUTED.md, as flags.
 WAYS = {
     "one process": ["--gradient_accumulation_steps", "2"],
     "DDP": [],
