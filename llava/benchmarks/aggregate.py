@@ -1,8 +1,8 @@
-"""Verdicts made into scores: accuracy over all and per type, means and sums over independent units.
+"""Compute scores from verdicts: accuracy over all and per type, means and sums over independent units.
 
-Intervals: Wilson's for the share of questions that are right (questions taken as independent); the normal
-approximation for everything else, over the units that are independent (a soft-scored question, an MME image
-with both its questions, an image of POPE). See `llava.scoring.intervals`.
+The share of correct questions gets Wilson's interval, with questions taken as independent. All other scores
+get the normal approximation over independent units: a soft-scored question, or an image with all its
+questions (MME, POPE). See `llava.scoring.intervals`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from llava.schema import Question, Score, Scores, Verdict
 from llava.scoring import intervals
 from llava.scoring.metrics import PERCENT
 
-# Between the answers of a verdict that is about several (MMBench).
-JOINED = " | "
+# Separates the answers of a verdict on several rows (MMBench).
+SEPARATOR = " | "
 
 
 def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", over: dict[str, str]) -> Score:
-    """The mean score in percent of the verdicts that `over` selects; no value when it selects none."""
+    """Return the mean score in percent of the verdicts that match `over`; without value if none does."""
     points = [verdict.score for verdict in verdicts if verdict.matches(over)]
     if not points:
         return Score(name, None, 0, group, over=over)
@@ -38,7 +38,7 @@ def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", ov
 def accuracy_by(
     verdicts: Sequence[Verdict], facet: str = "type", *, names: Sequence[str] | None = None
 ) -> list[Score]:
-    """One accuracy for each value of `facet`, in `names`' order, else in order of first appearance."""
+    """Return an accuracy for each value of `facet`, in the order of `names` or of first appearance."""
     if names is None:
         values = (verdict.facet(facet) for verdict in verdicts)
         names = list(dict.fromkeys(value for value in values if value is not None))
@@ -54,18 +54,23 @@ def mean_of_units(
     n: int = 0,
     note: str = "",
 ) -> Score:
-    """The mean over independent `units` with its normal interval.
+    """Return the mean over independent `units` with its normal interval.
 
-    `value` is the official formula's number where it differs from that mean by rounding; `n` (usually the
-    questions behind the units) defaults to how many units there are.
+    Args:
+        name: The score's name.
+        units: The value of each unit.
+        group: The score's group.
+        value: The official formula's number, if rounding makes it differ from the mean.
+        n: The number of questions, by default that of the units.
+        note: The score's note.
     """
     if not units:
         return Score(name, None, 0, group, note=note)
     values = list(units.values())
     value = fmean(values) if value is None else value
-    spread = intervals.mean_variance(values)
-    low, high = (None, None) if spread is None else intervals.normal(value, spread)
-    kind = "none" if spread is None else "normal"
+    variance = intervals.mean_variance(values)
+    low, high = (None, None) if variance is None else intervals.normal(value, variance)
+    kind = "none" if variance is None else "normal"
     return Score(name, value, n or len(values), group, low, high, kind, units=units, note=note)
 
 
@@ -78,26 +83,26 @@ def ratio_of_units(
     n: int,
     scale: float = PERCENT,
 ) -> Score:
-    """`value` (of 1), a ratio of two sums over units, times `scale`, with its interval by the delta method.
+    """Return `scale` times a ratio of two sums over units, with its interval by the delta method.
 
     Args:
         name: The score's name.
-        terms: What each unit adds to the ratio's top and bottom.
+        terms: Each unit's contribution to numerator and denominator.
         group: The score's group.
-        value: The official formula's number, which is 0 where the bottom is.
-        n: How many questions there are.
+        value: The ratio by the official formula, 0 if the denominator is 0.
+        n: The number of questions.
         scale: 100 for percent.
     """
     tops, bottoms = [top for top, _ in terms.values()], [bottom for _, bottom in terms.values()]
     if not sum(bottoms):
         return Score(name, value * scale, n, group)
     values = intervals.ratio_units(tops, bottoms)
-    units = {unit: scale * part for unit, part in zip(terms, values, strict=True)}
+    units = {unit: scale * term for unit, term in zip(terms, values, strict=True)}
     return mean_of_units(name, units, group=group, value=value * scale, n=n)
 
 
 def share_of_units(name: str, units: dict[str, float], *, group: str = "total") -> Score:
-    """The share in percent of `units` (each 0 or 100) that are 100, with Wilson's interval."""
+    """Return the percentage of `units` (each 0 or 100) that are 100, with Wilson's interval."""
     if not units:
         return Score(name, None, 0, group)
     right, n = sum(value > 0 for value in units.values()), len(units)
@@ -107,25 +112,25 @@ def share_of_units(name: str, units: dict[str, float], *, group: str = "total") 
 
 
 def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str = "") -> Score:
-    """The sum of independent scores that are means of units, such as MME's perception."""
+    """Return the sum of independent means of units, such as MME's perception."""
     value, n = sum(part.value or 0.0 for part in parts), sum(part.n for part in parts)
-    spreads = [intervals.mean_variance(list((part.units or {}).values())) for part in parts]
+    variances = [intervals.mean_variance(list((part.units or {}).values())) for part in parts]
     names = tuple(part.name for part in parts)
     if not parts or any(part.value is None for part in parts):
         return Score(name, None, n, group, parts=names, note=note)
-    if any(spread is None for spread in spreads):
+    if any(variance is None for variance in variances):
         return Score(name, value, n, group, parts=names, note=note)
-    low, high = intervals.normal(value, sum(spread or 0.0 for spread in spreads))
+    low, high = intervals.normal(value, sum(variance or 0.0 for variance in variances))
     return Score(name, value, n, group, low, high, "normal", parts=names, note=note)
 
 
 def not_available(name: str, why: str, *, group: str = "total") -> Score:
-    """A score that cannot be had here, and why."""
+    """Return a score without value, with the reason as note."""
     return Score(name, None, 0, group, note=f"not available: {why}")
 
 
 def unjudged(questions: Sequence[Question], matched: Matched) -> list[Verdict]:
-    """Verdicts for answers that only a server can judge: what was said, and no points."""
+    """Return verdicts without points for answers that only a server can judge."""
     return [
         Verdict(
             question_id=question.id,
@@ -141,20 +146,20 @@ def unjudged(questions: Sequence[Question], matched: Matched) -> list[Verdict]:
     ]
 
 
-def counts(verdicts: Sequence[Verdict], matched: Matched | None = None) -> dict[str, int]:
-    """How many questions there are, and how their answers fared."""
-    by_status = [verdict.status for verdict in verdicts]
+def count_statuses(verdicts: Sequence[Verdict], matched: Matched | None = None) -> dict[str, int]:
+    """Count the questions, the verdicts of each status, and the duplicate answers."""
+    statuses = [verdict.status for verdict in verdicts]
     return {
         "questions": len(verdicts),
-        "answered": len(verdicts) - by_status.count("unanswered"),
-        "unanswered": by_status.count("unanswered"),
-        "unparsable": by_status.count("unparsable"),
+        "answered": len(verdicts) - statuses.count("unanswered"),
+        "unanswered": statuses.count("unanswered"),
+        "unparsable": statuses.count("unparsable"),
         "duplicates": matched.duplicates if matched else 0,
     }
 
 
-def warnings(matched: Matched) -> tuple[str, ...]:
-    """What the scores must say about answers that are missing or look like another question's."""
+def match_notes(matched: Matched) -> tuple[str, ...]:
+    """Return notes on answers that are missing or may belong to another question."""
     notes = []
     total = len(matched.answers)
     if matched.missing:
@@ -167,23 +172,23 @@ def warnings(matched: Matched) -> tuple[str, ...]:
         )
     if matched.by_order:
         notes.append(
-            f"{matched.by_order} of {total} answers share their id with another question and carry no "
-            "prompt; they are put to them by order, so a shuffled file scores wrongly"
+            f"{matched.by_order} of {total} answers share their id with another question and have no "
+            "prompt; they are matched by order, so a shuffled file gets wrong scores"
         )
     return tuple(notes)
 
 
 def padding_note(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    """A warning when answers without points have white space around them: no model command writes such."""
-    said = [v.answer for v in verdicts if v.score == 0 and v.answer is not None]
-    padded = sum(text != text.strip() and JOINED not in text for text in said)
+    """Return a note if wrong answers have surrounding white space, which our commands never write."""
+    wrong = [v.answer for v in verdicts if v.score == 0 and v.answer is not None]
+    padded = sum(text != text.strip() and SEPARATOR not in text for text in wrong)
     if not padded:
         return ()
     return (f"{padded} answers without points have white space around them, which the official rule keeps",)
 
 
-def model_of(matched: Matched) -> str:
-    """The model that wrote the answers, as the rows say; several are joined by commas."""
+def model_names(matched: Matched) -> str:
+    """Return the ids of the models that wrote the answers, joined by commas."""
     return ",".join(sorted({answer.model_id for answer in matched.answers if answer and answer.model_id}))
 
 
@@ -198,15 +203,15 @@ def collect(
     split: str,
     notes: Sequence[str] = (),
 ) -> Scores:
-    """Everything a judge found out, as one value."""
+    """Return all scores of one benchmark run, with counts and notes."""
     return Scores(
         benchmark=benchmark,
         headline=headline,
         scores=tuple(scores),
         verdicts=tuple(verdicts),
-        counts=counts(verdicts, matched),
+        counts=count_statuses(verdicts, matched),
         source=source,
-        model_id=model_of(matched),
+        model_id=model_names(matched),
         split=split,
-        notes=(*warnings(matched), *padding_note(verdicts), *notes),
+        notes=(*match_notes(matched), *padding_note(verdicts), *notes),
     )

@@ -1,8 +1,8 @@
-"""Answers files read, and each answer put to its question.
+"""Read answers files and match each answer to its question.
 
-Three shapes are read: LLaVA's rows (`question_id`, `prompt`, `text`, ...), rows of a submission
-(`question_id` or `questionId` with `prediction` or `answer`), one object a line or in one JSON array, and one
-JSON object of id -> text.
+An answers file has one JSON object per line, or one JSON array of them: LLaVA's rows (`question_id`,
+`prompt`, `text`, ...) or rows of a submission (`question_id` or `questionId` with `prediction` or `answer`).
+It may also be one JSON object that maps ids to texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.errors import AnswersError
 from llava.files import read_json, read_jsonl
@@ -20,16 +19,20 @@ from llava.schema import Answer, Question
 ID_KEYS = ("question_id", "questionId")
 TEXT_KEYS = ("text", "prediction", "answer")
 KNOWN_KEYS = {*ID_KEYS, "prompt", "text", "answer_id", "model_id", "metadata"}
-SHOWN = 5
+SHOWN_IDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """One answer, or None, for each question in order.
+    """One answer, or None, per question, in the order of the questions.
 
-    `duplicates` counts rows that said again what had been said; `other_prompts` answers whose prompt and
-    question text have neither in the other, which may have been asked something else. `by_order` counts
-    answers without prompt to one of several questions of one id: only their order says which.
+    Attributes:
+        answers: The answers.
+        duplicates: How many rows repeat an earlier answer.
+        other_prompts: How many answers have a prompt that neither contains the question nor is part of it;
+            they may belong to another question.
+        by_order: How many answers without prompt share their id with several questions, so that only their
+            order identifies the question.
     """
 
     answers: list[Answer | None]
@@ -39,25 +42,26 @@ class Matched:
 
     @property
     def missing(self) -> int:
-        """How many questions have no answer."""
+        """The number of questions without answer."""
         return sum(answer is None for answer in self.answers)
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The answers in `path`, in the file's order.
+    """Read the answers in `path`, in the order of the file.
 
     Raises:
-        AnswersError: A row has no id or no text.
+        AnswersError: A row has no id or no text, or the file holds something else.
         DataError: The file is missing or a line is not JSON.
     """
-    rows: Iterable[tuple[str, Any]]
+    rows: Iterable[tuple[str, object]]
     if path.suffix == ".json":
         value = read_json(path)
         if isinstance(value, dict):
             value = [{"question_id": key, "text": text} for key, text in value.items()]
         if not isinstance(value, list):
             raise AnswersError(
-                f"{path}: found {type(value).__name__}, wanted a list of answers, or id -> text"
+                f"{path}: found {type(value).__name__}, wanted a list of answers, or an object id -> text",
+                code="not-answers",
             )
         rows = ((f"{path}: element {index}", row) for index, row in enumerate(value))
     else:
@@ -65,19 +69,25 @@ def read_answers(path: Path) -> list[Answer]:
     return [_answer(row, where) for where, row in rows]
 
 
-def _answer(row: Any, where: str) -> Answer:
+def _answer(row: object, where: str) -> Answer:
     if not isinstance(row, dict):
-        raise AnswersError(f"{where}: found {type(row).__name__}, wanted an answer (a JSON object)")
+        raise AnswersError(
+            f"{where}: found {type(row).__name__}, wanted an answer (a JSON object)", code="not-answers"
+        )
     identifier = next((row[key] for key in ID_KEYS if key in row), None)
     text = next((row[key] for key in TEXT_KEYS if key in row), None)
     prompt = row.get("prompt") or ""
     for found, kinds, what in ((identifier, (str, int), "id"), (text, str, "text"), (prompt, str, "prompt")):
         if found is not None and not isinstance(found, kinds):
-            raise AnswersError(f"{where}: the {what} is {found!r}, a {type(found).__name__}, wanted text")
+            raise AnswersError(
+                f"{where}: the {what} is {found!r}, a {type(found).__name__}, wanted text",
+                code="wrong-type",
+            )
     if identifier is None or text is None:
         raise AnswersError(
             f"{where}: found the keys {', '.join(row)}; wanted an id ({' or '.join(ID_KEYS)}) "
-            f"and a text ({', '.join(TEXT_KEYS)})"
+            f"and a text ({', '.join(TEXT_KEYS)})",
+            code="missing-key",
         )
     return Answer(
         question_id=identifier,
@@ -93,14 +103,20 @@ def _answer(row: Any, where: str) -> Answer:
 def match(
     questions: Sequence[Question], answers: Sequence[Answer], *, allow_missing: bool, name: str
 ) -> Matched:
-    """Put each answer to its question: by id; where an id repeats, by prompt, then by order.
+    """Match each answer to its question by id; if an id repeats, by prompt, then by order.
 
-    Ids are compared as text (SEED's 101669 is also "101669"). An answer given twice in the same words counts
-    once. Two questions with the same id, text and image may share one answer.
+    Ids are compared as text (101669 equals "101669"). Repeated identical answers count once. Two questions
+    with the same id, text and image may share one answer.
+
+    Args:
+        questions: The questions that were asked.
+        answers: The answers, in any order.
+        allow_missing: Whether a question may have no answer.
+        name: The benchmark, for error messages.
 
     Raises:
-        AnswersError: Answers to unknown questions, answers that contradict, and, unless `allow_missing`,
-            questions without answer; the message says how many and names the first.
+        AnswersError: An answer has an unknown id, answers contradict each other, or (without
+            `allow_missing`) a question has no answer.
     """
     asked: dict[str, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
@@ -112,7 +128,8 @@ def match(
     if unknown:
         raise AnswersError(
             f"{name}: {len(unknown)} answered ids are not among its {len(questions)} questions: "
-            f"{first(unknown)}; were the answers made from another question file?"
+            f"{format_ids(unknown)}; were the answers made from another question file?",
+            code="unknown-questions",
         )
     found: list[Answer | None] = [None] * len(questions)
     duplicates = by_order = 0
@@ -120,10 +137,10 @@ def match(
         rows = given.get(key, [])
         if len(indices) == 1:
             found[indices[0]] = rows[0] if rows else None
-            duplicates += _same(rows, key, name)
+            duplicates += _count_repeats(rows, key, name)
         elif rows:
-            placed, doubled = _by_prompt([questions[index] for index in indices], rows, key, name)
-            duplicates += doubled
+            placed, repeats = _match_by_prompt([questions[index] for index in indices], rows, key, name)
+            duplicates += repeats
             if len({questions[index].text for index in indices}) > 1:
                 by_order += sum(row is not None and not row.prompt for row in placed)
             for index, row in zip(indices, placed, strict=True):
@@ -131,67 +148,79 @@ def match(
     missing = [str(questions[index].id) for index, answer in enumerate(found) if answer is None]
     if missing and not allow_missing:
         raise AnswersError(
-            f"{name}: {len(missing)} of {len(questions)} questions have no answer: {first(missing)}; "
-            "answer them, or count them as wrong with --allow-missing"
+            f"{name}: {len(missing)} of {len(questions)} questions have no answer: {format_ids(missing)}; "
+            "answer them, or count them as wrong with --allow-missing",
+            code="missing-answers",
         )
-    other = sum(_is_other(question.text, answer) for question, answer in zip(questions, found, strict=True))
-    return Matched(found, duplicates, other, by_order)
+    other_prompts = sum(
+        _has_other_prompt(question.text, answer) for question, answer in zip(questions, found, strict=True)
+    )
+    return Matched(found, duplicates, other_prompts, by_order)
 
 
-def _is_other(text: str, answer: Answer | None) -> bool:
+def _has_other_prompt(text: str, answer: Answer | None) -> bool:
     if answer is None or not answer.prompt or not text:
         return False
-    asked, wanted = _squeeze(answer.prompt), _squeeze(text)
-    return asked not in wanted and wanted not in asked
+    prompt, question = _squeeze(answer.prompt), _squeeze(text)
+    return prompt not in question and question not in prompt
 
 
-def first(ids: Sequence[object]) -> str:
-    """The first few ids for a message, with dots when there are more."""
-    return ", ".join(str(item) for item in ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+def format_ids(ids: Sequence[object]) -> str:
+    """List the first few ids for a message, followed by dots if there are more."""
+    return ", ".join(str(item) for item in ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")
 
 
-def _same(rows: Sequence[Answer], key: str, name: str) -> int:
+def _count_repeats(rows: Sequence[Answer], key: str, name: str) -> int:
+    """Return how many rows repeat the first one; AnswersError if their texts differ."""
     if len({row.text for row in rows}) > 1:
-        texts = first([repr(row.text) for row in rows])
-        raise AnswersError(f"{name}: question {key} has {len(rows)} answers that contradict: {texts}")
+        texts = format_ids([repr(row.text) for row in rows])
+        raise AnswersError(
+            f"{name}: question {key} has {len(rows)} answers that contradict: {texts}",
+            code="conflicting-answers",
+        )
     return max(0, len(rows) - 1)
 
 
-def _by_prompt(
+def _match_by_prompt(
     questions: Sequence[Question], rows: Sequence[Answer], key: str, name: str
 ) -> tuple[list[Answer | None], int]:
-    """Share `rows` out among questions with one id. Rows whose prompt fits no question go by order."""
+    """Match `rows` to questions that share an id; return one answer per question and the number of repeats.
+
+    Rows whose prompt fits no question are matched by order.
+    """
     wanted = [_squeeze(question.text) for question in questions]
     placed: list[Answer | None] = [None] * len(questions)
-    strangers = []
-    doubled = 0
+    unplaced = []
+    repeats = 0
     for row in rows:
         prompt = _squeeze(row.prompt)
-        alike = [slot for slot, text in enumerate(wanted) if prompt and text == prompt]
-        free = [slot for slot in alike if placed[slot] is None]
+        candidates = [slot for slot, text in enumerate(wanted) if prompt and text == prompt]
+        free = [slot for slot in candidates if placed[slot] is None]
         if free:
             placed[free[0]] = row
-        elif alike:
-            doubled += _same([row, *(p for slot in alike if (p := placed[slot]))], key, name) > 0
+        elif candidates:
+            same_prompt = [answer for slot in candidates if (answer := placed[slot])]
+            repeats += _count_repeats([row, *same_prompt], key, name) > 0
         else:
-            strangers.append(row)
+            unplaced.append(row)
     free = [slot for slot, answer in enumerate(placed) if answer is None]
-    if len(strangers) == len(free):
-        for slot, row in zip(free, strangers, strict=True):
+    if len(unplaced) == len(free):
+        for slot, row in zip(free, unplaced, strict=True):
             placed[slot] = row
-    elif strangers and len(set(wanted)) > 1:
+    elif unplaced and len(set(wanted)) > 1:
         raise AnswersError(
-            f"{name}: {len(questions)} questions share the id {key}, and {len(strangers)} of its answers "
-            f"have prompts that fit none of them: {strangers[0].prompt!r}"
+            f"{name}: {len(questions)} questions share the id {key}, and {len(unplaced)} of its answers "
+            f"have prompts that fit none of them: {unplaced[0].prompt!r}",
+            code="ambiguous-answers",
         )
-    elif strangers:
-        doubled += _same(strangers, key, name)
-        placed[free[0]] = strangers[0]
+    elif unplaced:
+        repeats += _count_repeats(unplaced, key, name)
+        placed[free[0]] = unplaced[0]
     for slot, answer in enumerate(placed):
         if answer is None:
             twins = (p for other, p in enumerate(placed) if p and wanted[other] == wanted[slot])
             placed[slot] = next(twins, None)
-    return placed, doubled
+    return placed, repeats
 
 
 def _squeeze(text: str) -> str:

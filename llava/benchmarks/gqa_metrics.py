@@ -1,6 +1,6 @@
 """GQA's metrics beyond accuracy: consistency, validity, plausibility, grounding, distribution.
 
-Source: the official eval.py of GQA (Hudson and Manning, CVPR 2019); every formula is its own.
+Source: all formulas are those of the official eval.py of GQA (Hudson and Manning, CVPR 2019).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TypedDict
 
 from llava.benchmarks import aggregate
 from llava.schema import Score
@@ -19,75 +19,108 @@ RESAMPLES = 200
 SEED = 0
 COMMON_ANSWERS = ("color", "material", "shape")
 Box = tuple[float, float, float, float]
+Predictions = Mapping[str, str | None]
 
 
-def further(
-    questions: Mapping[str, Any],
-    said: Mapping[str, str | None],
-    choices: Mapping[str, Any] | None,
-    scene_graphs: Mapping[str, Any] | None,
-    attentions: Mapping[str, Any] | None,
+class Annotations(TypedDict):
+    """Which words of question and full answer refer to which object ids."""
+
+    question: dict[str, str]
+    fullAnswer: dict[str, str]
+
+
+class GqaQuestion(TypedDict):
+    """An official question record, as far as it is used."""
+
+    question: str
+    imageId: str
+    isBalanced: bool
+    answer: str
+    types: dict[str, str]
+    groups: dict[str, str | None]
+    entailed: list[str]
+    semantic: list[dict[str, str]]
+    annotations: Annotations
+
+
+class SceneGraph(TypedDict):
+    """The objects of an image: id -> x, y, w, h."""
+
+    width: int
+    height: int
+    objects: dict[str, dict[str, int]]
+
+
+Questions = Mapping[str, GqaQuestion]
+Choices = Mapping[str, Mapping[str, Sequence[str]]]
+SceneGraphs = Mapping[str, SceneGraph]
+Attention = Sequence[Sequence[float]]
+Attentions = Mapping[str, Attention]
+
+
+def further_metrics(
+    questions: Questions,
+    predictions: Predictions,
+    choices: Choices | None,
+    scene_graphs: SceneGraphs | None,
+    attentions: Attentions | None,
 ) -> list[Score]:
-    """The five metrics; those whose inputs are absent have no value and say why.
+    """Compute the five metrics; a metric whose inputs are missing has a note instead of a value.
 
     Args:
-        questions: Question id -> the official record, unbalanced ones included.
-        said: Question id -> prediction, None where an answer is missing.
+        questions: Question id -> official record, including unbalanced questions.
+        predictions: Question id -> prediction, None if the answer is missing.
         choices: Question id -> {"valid": [...], "plausible": [...]}.
-        scene_graphs: Image id -> its objects.
+        scene_graphs: Image id -> scene graph.
         attentions: Question id -> a square of weights, or boxes [x0, y0, x1, y1, weight].
     """
     balanced = {key: row for key, row in questions.items() if row["isBalanced"]}
     return [
-        _consistency(balanced, questions, said),
-        _belonging("validity", "valid", balanced, said, choices),
-        _belonging("plausibility", "plausible", balanced, said, choices),
+        _consistency(balanced, questions, predictions),
+        _share_among_choices("validity", "valid", balanced, predictions, choices),
+        _share_among_choices("plausibility", "plausible", balanced, predictions, choices),
         _grounding(balanced, scene_graphs, attentions),
-        _distribution(balanced, said),
+        _distribution(balanced, predictions),
     ]
 
 
-def _consistency(
-    balanced: Mapping[str, Any], questions: Mapping[str, Any], said: Mapping[str, str | None]
-) -> Score:
-    """Over rightly answered questions: the share of their entailed questions that are right too."""
+def _consistency(balanced: Questions, questions: Questions, predictions: Predictions) -> Score:
+    """Return the mean share of correct entailed questions over the correctly answered questions."""
     units: dict[str, float] = {}
     for key, row in balanced.items():
         entailed = [other for other in row["entailed"] if other != key]
-        if not entailed or said[key] != row["answer"]:
+        if not entailed or predictions[key] != row["answer"]:
             continue
-        lacking = [other for other in entailed if other not in questions or other not in said]
+        lacking = [other for other in entailed if other not in questions or other not in predictions]
         if lacking:
             return aggregate.not_available(
                 "consistency", f"needs questions and predictions for entailed ones too, such as {lacking[0]}"
             )
-        right = sum(said[other] == questions[other]["answer"] for other in entailed)
+        right = sum(predictions[other] == questions[other]["answer"] for other in entailed)
         units[key] = PERCENT * (right / len(entailed))
     if not units:
-        return aggregate.not_available("consistency", "no rightly answered question entails another")
+        return aggregate.not_available("consistency", "no correctly answered question entails another")
     value = sum(unit / PERCENT for unit in units.values()) / len(units) * PERCENT
     return aggregate.mean_of_units("consistency", units, value=value)
 
 
-def _belonging(
+def _share_among_choices(
     name: str,
     key: str,
-    balanced: Mapping[str, Any],
-    said: Mapping[str, str | None],
-    choices: Mapping[str, Any] | None,
+    balanced: Questions,
+    predictions: Predictions,
+    choices: Choices | None,
 ) -> Score:
     if choices is None:
         return aggregate.not_available(name, "needs the choices file")
     units = {}
     for identifier, row in balanced.items():
         group = COMMON_ANSWERS if "Common" in row["types"]["detailed"] else choices[identifier][key]
-        units[identifier] = PERCENT * (said[identifier] in group)
+        units[identifier] = PERCENT * (predictions[identifier] in group)
     return aggregate.share_of_units(name, units)
 
 
-def _grounding(
-    balanced: Mapping[str, Any], scene_graphs: Mapping[str, Any] | None, attentions: Mapping[str, Any] | None
-) -> Score:
+def _grounding(balanced: Questions, scene_graphs: SceneGraphs | None, attentions: Attentions | None) -> Score:
     if scene_graphs is None or attentions is None:
         return aggregate.not_available("grounding", "needs attentions and scene graphs")
     points = {
@@ -103,19 +136,17 @@ def _grounding(
     return aggregate.mean_of_units("grounding", units, value=sum(points.values()) / len(points) * PERCENT)
 
 
-def _attention_on_regions(
-    row: Mapping[str, Any], graph: Mapping[str, Any], attention: Sequence[Sequence[float]]
-) -> float:
-    """How much attention lies on the objects that question and full answer point at."""
-    notes = row["annotations"]
-    pointers = [*notes["question"].values(), *notes["fullAnswer"].values()]
+def _attention_on_regions(row: GqaQuestion, graph: SceneGraph, attention: Attention) -> float:
+    """Return the attention on the objects that question and full answer refer to."""
+    references = row["annotations"]
+    pointers = [*references["question"].values(), *references["fullAnswer"].values()]
     regions = [_region(graph, pointer) for pointer in pointers]
     cells = _cells(attention)
     return sum(weight * _covered(cell, region) for region in regions for cell, weight in cells)
 
 
-def _cells(attention: Sequence[Sequence[float]]) -> list[tuple[Box, float]]:
-    """Boxes with their weights: those given, or the equal cells of a square map (first index across)."""
+def _cells(attention: Attention) -> list[tuple[Box, float]]:
+    """Return boxes with their weights: the given ones, or the cells of a square map (first index is x)."""
     size = len(attention)
     if any(len(row) != size for row in attention):
         return [((x0, y0, x1, y1), weight) for x0, y0, x1, y1, weight in attention]
@@ -127,7 +158,7 @@ def _cells(attention: Sequence[Sequence[float]]) -> list[tuple[Box, float]]:
     ]
 
 
-def _region(graph: Mapping[str, Any], pointer: str) -> Box:
+def _region(graph: SceneGraph, pointer: str) -> Box:
     thing = graph["objects"][pointer]
     width, height = graph["width"], graph["height"]
     return (
@@ -139,19 +170,19 @@ def _region(graph: Mapping[str, Any], pointer: str) -> Box:
 
 
 def _covered(cell: Box, region: Box) -> float:
-    """The share of `cell` inside `region`."""
+    """Return the share of `cell` that is inside `region`."""
     width = min(cell[2], region[2]) - max(cell[0], region[0])
     height = min(cell[3], region[3]) - max(cell[1], region[1])
     size = (cell[2] - cell[0]) * (cell[3] - cell[1])
     return max(width, 0.0) * max(height, 0.0) / size if size else 0.0
 
 
-def _distribution(balanced: Mapping[str, Any], said: Mapping[str, str | None]) -> Score:
-    """Chi-square of predicted against true answers within each answer group, / 100; lower is better."""
+def _distribution(balanced: Questions, predictions: Predictions) -> Score:
+    """Return the chi-square of predicted against true answers per answer group, / 100; lower is better."""
     rows = [
-        (row["groups"]["global"], row["answer"], said[key])
+        (group, row["answer"], predictions[key])
         for key, row in balanced.items()
-        if row["groups"]["global"] is not None
+        if (group := row["groups"]["global"]) is not None
     ]
     if not rows:
         return aggregate.not_available("distribution", "no question has an answer group")
@@ -179,7 +210,7 @@ def _chi_square(rows: Sequence[tuple[str, str, str | None]]) -> float:
 
 
 def _resampled_variance(rows: Sequence[tuple[str, str, str | None]]) -> float:
-    """The bootstrap variance of the chi-square / 100 over resampled questions, seeded."""
+    """Return the bootstrap variance of the chi-square / 100 over resampled questions, with a fixed seed."""
     import random
 
     rng = random.Random(SEED)

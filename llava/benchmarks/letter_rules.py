@@ -1,6 +1,6 @@
-"""The option letter in a free answer: one place for every multiple-choice benchmark.
+"""Find the option letter in a free answer, for all multiple-choice benchmarks.
 
-Three readings, from strict to generous; each benchmark says which is its official one.
+There are three rules, from strict to lenient; each benchmark documents its official one.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}，。：；！（）【】、
 LONG_ANSWER_WORDS = 3
 
 
-def exact(text: str, letters: Sequence[str]) -> str | None:
-    """`text` when it is one of `letters` and nothing else."""
+def exact_letter(text: str, letters: Sequence[str]) -> str | None:
+    """Return `text` if it is exactly one of `letters`, else None."""
     # Not `text in letters`: "" and "AB" are parts of the string "ABCD".
     return text if text in tuple(letters) else None
 
 
-def scienceqa(text: str, letters: Sequence[str]) -> str | None:
-    """The letter alone; a letter followed by ". "; or the one "The answer is X." in `text`.
+def scienceqa_letter(text: str, letters: Sequence[str]) -> str | None:
+    """Find a single letter, a letter followed by ". ", or exactly one "The answer is X.".
 
     The last form may name a letter that is not among `letters`, as in the original.
     Source: LLaVA v1.2.2 llava/eval/eval_science_qa.py.
     """
-    if exact(text, letters):
+    if exact_letter(text, letters):
         return text
     if len(text) >= 3 and text[0] in letters and text[1:3] == ". ":
         return text[0]
@@ -33,12 +33,12 @@ def scienceqa(text: str, letters: Sequence[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def extract(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter that `text` means, given letter -> option text, without a judge.
+def extract_letter(text: str, options: Mapping[str, str]) -> str | None:
+    """Find the letter that `text` means, given the option texts by letter.
 
-    First: exactly one option letter stands as a word of its own once punctuation is blanked (a lone "A" in
-    more than three words may be the article, and is not trusted). Else: exactly one option's text occurs in
-    `text`, case ignored. Else None.
+    Step 1: exactly one option letter is a word of its own after punctuation is removed. A single "A" in more
+    than three words does not count, because it may be the article. Step 2: exactly one option's text occurs
+    in `text`, ignoring case. Otherwise None.
     Source: MMBench's matching steps 1 and 2 (as in VLMEvalKit and lmms-eval's static evaluator).
     """
     words = text.translate(MARKS).split()

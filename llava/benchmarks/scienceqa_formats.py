@@ -1,18 +1,19 @@
-"""ScienceQA problems as training text, in any of the original's orders such as "QCM-LEA".
+"""Format ScienceQA problems as training text, in any of the original's prompt formats such as "QCM-LEA".
 
-Before the dash is what is shown (Question, Context, Multiple options, Lecture, Explanation), behind it what
-is answered (Answer, Lecture, Explanation, in LEPA under headings). Source: LLaVA v1.2.2
-scripts/convert_sqa_to_llava.py and convert_sqa_to_llava_base_prompt.py. Kept: in AL and AE the original
-puts solution and lecture the wrong way round; runs of two spaces become one, once.
+The letters before the dash are the parts of the input (Question, Context, Multiple options, Lecture,
+Explanation), those after it the parts of the output (Answer, Lecture, Explanation; LEPA has headings).
+Two quirks of the original are kept: AL and AE swap solution and lecture, and double spaces are halved once.
+
+Source: LLaVA v1.2.2 scripts/convert_sqa_to_llava.py and convert_sqa_to_llava_base_prompt.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError, SettingsError
@@ -20,61 +21,80 @@ from llava.files import atomic_write, read_json
 
 LETTERS = "ABCDE"
 BECAUSE = "BECAUSE:"
-SHOWN = ("CQM", "QCM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
-ANSWERED = ("A", "AL", "AE", "ALE", "AEL", "LA", "EA", "LEA", "ELA", "LEPA")
+INPUT_FORMATS = ("CQM", "QCM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
+OUTPUT_FORMATS = ("A", "AL", "AE", "ALE", "AEL", "LA", "EA", "LEA", "ELA", "LEPA")
+
+
+class ProblemRecord(TypedDict):
+    """A record of problems.json, as far as it is used."""
+
+    question: str
+    hint: str
+    choices: list[str]
+    answer: int
+    image: str | None
+    lecture: str
+    solution: str
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One problem as text: what the person says, what the model should say, and the image if there is one."""
+    """One problem as text: the input, the output, and the image if there is one."""
 
     id: str
-    asked: str
-    answered: str
+    input: str
+    output: str
     image: str | None
 
 
-def examples(folder: Path, split: str, prompt_format: str) -> Iterator[Example]:
-    """The problems of `split` in `folder` (problems.json, pid_splits.json), in the order of the list of ids.
+def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[Example]:
+    """Read the problems of `split` in `folder` (problems.json, pid_splits.json) in the order of the split.
 
     Raises:
-        SettingsError: `prompt_format` is none of the original's.
+        SettingsError: `prompt_format` is not one of the original's.
         DataError: The split or a problem is missing, or a problem lacks a key.
     """
-    shown, _, answered = prompt_format.partition("-")
-    if shown not in SHOWN or answered not in ANSWERED:
+    input_format, _, output_format = prompt_format.partition("-")
+    if input_format not in INPUT_FORMATS or output_format not in OUTPUT_FORMATS:
         raise SettingsError(
-            f"no prompt format {prompt_format!r}; wanted one of {', '.join(SHOWN)}, a dash, and one of "
-            f"{', '.join(ANSWERED)}"
+            f"no prompt format {prompt_format!r}; wanted one of {', '.join(INPUT_FORMATS)}, a dash, and one "
+            f"of {', '.join(OUTPUT_FORMATS)}",
+            code="unknown-prompt-format",
         )
     problems, splits = read_json(folder / "problems.json"), read_json(folder / "pid_splits.json")
     if split not in splits:
-        raise DataError(f"{folder / 'pid_splits.json'}: no split {split!r}; there are: {', '.join(splits)}")
+        raise DataError(
+            f"{folder / 'pid_splits.json'}: no split {split!r}; there are: {', '.join(splits)}",
+            code="unknown-split",
+        )
     for key in splits[split]:
         try:
-            problem = problems[key]
-            asked, told = _asked(shown, problem), _answered(answered, problem)
+            problem: ProblemRecord = problems[key]
+            text, target = _format_input(input_format, problem), _format_output(output_format, problem)
         except (KeyError, IndexError) as error:
-            raise DataError(f"{folder / 'problems.json'}: problem {key}: no {error}") from error
+            raise DataError(
+                f"{folder / 'problems.json'}: problem {key}: no {error}", code="missing-key"
+            ) from error
         image = f"{key}/{problem['image']}" if problem["image"] else None
-        yield Example(str(key), _tidy(asked), _tidy(told), image)
+        yield Example(str(key), _clean(text), _clean(target), image)
 
 
-def _asked(shown: str, problem: Mapping[str, Any]) -> str:
+def _format_input(form: str, problem: ProblemRecord) -> str:
     lines = {
         "Q": f"Question: {problem['question']}\n",
         "C": f"Context: {problem['hint'] or 'N/A'}\n",
         "M": f"Options: {_options(problem['choices'])}\n",
     }
     reasons = {"L": problem["lecture"], "E": problem["solution"]}
-    text, waiting = "", []
-    for letter in shown:
+    text = ""
+    pending: list[str] = []
+    for letter in form:
         if letter in reasons:
-            waiting.append(reasons[letter])
+            pending.append(reasons[letter])
             continue
-        text += _because(waiting) + lines[letter]
-        waiting = []
-    return text + _because(waiting)
+        text += _because(pending) + lines[letter]
+        pending = []
+    return text + _because(pending)
 
 
 def _because(reasons: list[str]) -> str:
@@ -85,46 +105,47 @@ def _options(choices: list[str]) -> str:
     return " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
-def _answered(form: str, problem: Mapping[str, Any]) -> str:
+def _format_output(form: str, problem: ProblemRecord) -> str:
     letter, lecture, solution = LETTERS[problem["answer"]], problem["lecture"], problem["solution"]
     if form == "LEPA":
         parts = [f"LECTURE: {lecture}"] if lecture.strip() else []
         parts += [f"SOLUTION: {solution}"] if solution.strip() else []
         return "\n".join([*parts, "###", f"ANSWER: {letter}."])
-    verdict = f"The answer is {letter}."
+    answer = f"The answer is {letter}."
     if form == "A":
-        return f"Answer: {verdict}"
+        return f"Answer: {answer}"
     if form.startswith("A"):
-        # The original's mix-up: "L" alone behind the answer is the solution, "E" alone the lecture.
+        # As in the original, "AL" has the solution and "AE" the lecture.
         reasons = {
             "AL": [solution], "AE": [lecture], "ALE": [lecture, solution], "AEL": [solution, lecture],
         }[form]  # fmt: skip
-        return f"Answer: {verdict} {BECAUSE} {' '.join(reasons)}"
+        return f"Answer: {answer} {BECAUSE} {' '.join(reasons)}"
     before = " ".join({"L": lecture, "E": solution}[part] for part in form[:-1])
-    return f"Answer: {before} {verdict}"
+    return f"Answer: {before} {answer}"
 
 
-def _tidy(text: str) -> str:
+def _clean(text: str) -> str:
     text = text.replace("  ", " ").strip()
     return text.replace(BECAUSE, "").strip() if text.endswith(BECAUSE) else text
 
 
-def _unlabelled(text: str, label: str) -> str:
+def _remove_label(text: str, label: str) -> str:
+    # Like the original, this also removes later occurrences of the label.
     return text.replace(label, "") if text.startswith(label) else text
 
 
 def _instruction(example: Example) -> str:
-    asked = _unlabelled(example.asked, "Question: ")
-    return f"{asked}\n{DEFAULT_IMAGE_TOKEN}" if example.image else asked
+    text = _remove_label(example.input, "Question: ")
+    return f"{text}\n{DEFAULT_IMAGE_TOKEN}" if example.image else text
 
 
 def write_conversations(folder: Path, split: str, prompt_format: str) -> int:
-    """Write `folder`/llava_<split>_<format>.json; how many conversations it holds."""
+    """Write `folder`/llava_<split>_<format>.json and return the number of conversations."""
     records = []
-    for example in examples(folder, split, prompt_format):
+    for example in read_examples(folder, split, prompt_format):
         turns = [
             {"from": "human", "value": _instruction(example)},
-            {"from": "gpt", "value": _unlabelled(example.answered, "Answer: ")},
+            {"from": "gpt", "value": _remove_label(example.output, "Answer: ")},
         ]
         image = {"image": example.image} if example.image else {}
         records.append({"id": example.id, **image, "conversations": turns})
@@ -134,14 +155,14 @@ def write_conversations(folder: Path, split: str, prompt_format: str) -> int:
 
 
 def write_instructions(folder: Path, split: str, prompt_format: str) -> None:
-    """Write `folder`/scienceqa_<split>_<format>.jsonl: id, image where there is one, instruction, output."""
+    """Write `folder`/scienceqa_<split>_<format>.jsonl: id, image (if there is one), instruction, output."""
     with atomic_write(folder / f"scienceqa_{split}_{prompt_format}.jsonl") as stream:
-        for example in examples(folder, split, prompt_format):
+        for example in read_examples(folder, split, prompt_format):
             image = {"image": example.image} if example.image else {}
             row = {
                 "id": example.id,
                 **image,
                 "instruction": _instruction(example),
-                "output": _unlabelled(example.answered, "Answer: "),
+                "output": _remove_label(example.output, "Answer: "),
             }
             stream.write(json.dumps(row) + "\n")

@@ -1,9 +1,9 @@
-"""Short free answers, normalised and scored the way VQA challenges do.
+"""Normalize and score short free answers as the VQA challenges do.
 
-Two programs share the steps below: the official VQA evaluator (it processes answers only where the human
-answers differ) and the "EvalAI" processor of MMF that LLaVA writes submissions with (it always does).
-Source: GT-Vision-Lab/VQA vqaEval.py; LLaVA v1.2.2 llava/eval/m4c_evaluator.py. Their slips are kept because
-published numbers contain them: a period is spared only by a digit behind it, and only 32 are looked at.
+Two programs share the steps below. The official VQA evaluator processes answers only when the human answers
+differ; the "EvalAI" processor of MMF, which LLaVA uses for submissions, always does.
+Source: GT-Vision-Lab/VQA vqaEval.py; LLaVA v1.2.2 llava/eval/m4c_evaluator.py. Their quirks are kept because
+published numbers depend on them: a period stays only before a digit, and only the first 32 are handled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ARTICLES = frozenset({"a", "an", "the"})
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = MappingProxyType({word: str(n) for n, word in enumerate(_DIGITS)} | {"none": "0"})
 
-# The value is the key with its apostrophe put back.
+# The key is the word without its apostrophe.
 _ONE_APOSTROPHE = """
     'twas I'm I've ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's
     how'd how'll how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't o'clock oughtn't
@@ -30,7 +30,7 @@ _ONE_APOSTROPHE = """
     what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've
     wouldn't y'all you'd you'll you're you've
 """
-# Each is found with either of its apostrophes missing.
+# Each has two keys, in which one of the apostrophes is missing.
 _TWO_APOSTROPHES = """
     couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
     something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've y'all'll
@@ -64,10 +64,10 @@ CONTRACTIONS: Mapping[str, str] = MappingProxyType(_contractions())
 
 
 def strip_punctuation(text: str) -> str:
-    """Delete or blank the punctuation marks, and delete periods that no digit follows.
+    """Delete punctuation marks or replace them by spaces; delete periods not followed by a digit.
 
-    A mark is deleted when it stands next to a space anywhere in `text`, or when `text` has a comma inside a
-    number; otherwise each occurrence becomes a space.
+    A mark is deleted if it is next to a space anywhere in `text`, or if `text` has a comma inside a number;
+    otherwise each occurrence becomes a space.
     """
     result = text
     comma_in_number = COMMA_IN_NUMBER.search(text) is not None
@@ -80,19 +80,19 @@ def strip_punctuation(text: str) -> str:
 
 
 def plain_words(text: str) -> str:
-    """Lower-case, number words as digits, no articles, contractions with their apostrophes."""
+    """Lower-case `text`, write number words as digits, drop articles, restore apostrophes."""
     words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def normalise(text: str) -> str:
-    """`text` as the EvalAI processor writes it: "A red car, and a bus" becomes "red car and bus"."""
+    """Normalize `text` as the EvalAI processor does: "A red car, and a bus" becomes "red car and bus"."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _processed(_one_line(text))
 
 
 def official_accuracy(answer: str, humans: Sequence[str]) -> float:
-    """The official VQA evaluator's accuracy (0 to 1) of `answer` against the human answers."""
+    """Return the official VQA evaluator's accuracy (0 to 1) of `answer` against the human answers."""
     answer, humans = _one_line(answer), [_one_line(human) for human in humans]
     if len(set(humans)) > 1:
         humans = [_processed(human) for human in humans]
@@ -101,18 +101,18 @@ def official_accuracy(answer: str, humans: Sequence[str]) -> float:
 
 
 def normalised_accuracy(answer: str, humans: Sequence[str]) -> float:
-    """The EvalAI processor's accuracy (0 to 1): answer and humans always normalised (TextVQA's rule)."""
+    """Return the accuracy (0 to 1) after normalizing answer and human answers (TextVQA's rule)."""
     return leave_one_out(normalise(answer), [normalise(human) for human in humans])
 
 
 def leave_one_out(answer: str, humans: Sequence[str]) -> float:
-    """The mean over humans, each left out in turn, of min(1, matches among the others / 3)."""
+    """Return the mean over humans, each left out in turn, of min(1, matches among the others / 3)."""
     matches = sum(human == answer for human in humans)
     left_out = (min(1.0, (matches - (human == answer)) / 3) for human in humans)
     return sum(left_out) / len(humans)
 
 
-# Two million human answers of VQAv2 are a few ten thousand different ones.
+# VQAv2 has two million human answers, but only some ten thousand distinct ones.
 @lru_cache(maxsize=1 << 17)
 def _processed(text: str) -> str:
     return plain_words(strip_punctuation(text))

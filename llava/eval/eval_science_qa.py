@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--options", default=scienceqa.LETTERS, help="the letters, in order")
     args = parser.parse_args()
     splits = args.base_dir / "pid_splits.json"
-    problems = scienceqa.official_problems(args.base_dir / "problems.json", splits, args.split)
+    problems = scienceqa.read_official_problems(args.base_dir / "problems.json", splits, args.split)
     if not problems:
         raise DataError(f"{splits}: the split {args.split} is empty")
     questions = [Question(problem.id, "") for problem in problems]
@@ -42,7 +42,7 @@ def main() -> None:
         logger.warning("%d of %d problems have no answer and count as FAILED", matched.missing, len(problems))
     given = {p.id: answer for p, answer in zip(problems, matched.answers, strict=True) if answer}
     analysis = scienceqa.analyse(problems, given, args.options)
-    result = scienceqa.results(problems, given, args.options)
+    result = scienceqa.build_result_file(problems, given, args.options)
     scienceqa.write_json_as_original(args.output_file, analysis)
     scienceqa.write_json_as_original(args.output_result, result)
     rows = [(row, name == "correct") for name, group in analysis.items() for row in group]

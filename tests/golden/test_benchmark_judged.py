@@ -1,4 +1,4 @@
-"""MM-Vet and LLaVA-Bench: stored grades aggregate as published; without them the judge's input is written."""
+"""Test MM-Vet and LLaVA-Bench: stored grades give the published scores; else the judge's input is written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from llava.errors import AnswersError
 from llava.files import read_json
 from llava.schema import Answer
 from support.benchmark_downloads import MAKERS
+from support.errors import raises_code
 
 MMVET, LLAVA_BENCH = benchmarks.get("mmvet"), benchmarks.get("llava_bench")
 
@@ -46,7 +47,7 @@ def test_mmvet_combinations_equal_the_stored_table(realdata: Path, model: str, r
         assert ours[needed] == pytest.approx(value, abs=0.1001), needed  # their table rounds run by run
 
 
-def test_mmvet_answers_without_grades_leave_the_judges_input(realdata: Path, tmp_path: Path) -> None:
+def test_mmvet_answers_without_grades_write_the_judges_input(realdata: Path, tmp_path: Path) -> None:
     root = realdata / "mmvet"
     answers = MMVET.read_answers(root / "answers/llava-v1.5-7b.jsonl")
     assert MMVET.score(root, answers).get("total").value is None
@@ -54,15 +55,16 @@ def test_mmvet_answers_without_grades_leave_the_judges_input(realdata: Path, tmp
     assert (tmp_path / "in.json").read_bytes() == (root / "results/llava-v1.5-7b.json").read_bytes()
 
 
-def test_mmvet_question_file_is_what_would_be_built(realdata: Path) -> None:
+def test_the_built_mmvet_questions_equal_llavas(realdata: Path) -> None:
     root = realdata / "mmvet"
     assert MMVET.build(root, "test") == MMVET.read_questions(root)
 
 
 def test_a_grade_beyond_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "g.json").write_text(json.dumps({"v1_0": {"score": [1.5]}}))
-    with pytest.raises(AnswersError, match=r"v1_0: score is \[1.5\], wanted a list of grades from 0 to 1"):
+    with raises_code("wrong-grades", AnswersError) as error:
         MMVET.read_answers(tmp_path / "g.json")
+    assert all(fact in str(error.value) for fact in ("v1_0", "[1.5]"))
 
 
 @pytest.mark.parametrize("model", ["7b", "13b"])
@@ -78,7 +80,7 @@ def test_llava_bench_reviews_give_the_published_numbers(realdata: Path, model: s
         assert [round(value or 0.0, 1) for value in got] == [want["relative"], want["gpt4"], want["model"]]
 
 
-def test_llava_bench_answers_without_reviews_leave_the_judges_prompts(tmp_path: Path) -> None:
+def test_llava_bench_answers_without_reviews_write_the_judges_prompts(tmp_path: Path) -> None:
     MAKERS["llava_bench"](tmp_path)
     rule = {"role": "Assistant", "prompt": "Rate them."}
     (tmp_path / "rule.json").write_text(json.dumps({f"llava_bench_{c}": rule for c in ("conv", "complex")}))

@@ -1,4 +1,4 @@
-"""MMBench: circular and plain, three readings of a letter, categories, literal "None", the upload's cells."""
+"""Test MMBench: circular and plain scores, three readings of a letter, categories, uploads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from llava.errors import AnswersError, DataError
 from llava.eval.model_vqa_mmbench import asks_of
 from llava.schema import Answer, Scores
 from support.benchmark_downloads import MAKERS
+from support.errors import raises_code
 from support.shared_data import realdata_folder
 
 MMBENCH = benchmarks.get("mmbench")
@@ -100,8 +101,9 @@ def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:
     rows = list(openpyxl.load_workbook(tmp_path / "up.xlsx").worksheets[0].iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert rows[1] == (7, "Which?", "cat", "dog", None, None, "B", "B", "dev")
-    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+    with raises_code("missing-answers", AnswersError) as error:
         MMBENCH.write_submission(tmp_path, tiny.answers[:2], tmp_path / "none.xlsx")
+    assert all(fact in str(error.value) for fact in ("1 of 3", "8"))
     assert not (tmp_path / "none.xlsx").exists()
 
 
@@ -109,11 +111,13 @@ def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) ->
     tiny = MAKERS["mmbench"](tmp_path)
     mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers[:2], tmp_path / "up.xlsx", name="mmbench")
     answers = MMBENCH.read_answers(tmp_path / "up.xlsx")
-    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+    with raises_code("missing-answers", AnswersError) as error:
         MMBENCH.score(tmp_path, answers)
+    assert all(fact in str(error.value) for fact in ("1 of 3", "8"))
     (tmp_path / TSV).unlink()
-    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 8"):
+    with raises_code("missing-answers", AnswersError) as error:
         MMBENCH.score(tmp_path, answers)
+    assert all(fact in str(error.value) for fact in ("1 of 3", "8"))
 
 
 def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_several_letters_or_none_are_no_letter(tmp_path: Path, text: str) -> Non
     scores = MMBENCH.score(tmp_path, [Answer(7, "", text), *tiny.answers[1:]])
     assert scores.get("circular_strict").value == 50.0
     assert scores.verdicts[0].status == "unparsable"
-    assert "1 rows name no option, 1 are not a letter alone" in scores.notes[0]
+    assert "1 rows name no option, 1 are not just a letter" in scores.notes[0]
 
 
 def test_a_test_split_is_its_own_tsv_and_its_upload_leaves_out_control_characters(
@@ -146,8 +150,8 @@ def test_a_test_split_is_its_own_tsv_and_its_upload_leaves_out_control_character
 ) -> None:
     tiny = MAKERS["mmbench"](tmp_path)
     lines = (tmp_path / TSV).read_text().splitlines()
-    place = lines[0].split("\t").index("answer")
-    bare = ["\t".join(c for n, c in enumerate(line.split("\t")) if n != place) for line in lines]
+    index = lines[0].split("\t").index("answer")
+    bare = ["\t".join(c for n, c in enumerate(line.split("\t")) if n != index) for line in lines]
     (tmp_path / TSV).unlink()
     test = tmp_path / "mmbench_test_20230712.tsv"
     test.write_text("\n".join(bare) + "\n")
@@ -165,8 +169,9 @@ def test_a_test_split_is_its_own_tsv_and_its_upload_leaves_out_control_character
 @pytest.mark.parametrize("truth", ["", "C", "AB"])
 def test_a_row_without_a_true_letter_is_not_scored_as_wrong(tmp_path: Path, truth: str) -> None:
     (tmp_path / TSV).write_text(f"index\tquestion\tA\tB\tanswer\n7\tq\tx\ty\tA\n8\tq\tx\ty\t{truth}\n")
-    with pytest.raises(DataError, match=f"mmbench: 1 of 2 rows have no true letter, e.g. index 8: '{truth}'"):
+    with raises_code("wrong-label", DataError) as error:
         MMBENCH.score(tmp_path, [Answer(7, "", "A"), Answer(8, "", "A")])
+    assert all(fact in str(error.value) for fact in ("1 of 2", "index 8", repr(truth)))
 
 
 def test_an_uploads_blanked_last_option_may_be_the_true_one(tmp_path: Path) -> None:

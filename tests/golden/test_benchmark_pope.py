@@ -14,6 +14,7 @@ from llava.errors import AnswersError, DataError
 from llava.files import read_jsonl
 from llava.schema import Answer
 from support.benchmark_downloads import MAKERS
+from support.errors import raises_code
 
 POPE = benchmarks.get("pope")
 
@@ -26,8 +27,9 @@ def real_answers(realdata: Path) -> list[Answer]:
 
 def test_the_partial_public_file_is_refused_with_its_coverage(realdata: Path) -> None:
     answers = real_answers(realdata)
-    with pytest.raises(AnswersError, match="3198 of 8910 questions have no answer: 10002713"):
+    with raises_code("missing-answers", AnswersError) as error:
         POPE.score(realdata / "pope", answers)
+    assert "3198 of 8910" in str(error.value)
     scores = POPE.score(realdata / "pope", answers, allow_missing=True)
     assert scores.get("adversarial", "type").value == pytest.approx(85.1333333)
     assert scores.get("popular", "type").value == 0.0
@@ -46,7 +48,7 @@ def test_f1_on_real_answers_is_recomputed_by_hand(realdata: Path) -> None:
     assert 1.0 < (f1.high or 0) - f1.low < 5.0
 
 
-def test_llavas_question_file_is_what_would_be_built(realdata: Path, tmp_path: Path) -> None:
+def test_the_built_question_file_equals_llavas(realdata: Path, tmp_path: Path) -> None:
     POPE_FILE = "llava_pope_test.jsonl"
     (tmp_path / "coco").symlink_to(realdata / "pope/coco")
     assert POPE.prepare(tmp_path, tmp_path / POPE_FILE) == 8_910
@@ -54,14 +56,14 @@ def test_llavas_question_file_is_what_would_be_built(realdata: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "answer"),
     [
         ("Yes", "yes"), ("No.", "no"), ("There is not.", "no"), ("yes, no", "no"), ("Nothing", "yes"),
         ("Yes. No", "yes"), ("NO", "yes"), ("", "yes"), ("no,", "no"),
     ],
 )  # fmt: skip
-def test_an_answer_says_no_only_by_these_words(text: str, said: str) -> None:
-    assert pope.parse_pope_answer(text) == said
+def test_only_these_words_mean_no(text: str, answer: str) -> None:
+    assert pope.parse_pope_answer(text) == answer
 
 
 def test_labels_and_questions_of_other_lengths_are_refused(tmp_path: Path) -> None:
@@ -69,8 +71,9 @@ def test_labels_and_questions_of_other_lengths_are_refused(tmp_path: Path) -> No
     POPE.prepare(tmp_path, tmp_path / "llava_pope_test.jsonl")
     path = tmp_path / "coco/coco_pope_random.json"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match="POPE random: 3 questions but 2 labels"):
+    with raises_code("label-mismatch", DataError) as error:
         POPE.score(tmp_path, tiny.answers)
+    assert all(fact in str(error.value) for fact in ("random", "3", "2"))
 
 
 def test_labels_of_another_order_are_refused(tmp_path: Path) -> None:
@@ -78,15 +81,17 @@ def test_labels_of_another_order_are_refused(tmp_path: Path) -> None:
     POPE.prepare(tmp_path, tmp_path / "llava_pope_test.jsonl")
     path = tmp_path / "coco/coco_pope_random.json"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    with pytest.raises(DataError, match="POPE random: question 10000001 asks 'Is there a cat"):
+    with raises_code("label-mismatch", DataError) as error:
         POPE.score(tmp_path, tiny.answers)
+    assert all(fact in str(error.value) for fact in ("10000001", "Is there a cat"))
 
 
 def test_an_empty_list_is_an_error_not_a_division(tmp_path: Path) -> None:
     MAKERS["pope"](tmp_path)
     (tmp_path / "coco/coco_pope_random.json").write_text("")
-    with pytest.raises(DataError, match=r"coco_pope_random\.json: this list is empty"):
+    with raises_code("empty-list", DataError) as error:
         POPE.read_questions(tmp_path)
+    assert "coco_pope_random.json" in str(error.value)
 
 
 def test_a_list_without_labels_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -98,5 +103,6 @@ def test_a_list_without_labels_is_left_out_and_counted(tmp_path: Path) -> None:
     assert scores.get("F1").value == 100.0
     assert scores.counts["questions"] == 3
     assert scores.notes == ("6 questions are of lists without labels (random, popular); they are left out",)
-    with pytest.raises(AnswersError, match="1 answered ids are not among"):
+    with raises_code("unknown-questions", AnswersError) as error:
         POPE.score(tmp_path, [*tiny.answers, Answer(77, "", "Yes")])
+    assert "77" in str(error.value)

@@ -1,4 +1,4 @@
-"""VQAv2, VizWiz and TextVQA: ten people's answers, the official scores, and uploads byte by byte."""
+"""Test VQAv2, VizWiz and TextVQA: official scores against ten human answers, and identical uploads."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llava.errors import AnswersError
 from llava.files import read_json
 from llava.schema import Answer, Score, Scores
 from support.benchmark_downloads import MAKERS
+from support.errors import raises_code
 
 VQAV2, VIZWIZ, TEXTVQA = (benchmarks.get(name) for name in ("vqav2", "vizwiz", "textvqa"))
 
@@ -93,7 +94,7 @@ def test_the_vizwiz_upload_is_the_originals_byte_by_byte(realdata: Path, tmp_pat
     assert VIZWIZ.score(root, answers).get("overall").value is None
 
 
-def test_vizwizs_question_file_is_what_would_be_built(realdata: Path, tmp_path: Path) -> None:
+def test_the_built_vizwiz_question_file_equals_llavas(realdata: Path, tmp_path: Path) -> None:
     theirs = VIZWIZ.read_questions(realdata / "vizwiz")
     tail = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
     rows = [{"image": q.image, "question": q.text.split(tail)[0]} for q in theirs]
@@ -112,8 +113,9 @@ def test_the_vqav2_upload_covers_all_of_test2015(tmp_path: Path) -> None:
     assert (tmp_path / "up.json").read_text() == (
         '[{"question_id": 1, "answer": "dog"}, {"question_id": 2, "answer": ""}]'
     )
-    with pytest.raises(AnswersError, match="1 of 2 questions have no answer: 2"):
+    with raises_code("missing-answers", AnswersError) as error:
         VQAV2.write_submission(tmp_path, [Answer(1, "", "A dog.")], tmp_path / "up.json", split="test2015")
+    assert "1 of 2" in str(error.value)
 
 
 def test_vqav2_questions_are_built_from_the_official_file(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_textvqa_scores_the_golden_answers(golden: Path) -> None:
     assert f"{scores.get('accuracy').value:.2f}" == "70.00"
 
 
-def test_textvqas_question_file_is_what_would_be_built(realdata: Path, tmp_path: Path) -> None:
+def test_the_built_textvqa_question_file_equals_llavas(realdata: Path, tmp_path: Path) -> None:
     theirs = TEXTVQA.read_questions(realdata / "textvqa")
     lines = [q.text.split("\n") for q in theirs]
     tokens = {
@@ -153,7 +155,7 @@ def test_textvqas_question_file_is_what_would_be_built(realdata: Path, tmp_path:
     ).read_bytes()
 
 
-def test_two_textvqa_questions_about_one_image_keep_apart(tmp_path: Path) -> None:
+def test_two_textvqa_questions_about_one_image_are_scored_separately(tmp_path: Path) -> None:
     tiny = MAKERS["textvqa"](tmp_path)
     first, second = tiny.answers
     wrong = Answer(second.question_id, second.prompt, "Sony")
@@ -161,7 +163,7 @@ def test_two_textvqa_questions_about_one_image_keep_apart(tmp_path: Path) -> Non
         assert [v.score for v in TEXTVQA.score(tmp_path, answers).verdicts] == [1.0, 0.0]
 
 
-def test_textvqas_own_question_numbers_find_the_answers_and_then_any_prompt_will_do(tmp_path: Path) -> None:
+def test_answers_with_textvqas_question_ids_may_have_any_prompt(tmp_path: Path) -> None:
     tiny = MAKERS["textvqa"](tmp_path)
     path = tmp_path / "TextVQA_0.5.1_val.json"
     truth = json.loads(path.read_text())
@@ -170,13 +172,14 @@ def test_textvqas_own_question_numbers_find_the_answers_and_then_any_prompt_will
     path.write_text(json.dumps(truth))
     said = [replace(a, question_id=34602 + n, prompt="Q: what?") for n, a in enumerate(tiny.answers)]
     assert TEXTVQA.score(tmp_path, said[::-1]).get("accuracy").value == 100.0
-    with pytest.raises(AnswersError, match="no question to be found"):
+    with raises_code("unknown-prompt", AnswersError):
         TEXTVQA.score(tmp_path, [replace(a, prompt="Q: what?") for a in tiny.answers])
 
 
 def test_a_prompt_without_a_question_is_refused() -> None:
-    with pytest.raises(AnswersError, match="no question to be found in the prompt 'What\\?'"):
+    with raises_code("unknown-prompt", AnswersError) as error:
         extract_question("What?")
+    assert "What?" in str(error.value)
 
 
 def test_soft_scores_get_a_normal_interval(tmp_path: Path) -> None:

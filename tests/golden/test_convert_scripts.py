@@ -16,6 +16,7 @@ from llava.benchmarks import scienceqa_formats
 from llava.benchmarks.vqa_answers import normalise
 from llava.errors import SettingsError
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor, TextVQAAccuracyEvaluator
+from support.errors import raises_code
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # What each run writes, and whose golden copy it must equal.
@@ -119,7 +120,7 @@ def test_seed_answers_to_video_questions_that_are_not_annotated_are_left_out(
     result = run_script(want["script"], *want["args"])
     assert (result.returncode, result.stdout) == (0, want["stdout"]), result.stderr
     (note,) = json.loads((workplace / "seed/de/metrics.json").read_text())["notes"]
-    assert note.startswith("1 answers are for video questions that the annotations do not hold")
+    assert note.startswith("1 answers to video questions")
 
 
 def test_seed_missing_answers_are_named_and_nothing_is_written(
@@ -215,11 +216,12 @@ def test_every_scienceqa_format_has_its_parts_in_order(
 ) -> None:
     (tmp_path / "problems.json").write_text(json.dumps({"7": PROBLEM}))
     (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["7"]}))
-    (example,) = scienceqa_formats.examples(tmp_path, "test", prompt_format)
-    assert example.asked == f"Question: Q?\nContext: N/A\n{after_context}"
-    assert example.answered == f"Answer: {answered}"
+    (example,) = scienceqa_formats.read_examples(tmp_path, "test", prompt_format)
+    assert example.input == f"Question: Q?\nContext: N/A\n{after_context}"
+    assert example.output == f"Answer: {answered}"
 
 
 def test_an_unknown_scienceqa_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no prompt format 'QCX-A'"):
-        list(scienceqa_formats.examples(tmp_path, "test", "QCX-A"))
+    with raises_code("unknown-prompt-format", SettingsError) as error:
+        list(scienceqa_formats.read_examples(tmp_path, "test", "QCX-A"))
+    assert "QCX-A" in str(error.value)

@@ -1,4 +1,4 @@
-"""One module for each benchmark; each defines `BENCHMARK`.
+"""One module per benchmark; each defines `BENCHMARK`.
 
 The environment variable LLAVA_BENCHMARKS names further folders of such modules, joined like PATH.
 """

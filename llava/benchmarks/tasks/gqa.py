@@ -1,12 +1,12 @@
 """GQA testdev_balanced: questions about scene graphs, one short answer each.
 
-Rule (the official eval.py): the prediction, LLaVA's text in lower case without final periods, must equal the
-answer. Accuracy over balanced questions, binary and open, per structural and semantic type, reasoning steps
-and words. Consistency, validity, plausibility, distribution and grounding are computed when what they need is
-there, and "not available" otherwise (the original printed 0): choices, scene graphs, attentions, or
-predictions for the entailed questions too.
+Rule (the official eval.py): the prediction (LLaVA's text in lower case without final periods) must equal the
+answer. Accuracy is computed over balanced questions: all, binary, open, and per structural and semantic type,
+reasoning steps and words. Consistency, validity, plausibility, distribution and grounding
+need choices, scene graphs, attentions, or predictions for the entailed questions; without them they are "not
+available" (the original printed 0).
 
-Under the root or its data/ or questions/: <split>_questions.json, and where there are any
+Files in the root, data/, data/questions/ or questions/: <split>_questions.json, and optionally
 <split>_choices.json, <split>_sceneGraphs.json and <split>_attentions.json (all also without "_balanced").
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.benchmarks import aggregate, gqa_metrics
-from llava.benchmarks.answers import first, match
+from llava.benchmarks.answers import format_ids, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, find
 from llava.benchmarks.records import read_records
 from llava.errors import AnswersError, DataError
@@ -34,36 +34,37 @@ SKIPPED_STEPS = ("exist", "query: name", "choose name")
 
 @dataclass(frozen=True, slots=True)
 class GqaTruth:
-    """The ground truth that there is: the questions, and what the further metrics need."""
+    """The ground truth: the questions, and the inputs of the further metrics that exist."""
 
-    questions: Mapping[str, Any]
-    choices: Mapping[str, Any] | None
-    scene_graphs: Mapping[str, Any] | None
-    attentions: Mapping[str, Any] | None
+    questions: gqa_metrics.Questions
+    choices: gqa_metrics.Choices | None
+    scene_graphs: gqa_metrics.SceneGraphs | None
+    attentions: gqa_metrics.Attentions | None
 
 
 def to_prediction(text: str) -> str:
-    """What LLaVA sends to the evaluator for the answer `text`."""
+    """Return the prediction that LLaVA gives the evaluator for the answer `text`."""
     return text.rstrip(".").lower()
 
 
 def read_gqa_truth(root: Path, split: str, path: Path | None = None) -> GqaTruth:
-    """Everything the official evaluator reads except the predictions.
+    """Read all inputs of the official evaluator except the predictions.
 
-    `path` is the questions file, whose neighbours are the others: `x_questions.json` stands beside
-    `x_choices.json`, `x_sceneGraphs.json` and `x_attentions.json`.
+    `path` is the questions file, by default that of `split`. The others are looked for beside it under the
+    same name: `x_choices.json`, `x_sceneGraphs.json` and `x_attentions.json` beside `x_questions.json`.
     """
     path = path or _find(root, split, "questions")
     if path is None:
         raise DataError(
-            f"{root}: no {split}_questions.json here or in data/; GQA cannot be scored without it"
+            f"{root}: no {split}_questions.json here or in data/; GQA cannot be scored without it",
+            code="missing-ground-truth",
         )
-    start = path.name.removesuffix("questions.json")
+    prefix = path.name.removesuffix("questions.json")
     return GqaTruth(
-        questions=_object(path),
-        choices=_neighbour(path.parent, root, split, start, "choices"),
-        scene_graphs=_neighbour(path.parent, root, split, start, "sceneGraphs"),
-        attentions=_neighbour(path.parent, root, split, start, "attentions"),
+        questions=_read_object(path),
+        choices=_neighbour(path.parent, root, split, prefix, "choices"),
+        scene_graphs=_neighbour(path.parent, root, split, prefix, "sceneGraphs"),
+        attentions=_neighbour(path.parent, root, split, prefix, "attentions"),
     )
 
 
@@ -72,20 +73,22 @@ def _find(root: Path, split: str, what: str) -> Path | None:
     return find(root, *(f"{folder}{name}" for folder in FOLDERS for name in names))
 
 
-def _neighbour(folder: Path, root: Path, split: str, start: str, what: str) -> Mapping[str, Any] | None:
-    path = find(folder, f"{start}{what}.json") or _find(root, split, what)
+def _neighbour(folder: Path, root: Path, split: str, prefix: str, what: str) -> Any:
+    path = find(folder, f"{prefix}{what}.json") or _find(root, split, what)
     if path is None:
         return None
     value = read_records(path)
     if isinstance(value, list):
         return {str(row["questionId"]): row["attention"] for row in value}
-    return _object(path)
+    return _read_object(path)
 
 
-def _object(path: Path) -> Mapping[str, Any]:
+def _read_object(path: Path) -> Any:
     value = read_records(path)
     if not isinstance(value, dict):
-        raise DataError(f"{path}: found {type(value).__name__}, wanted a JSON object by question id")
+        raise DataError(
+            f"{path}: found {type(value).__name__}, wanted a JSON object by question id", code="wrong-shape"
+        )
     return value
 
 
@@ -101,19 +104,25 @@ def _build(root: Path, split: str) -> list[Question]:
 def _judge(task: Task) -> Scores:
     truth = read_gqa_truth(task.root, task.split, task.truth)
     balanced = {key: row for key, row in truth.questions.items() if row["isBalanced"]}
-    extra = {key for key in truth.questions if key not in balanced}
-    asked = [answer for answer in task.answers if str(answer.question_id) not in extra]
+    unbalanced = {key for key in truth.questions if key not in balanced}
+    asked = [answer for answer in task.answers if str(answer.question_id) not in unbalanced]
     questions = [Question(key, f"{row['question']}\n{SHORT_SUFFIX}") for key, row in balanced.items()]
     matched = match(questions, asked, allow_missing=task.allow_missing, name="gqa")
     rows = zip(balanced.items(), matched.answers, strict=True)
     verdicts = [_verdict(key, row, answer) for (key, row), answer in rows]
-    said = {key: v.answer for key, v in zip(balanced, verdicts, strict=True)}
-    said |= {str(a.question_id): to_prediction(a.text) for a in task.answers if str(a.question_id) in extra}
+    predictions = {key: v.answer for key, v in zip(balanced, verdicts, strict=True)}
+    predictions |= {
+        str(answer.question_id): to_prediction(answer.text)
+        for answer in task.answers
+        if str(answer.question_id) in unbalanced
+    }
     scores: list[Score] = [
         aggregate.accuracy(verdicts, kind, over={"answer": kind}) for kind in ("binary", "open")
     ]
     scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
-    scores += gqa_metrics.further(truth.questions, said, truth.choices, truth.scene_graphs, truth.attentions)
+    scores += gqa_metrics.further_metrics(
+        truth.questions, predictions, truth.choices, truth.scene_graphs, truth.attentions
+    )
     scores += aggregate.accuracy_by(verdicts, names=sorted({v.type for v in verdicts}))
     for facet in ("semantic", "steps", "words"):
         values = {v.facets[facet] for v in verdicts}
@@ -121,20 +130,20 @@ def _judge(task: Task) -> Scores:
     return aggregate.collect("gqa", "accuracy", scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
-def _verdict(key: str, row: Mapping[str, Any], answer: Answer | None) -> Verdict:
-    said = to_prediction(answer.text) if answer else None
+def _verdict(key: str, row: gqa_metrics.GqaQuestion, answer: Answer | None) -> Verdict:
+    prediction = to_prediction(answer.text) if answer else None
     types = row["types"]
     return Verdict(
         question_id=key,
         type=types["structural"],
-        score=float(said == row["answer"]),
-        answer=said,
+        score=float(prediction == row["answer"]),
+        answer=prediction,
         truth=row["answer"],
-        status="unanswered" if said is None else "answered" if said else "unparsable",
+        status="unanswered" if prediction is None else "answered" if prediction else "unparsable",
         facets={
             "semantic": types["semantic"],
             "answer": "open" if types["structural"] == "query" else "binary",
-            "steps": str(_steps(row["semantic"])),
+            "steps": str(_count_steps(row["semantic"])),
             "words": str(len(row["question"].split())),
         },
         image=f"{row['imageId']}.jpg",
@@ -142,25 +151,27 @@ def _verdict(key: str, row: Mapping[str, Any], answer: Answer | None) -> Verdict
     )
 
 
-def _steps(operations: Sequence[Mapping[str, str]]) -> int:
+def _count_steps(operations: Sequence[Mapping[str, str]]) -> int:
     texts = [f"{operation['operation']}: {operation['argument']}" for operation in operations]
     return sum(not any(word in text for word in SKIPPED_STEPS) for text in texts)
 
 
 def write_predictions(answers: Sequence[Answer], path: Path) -> None:
-    """Write the evaluator's JSON list of questionId and prediction, as the original does.
+    """Write the evaluator's JSON list of questionId and prediction.
 
     Raises:
-        AnswersError: An id is answered twice with different words.
+        AnswersError: A question has two different answers.
     """
-    said: dict[str, str] = {}
-    clashes = [a.question_id for a in answers if said.setdefault(str(a.question_id), a.text) != a.text]
-    if clashes:
-        raise AnswersError(f"gqa: {len(clashes)} questions have answers that contradict: {first(clashes)}")
-    with atomic_write(path) as stream:
-        json.dump(
-            [{"questionId": a.question_id, "prediction": to_prediction(a.text)} for a in answers], stream
+    texts: dict[str, str] = {}
+    conflicts = [a.question_id for a in answers if texts.setdefault(str(a.question_id), a.text) != a.text]
+    if conflicts:
+        raise AnswersError(
+            f"gqa: {len(conflicts)} questions have answers that contradict: {format_ids(conflicts)}",
+            code="conflicting-answers",
         )
+    rows = [{"questionId": a.question_id, "prediction": to_prediction(a.text)} for a in answers]
+    with atomic_write(path) as stream:
+        json.dump(rows, stream)
 
 
 def _submit(task: Task, path: Path) -> None:

@@ -1,11 +1,11 @@
-"""LLaVA-Bench (in the wild): open questions, the answer weighed against GPT-4's by a GPT-4 judge.
+"""LLaVA-Bench (in the wild): open questions; a GPT-4 judge compares the answer with GPT-4's.
 
-Rule (LLaVA v1.2.2 summarize_gpt_review.py): the judge gives both answers points; the score is 100 x the
-model's mean over GPT-4's mean (each rounded to three places), over all questions and per category. What is
-scored here is the judge's review file; for answers without reviews there is no local score, and the judge's
-prompts are written instead, a line a question.
+Rule (LLaVA v1.2.2 summarize_gpt_review.py): the judge gives points to both answers. The score is 100 x the
+model's mean / GPT-4's mean (each rounded to three decimals), over all questions and per category. The judge's
+review file is scored here; answers without reviews have no local score, and the judge's prompts are written
+instead, one per line.
 
-Under the root: questions.jsonl, and for the prompts context.jsonl, rule.json (LLaVA's
+Files in the root: questions.jsonl, and for the prompts context.jsonl, rule.json (LLaVA's
 llava/eval/table/rule.json) and answers_gpt4.jsonl.
 """
 
@@ -31,14 +31,14 @@ PREFIX = "llava_bench_"
 REVIEW = "review"
 GPT4 = "answers_gpt4.jsonl"
 TOP_GRADE = 10.0
-# What a missing review counts as: all points for GPT-4, none for the model.
-LOST = (TOP_GRADE, 0.0)
+# The points (GPT-4's, the model's) of a missing review.
+MISSING_POINTS = (TOP_GRADE, 0.0)
 GPT4_POINTS = "GPT-4's points"
 MODEL_POINTS = "model's points"
 
 
 def read_reviewed(path: Path) -> list[Answer]:
-    """The answers in `path`; those of a review file carry the review and no text."""
+    """Read the answers in `path`; those of a review file have the review and no text."""
     rows = list(read_record_lines(path)) if path.suffix == ".jsonl" else []
     if not rows or "tuple" not in rows[0][1]:
         return read_answers(path)
@@ -46,13 +46,16 @@ def read_reviewed(path: Path) -> list[Answer]:
     for line, row in rows:
         points = row.get("tuple")
         if not isinstance(points, list) or len(points) != 2 or "question_id" not in row:
-            raise AnswersError(f"{path}:{line}: wanted a review with question_id and a tuple of two points")
+            raise AnswersError(
+                f"{path}:{line}: wanted a review with question_id and a tuple of two points",
+                code="wrong-review",
+            )
         answers.append(Answer(row["question_id"], "", "", extra={REVIEW: row}))
     return answers
 
 
 def _questions(task: Task) -> list[Question]:
-    """The questions of the root, else, when reviews are scored, those that the reviews name."""
+    """Return the questions in the root, or those that the reviews name if the root has no file."""
     path = task.root / "questions.jsonl"
     if path.is_file():
         return read_jsonl_questions(path)
@@ -78,7 +81,7 @@ def _judge(task: Task) -> Scores:
         )
     verdicts = [_verdict(q, a) for q, a in zip(questions, matched.answers, strict=True)]
     points = {
-        str(q.id): (q.category, *(a.extra[REVIEW]["tuple"] if a else LOST))
+        str(q.id): (q.category, *(a.extra[REVIEW]["tuple"] if a else MISSING_POINTS))
         for q, a in zip(questions, matched.answers, strict=True)
     }
     scores = [
@@ -88,7 +91,7 @@ def _judge(task: Task) -> Scores:
     ]
     scores += _relative("all", "total", points, None)
     failed = sum(verdict.status == "unparsable" for verdict in verdicts)
-    notes = [f"{failed} reviews have no points and count as -1, as in the original"] if failed else []
+    notes = [f"{failed} reviews without points count as -1, as in the original"] if failed else []
     return aggregate.collect(
         "llava_bench", "all", scores, verdicts, matched, source=SOURCE, split=task.split, notes=notes
     )
@@ -97,26 +100,26 @@ def _judge(task: Task) -> Scores:
 def _relative(
     name: str, group: str, points: Mapping[str, tuple[str, float, float]], category: str | None
 ) -> list[Score]:
-    """The relative score of the questions of `category` (None: all), and the two means it is made of."""
-    mine = {key: (gpt4, model) for key, (kind, gpt4, model) in points.items() if category in (None, kind)}
-    gpt4, model = [one for one, _ in mine.values()], [two for _, two in mine.values()]
+    """Return the relative score over `category` (None: all questions), and both means."""
+    selected = {key: (gpt4, model) for key, (kind, gpt4, model) in points.items() if category in (None, kind)}
+    gpt4, model = [one for one, _ in selected.values()], [two for _, two in selected.values()]
     mean_gpt4, mean_model = round(fmean(gpt4), 3), round(fmean(model), 3)
     means = [
-        aggregate.mean_of_units(name, {key: TOP_GRADE * one for key, (one, _) in mine.items()},
+        aggregate.mean_of_units(name, {key: TOP_GRADE * one for key, (one, _) in selected.items()},
                               group=GPT4_POINTS, value=TOP_GRADE * mean_gpt4),
-        aggregate.mean_of_units(name, {key: TOP_GRADE * two for key, (_, two) in mine.items()},
+        aggregate.mean_of_units(name, {key: TOP_GRADE * two for key, (_, two) in selected.items()},
                               group=MODEL_POINTS, value=TOP_GRADE * mean_model),
     ]  # fmt: skip
     if not mean_gpt4:
         return [aggregate.not_available(name, "GPT-4's answers have no points", group=group), *means]
     values = intervals.ratio_units(model, gpt4)
-    units = {key: PERCENT * value for key, value in zip(mine, values, strict=True)}
+    units = {key: PERCENT * value for key, value in zip(selected, values, strict=True)}
     value = PERCENT * (mean_model / mean_gpt4)
     return [aggregate.mean_of_units(name, units, group=group, value=value, note="% of GPT-4"), *means]
 
 
 def _verdict(question: Question, answer: Answer | None) -> Verdict:
-    review: Mapping[str, Any] = answer.extra[REVIEW] if answer else {"tuple": LOST}
+    review = answer.extra[REVIEW] if answer else {"tuple": MISSING_POINTS}
     gpt4, model = review["tuple"]
     failed = gpt4 < 0 or model < 0
     return Verdict(
@@ -133,11 +136,13 @@ def _verdict(question: Question, answer: Answer | None) -> Verdict:
 
 
 def _submit(task: Task, path: Path) -> None:
-    """Write the judge's prompts: question_id, category and prompt, a line a question."""
+    """Write the judge's prompts: question_id, category and prompt, one per line."""
     questions = _build(task.root, task.split)
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="llava_bench")
-    contexts = _by_id(require_file(task.root, "context.jsonl", what="the images' captions"), key="image")
-    gpt4 = _by_id(require_file(task.root, GPT4, what="GPT-4's answers"), key="question_id")
+    contexts = _read_by_key(
+        require_file(task.root, "context.jsonl", what="the images' captions"), key="image"
+    )
+    gpt4 = _read_by_key(require_file(task.root, GPT4, what="GPT-4's answers"), key="question_id")
     rules = read_records(require_file(task.root, "rule.json", what="the judge's rules"))
     rows = []
     for question, answer in zip(questions, matched.answers, strict=True):
@@ -151,13 +156,15 @@ def _submit(task: Task, path: Path) -> None:
 
 
 def judge_prompt(caption: str, question: str, rule: Mapping[str, str], texts: Sequence[str]) -> str:
-    """What the judge reads about one question: caption, question, both answers, and the rule."""
+    """Return the judge's prompt for one question: caption, question, both answers, and the rule."""
     role = rule["role"]
-    said = [f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in enumerate(texts, start=1)]
-    return f"[Context]\n{caption}\n\n[Question]\n{question}\n\n{''.join(said)}[System]\n{rule['prompt']}\n\n"
+    answers = [f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in enumerate(texts, start=1)]
+    return (
+        f"[Context]\n{caption}\n\n[Question]\n{question}\n\n{''.join(answers)}[System]\n{rule['prompt']}\n\n"
+    )
 
 
-def _by_id(path: Path, *, key: str) -> dict[str, Mapping[str, Any]]:
+def _read_by_key(path: Path, *, key: str) -> dict[str, dict[str, Any]]:
     return index_records(path, (row for _, row in read_record_lines(path)), key)
 
 

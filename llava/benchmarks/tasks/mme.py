@@ -1,16 +1,15 @@
 """MME: two yes/no questions about each image, in fourteen subtasks of perception and cognition.
 
-Rule (the official eval_tool/calculation.py): the first four characters of the lower-cased answer say yes or
-no, anything else is "other" and wrong. Per subtask: acc = right questions, acc+ = images with both questions
-right, score = both in percent added up (200 at most); perception and cognition add up scores. The official
-program pairs consecutive lines; here the two questions of an image are found by its name, so a lost line is
-an error instead of a shift.
+Rule (the official eval_tool/calculation.py): an answer is yes or no if the first four characters of the
+lower-cased text contain it, else "other" and wrong. Per subtask, acc is the share of correct questions, acc+
+the share of images with both questions correct, and the score their sum in percent (at most 200). Perception
+and cognition are sums of scores. The official program pairs consecutive lines; here the two questions of an
+image are found by its name, so a missing line is an error and does not shift the pairs.
 
-Ground truth under the root: MME_Benchmark_release_version (a folder a subtask; each image's two lines in
+Ground truth in the root: MME_Benchmark_release_version with a folder per subtask (each image's two lines in
 <subtask>/*.txt beside the images, or in <subtask>/questions_answers_YN/*.txt with <subtask>/images/), or the
-eval tool's Your_Results/<subtask>.txt (image, question, Yes|No by tabs). Answers may be LLaVA's rows or a
-folder of <subtask>.txt with the response as fourth column. Intervals: the two questions of an image are one
-unit.
+eval tool's Your_Results/<subtask>.txt (image, question and Yes|No, tab-separated). Answers are LLaVA's rows,
+or a folder of <subtask>.txt with the response as fourth column. For intervals, an image is one unit.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ PERCEPTION = (
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SUBTASKS = PERCEPTION + COGNITION
-# The subtasks whose release keeps images in a folder of their own; LLaVA's question ids name that folder.
+# Subtasks with a separate image folder, which is part of LLaVA's question ids.
 WITH_IMAGE_FOLDER = frozenset({"artwork", "celebrity", "landmark", "posters", "scene"})
 YES_NO = "Please answer yes or no."
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
-LOOKED_AT = 4
-# The official counts as (truth, said), with "yes" as positive.
+ANSWER_CHARACTERS = 4
+# The official counts as (truth, answer), with "yes" as the positive class.
 CONFUSION = {"TP": ("yes", "yes"), "FN": ("yes", "no"), "TN": ("no", "no"), "FP": ("no", "yes")}
 
 
 @dataclass(frozen=True, slots=True)
 class MmeItem:
-    """One ground-truth line. `stem` is the image's name without folder and suffix."""
+    """One line of the ground truth. `stem` is the image's name without folder and suffix."""
 
     subtask: str
     stem: str
@@ -56,32 +55,38 @@ class MmeItem:
 
     @property
     def text(self) -> str:
-        """The question as LLaVA asks it: without the yes/no sentence, with the short-answer sentence."""
-        return f"{_bare(self.question)}\n{SHORT_SUFFIX}"
+        """The question as LLaVA asks it, with its own instead of MME's instruction."""
+        return f"{_strip_instruction(self.question)}\n{SHORT_SUFFIX}"
 
 
 def read_mme_items(folder: Path) -> list[MmeItem]:
-    """The ground truth in `folder`, in either layout, subtask by subtask.
+    """Read the ground truth in `folder`, in either layout, subtask by subtask.
 
     Raises:
-        DataError: There is none, a line is damaged, or an image does not have exactly two questions.
+        DataError: There is none, a line is damaged, or an image does not have two questions.
     """
-    items = [item for subtask in SUBTASKS for item in _subtask(folder, subtask)]
+    items = [item for subtask in SUBTASKS for item in _read_subtask(folder, subtask)]
     if not items:
-        raise DataError(f"{folder}: found neither <subtask>.txt nor <subtask>/ of MME, e.g. {SUBTASKS[0]}")
+        raise DataError(
+            f"{folder}: found neither <subtask>.txt nor <subtask>/ of MME, e.g. {SUBTASKS[0]}",
+            code="missing-ground-truth",
+        )
     per_image: dict[tuple[str, str], int] = defaultdict(int)
     for item in items:
         per_image[item.subtask, item.stem] += 1
     odd = [f"{subtask}/{stem} ({count})" for (subtask, stem), count in per_image.items() if count != 2]
     if odd:
-        raise DataError(f"{folder}: {len(odd)} images do not have two questions: {', '.join(odd[:5])}")
+        raise DataError(
+            f"{folder}: {len(odd)} images do not have two questions: {', '.join(odd[:5])}",
+            code="unpaired-image",
+        )
     return items
 
 
-def _subtask(folder: Path, subtask: str) -> Iterator[MmeItem]:
+def _read_subtask(folder: Path, subtask: str) -> Iterator[MmeItem]:
     table, inside = folder / f"{subtask}.txt", folder / subtask
     if table.is_file():
-        for number, row in _rows(table, columns=3):
+        for number, row in _read_rows(table, columns=3):
             image = f"images/{row[0]}" if subtask in WITH_IMAGE_FOLDER else row[0]
             yield _item(subtask, row[0], row[1], row[2], f"{subtask}/{image}", f"{table}:{number}")
         return
@@ -91,81 +96,85 @@ def _subtask(folder: Path, subtask: str) -> Iterator[MmeItem]:
         names = (f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)
         name = next((name for name in names if (images / name).is_file()), f"{path.stem}.jpg")
         image = (images / name).relative_to(folder).as_posix()
-        for number, row in _rows(path, columns=2):
+        for number, row in _read_rows(path, columns=2):
             yield _item(subtask, path.stem, row[0], row[1], image, f"{path}:{number}")
 
 
-def _rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
+def _read_rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         row = line.rstrip("\r").split("\t")
         if len(row) < columns:
-            raise DataError(f"{path}:{number}: found {len(row)} columns, wanted {columns} parted by tabs")
+            raise DataError(
+                f"{path}:{number}: found {len(row)} columns, wanted {columns} separated by tabs",
+                code="missing-column",
+            )
         yield number, row
 
 
 def _item(subtask: str, image: str, question: str, truth: str, path: str, where: str) -> MmeItem:
     truth = truth.strip().lower()
     if truth not in {"yes", "no"}:
-        raise DataError(f"{where}: the answer is {truth!r}, wanted Yes or No")
+        raise DataError(f"{where}: the answer is {truth!r}, wanted Yes or No", code="wrong-label")
     return MmeItem(subtask, Path(image).stem, question, truth, path)
 
 
-def _bare(question: str) -> str:
+def _strip_instruction(question: str) -> str:
     return question.replace(YES_NO, "").strip()
 
 
-def _key(identifier: str) -> str:
-    """`posters/images/tt1.jpg` and `posters/tt1.png` are the same image: subtask and stem."""
+def _image_key(identifier: str) -> str:
+    """Return subtask and stem, so that `posters/images/tt1.jpg` equals `posters/tt1.png`."""
     parts = identifier.split("/")
     return f"{parts[0]}/{Path(parts[-1]).stem}"
 
 
 def read_responses(path: Path) -> list[Answer]:
-    """The answers in a file of LLaVA's rows, or in a folder of the eval tool's <subtask>.txt."""
+    """Read the answers in a file of LLaVA's rows or in a folder of the eval tool's <subtask>.txt."""
     if not path.is_dir():
         return read_answers(path)
     answers = []
     for subtask in SUBTASKS:
         if (path / f"{subtask}.txt").is_file():
-            for _, row in _rows(path / f"{subtask}.txt", columns=4):
-                answers.append(Answer(f"{subtask}/{row[0]}", _bare(row[1]), "\t".join(row[3:])))
+            for _, row in _read_rows(path / f"{subtask}.txt", columns=4):
+                answers.append(Answer(f"{subtask}/{row[0]}", _strip_instruction(row[1]), "\t".join(row[3:])))
     if not answers:
-        raise AnswersError(f"{path}: this folder holds no <subtask>.txt of MME")
+        raise AnswersError(f"{path}: no <subtask>.txt of MME in this folder", code="not-answers")
     return answers
 
 
 def parse_mme_answer(text: str) -> str | None:
     """Return "yes" or "no" by the official rule, None for the official "other"."""
-    start = text.lower()[:LOOKED_AT]
+    start = text.lower()[:ANSWER_CHARACTERS]
     if "yes" in start:
         return "yes"
     return "no" if "no" in start else None
 
 
-def _truth_folder(task: Task) -> Path:
+def _find_truth_folder(task: Task) -> Path:
     folder = task.truth or find(
         task.root, "MME_Benchmark_release_version", "eval_tool/*Your_Results", "*Your_Results"
     )
     if folder is None:
         raise DataError(
-            f"{task.root}: no ground truth; wanted MME_Benchmark_release_version/ or eval_tool/Your_Results/"
+            f"{task.root}: no ground truth; wanted MME_Benchmark_release_version/ or eval_tool/Your_Results/",
+            code="missing-ground-truth",
         )
     return folder
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    items = read_mme_items(_truth_folder(Task(root, split, ())))
+    items = read_mme_items(_find_truth_folder(Task(root, split, ())))
     return [Question(item.image, item.text, item.image, item.subtask) for item in items]
 
 
-def _matched(task: Task, items: Sequence[MmeItem]) -> Matched:
-    questions = [Question(f"{item.subtask}/{item.stem}", _bare(item.question)) for item in items]
+def _match(task: Task, items: Sequence[MmeItem]) -> Matched:
+    questions = [Question(f"{item.subtask}/{item.stem}", _strip_instruction(item.question)) for item in items]
     answers = [
         replace(
             answer,
-            question_id=_key(str(answer.question_id)),
+            question_id=_image_key(str(answer.question_id)),
             prompt=answer.prompt.removesuffix(SHORT_SUFFIX).strip(),
         )
         for answer in task.answers
@@ -174,44 +183,44 @@ def _matched(task: Task, items: Sequence[MmeItem]) -> Matched:
 
 
 def _judge(task: Task) -> Scores:
-    items = read_mme_items(_truth_folder(task))
-    matched = _matched(task, items)
+    items = read_mme_items(_find_truth_folder(task))
+    matched = _match(task, items)
     verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
     scores: list[Score] = []
-    parts: dict[str, Score] = {}
+    totals: dict[str, Score] = {}
     for subtask in SUBTASKS:
-        mine = [verdict for verdict in verdicts if verdict.type == subtask]
-        if mine:
-            total, others = _subtask_scores(subtask, mine)
-            parts[subtask] = total
+        own_verdicts = [verdict for verdict in verdicts if verdict.type == subtask]
+        if own_verdicts:
+            total, others = _subtask_scores(subtask, own_verdicts)
+            totals[subtask] = total
             scores += [total, *others]
     for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION)):
-        present = [parts[subtask] for subtask in subtasks if subtask in parts]
+        present = [totals[subtask] for subtask in subtasks if subtask in totals]
         if present:
             scores.append(aggregate.sum_of(name, present, note=f"of {200 * len(present)}"))
     scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
-    headline = "perception" if any(subtask in parts for subtask in PERCEPTION) else "cognition"
+    headline = "perception" if any(subtask in totals for subtask in PERCEPTION) else "cognition"
     return aggregate.collect("mme", headline, scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
 def _verdict(item: MmeItem, answer: Answer | None) -> Verdict:
-    said = parse_mme_answer(answer.text) if answer else None
-    status: Status = "unanswered" if answer is None else "unparsable" if said is None else "answered"
+    parsed = parse_mme_answer(answer.text) if answer else None
+    status: Status = "unanswered" if answer is None else "unparsable" if parsed is None else "answered"
     return Verdict(
         question_id=item.image,
         type=item.subtask,
-        score=float(said == item.truth),
+        score=float(parsed == item.truth),
         answer=answer.text if answer else None,
         truth=item.truth,
         status=status,
-        facets={"says": said or "other", "image": f"{item.subtask}/{item.stem}"},
+        facets={"says": parsed or "other", "image": f"{item.subtask}/{item.stem}"},
         image=item.image,
         question=item.text,
     )
 
 
 def _subtask_scores(subtask: str, verdicts: Sequence[Verdict]) -> tuple[Score, list[Score]]:
-    """The score of one subtask, and its acc, acc+ and confusion counts."""
+    """Return the score of one subtask, and its acc, acc+ and confusion scores."""
     images: dict[str, list[float]] = defaultdict(list)
     for verdict in verdicts:
         images[verdict.facets["image"]].append(verdict.score)
@@ -230,19 +239,19 @@ def _subtask_scores(subtask: str, verdicts: Sequence[Verdict]) -> tuple[Score, l
 
 
 def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
-    """The official counts; precision and recall (of 1) leave "other" out."""
+    """Return the official counts, and precision and recall (0 to 1), which ignore "other"."""
     images: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for verdict in verdicts:
         images[verdict.facets["image"]].append((verdict.truth, verdict.facets["says"]))
-    pairs = [pair for mine in images.values() for pair in mine]
+    pairs = [pair for own in images.values() for pair in own]
     table = {name: pairs.count(pair) for name, pair in CONFUSION.items()}
     table["other"] = len(pairs) - sum(table.values())
     scores = [Score(f"{subtask} {name}", count, len(pairs), "confusion") for name, count in table.items()]
     for name, lost in (("precision", "FP"), ("recall", "FN")):
         tp, bottom = table["TP"], table["TP"] + table[lost]
         terms = {
-            image: (mine.count(CONFUSION["TP"]), mine.count(CONFUSION["TP"]) + mine.count(CONFUSION[lost]))
-            for image, mine in images.items()
+            image: (own.count(CONFUSION["TP"]), own.count(CONFUSION["TP"]) + own.count(CONFUSION[lost]))
+            for image, own in images.items()
         }
         scores.append(
             aggregate.ratio_of_units(
@@ -259,8 +268,8 @@ def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
 
 def _submit(task: Task, folder: Path) -> None:
     """Write the eval tool's folder: <subtask>.txt of image, question, truth and response."""
-    items = read_mme_items(_truth_folder(task))
-    matched = _matched(task, items)
+    items = read_mme_items(_find_truth_folder(task))
+    matched = _match(task, items)
     for subtask in dict.fromkeys(item.subtask for item in items):
         with atomic_write(folder / f"{subtask}.txt") as stream:
             for item, answer in zip(items, matched.answers, strict=True):

@@ -1,11 +1,11 @@
 """MM-Vet: open questions that need several abilities at once, graded 0 to 1 by GPT-4.
 
-Rule (MM-Vet's notebook): 100 x the mean grade over questions, over those that need an ability, and over
-those that need the same set of abilities; several grading runs are averaged. The grading itself is the paid
-judge's: its grade file (`<model>_gpt-4-grade-<n>runs.json`) is what is scored here. For answers without
-grades there is no local score, and the judge's input file, {"v1_<id>": text}, is written instead.
+Rule (MM-Vet's notebook): 100 x the mean grade, over all questions, per ability, and per set of abilities;
+several grading runs are averaged. A paid judge does the grading; its grade file
+(`<model>_gpt-4-grade-<n>runs.json`) is scored here. Answers without grades have no local score; the judge's
+input file, {"v1_<id>": text}, is written instead.
 
-Under the root: mm-vet.json.
+File in the root: mm-vet.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TypedDict
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
@@ -31,8 +31,17 @@ GRADES = "grades"
 PREFIX = "v1_"
 
 
+class MmvetRow(TypedDict):
+    """A row of mm-vet.json, as far as it is used."""
+
+    question: str
+    answer: str
+    imagename: str
+    capability: list[str]
+
+
 def read_graded(path: Path) -> list[Answer]:
-    """The answers in `path`; those of a grade file carry their grades (a list, one a run) and no text."""
+    """Read the answers in `path`; those of a grade file have grades (one per run) and no text."""
     if path.suffix != ".json":
         return read_answers(path)
     value = read_records(path)
@@ -41,84 +50,88 @@ def read_graded(path: Path) -> list[Answer]:
     if not graded:
         return read_answers(path)
     return [
-        Answer(_number(key), "", "", extra={GRADES: _grades(row, f"{path}: {key}")}) for key, row in graded
+        Answer(_parse_id(key), "", "", extra={GRADES: _grades(row, f"{path}: {key}")}) for key, row in graded
     ]
 
 
-def _grades(row: Mapping[str, Any], where: str) -> list[float]:
+def _grades(row: Mapping[str, object], where: str) -> list[float]:
     grades = row.get("score")
     if not isinstance(grades, list) or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in grades):
-        raise AnswersError(f"{where}: score is {grades!r}, wanted a list of grades from 0 to 1")
+        raise AnswersError(
+            f"{where}: score is {grades!r}, wanted a list of grades from 0 to 1", code="wrong-grades"
+        )
     return [float(grade) for grade in grades]
 
 
-def _number(key: str) -> str | int:
+def _parse_id(key: str) -> str | int:
     return as_number(str(key).removeprefix(PREFIX))
 
 
-def _rows(root: Path, truth: Path | None = None) -> dict[str, Mapping[str, Any]]:
+def _read_rows(root: Path, truth: Path | None = None) -> dict[str, MmvetRow]:
     path = truth or require_file(root, "mm-vet.json", what="MM-Vet's questions")
-    rows: dict[str, Mapping[str, Any]] = read_records(path)
+    rows: dict[str, MmvetRow] = read_records(path)
     return rows
 
 
 def _build(root: Path, split: str) -> list[Question]:
     return [
-        Question(_number(key), row["question"], row["imagename"], "conv") for key, row in _rows(root).items()
+        Question(_parse_id(key), row["question"], row["imagename"], "conv")
+        for key, row in _read_rows(root).items()
     ]
 
 
 def _judge(task: Task) -> Scores:
-    rows = _rows(task.root, task.truth)
-    questions = [Question(_number(key), row["question"]) for key, row in rows.items()]
+    rows = _read_rows(task.root, task.truth)
+    questions = [Question(_parse_id(key), row["question"]) for key, row in rows.items()]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="mmvet")
     graded = [answer for answer in matched.answers if answer and GRADES in answer.extra]
     if not graded:
-        why = "needs the judge's grades; score its grade file"
         verdicts = aggregate.unjudged(questions, matched)
-        total = [aggregate.not_available("total", why)]
+        total = [aggregate.not_available("total", "needs the judge's grades; score its grade file")]
         return aggregate.collect("mmvet", "total", total, verdicts, matched, source=SOURCE, split=task.split)
     runs = {len(answer.extra[GRADES]) for answer in graded}
     if len(runs) > 1:
-        raise AnswersError(f"mmvet: some questions have {min(runs)} grades and others {max(runs)}")
-    places = zip(rows.items(), matched.answers, strict=True)
-    verdicts = [_verdict(key, row, answer) for (key, row), answer in places]
+        raise AnswersError(
+            f"mmvet: some questions have {min(runs)} grades and others {max(runs)}", code="wrong-grades"
+        )
+    pairs = zip(rows.items(), matched.answers, strict=True)
+    verdicts = [_verdict(key, row, answer) for (key, row), answer in pairs]
     scores = [
         *aggregate.accuracy_by(verdicts, "abilities"),
         *(aggregate.accuracy(verdicts, name, group="ability", over={name: "yes"}) for name in ABILITIES),
-        *(_run(run, matched.answers) for run in range(runs.pop())),
+        *(_run_score(run, matched.answers) for run in range(runs.pop())),
         aggregate.accuracy(verdicts, "total", over={}),
     ]
     return aggregate.collect("mmvet", "total", scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
-def _run(run: int, answers: Sequence[Answer | None]) -> Score:
-    """What one of the judge's runs alone would give."""
+def _run_score(run: int, answers: Sequence[Answer | None]) -> Score:
+    """Return the total score of one grading run."""
     grades = [answer.extra[GRADES][run] if answer else 0.0 for answer in answers]
-    units = {str(place): PERCENT * grade for place, grade in enumerate(grades)}
+    units = {str(index): PERCENT * grade for index, grade in enumerate(grades)}
     return aggregate.mean_of_units(
         str(run + 1), units, group="run", value=PERCENT * sum(grades) / len(grades)
     )
 
 
-def _verdict(key: str, row: Mapping[str, Any], answer: Answer | None) -> Verdict:
+def _verdict(key: str, row: MmvetRow, answer: Answer | None) -> Verdict:
     needed = [name for name in ABILITIES if name in row["capability"]]
-    together = "_".join(needed)
+    abilities = "_".join(needed)
     return Verdict(
-        question_id=_number(key),
-        type=together,
+        question_id=_parse_id(key),
+        type=abilities,
         score=fmean(answer.extra[GRADES]) if answer else 0.0,
         answer=answer.text if answer else None,
         truth=row["answer"],
         status="answered" if answer else "unanswered",
-        facets={"abilities": together, **dict.fromkeys(needed, "yes")},
+        facets={"abilities": abilities, **dict.fromkeys(needed, "yes")},
         image=row["imagename"],
         question=row["question"],
     )
 
 
 def write_results(answers: Sequence[Answer], path: Path) -> None:
-    """Write the judge's input, {"v1_<id>": text}, as the original does."""
+    """Write the judge's input, {"v1_<id>": text}."""
     with atomic_write(path) as stream:
         json.dump({f"{PREFIX}{answer.question_id}": answer.text for answer in answers}, stream, indent=2)
 

@@ -1,13 +1,15 @@
-"""POPE: is this object in the image? Three lists of yes/no questions about 500 COCO images.
+"""POPE: three lists of yes/no questions about objects in 500 COCO images.
 
-Rule (LLaVA v1.2.2 eval_pope.py): the text before the first period, commas dropped, split at spaces; "No",
-"no" or "not" among the words means no, anything else yes. Per list: accuracy, precision, recall, F1 with
-"yes" as positive, and the share of yes; the quoted number is the mean of the three F1. Labels
-(coco_pope_<list>.json, one object a line) go to the questions of a list by position; the lengths, and the
-texts where both have them, must agree. The original zips what there is and divides by zero on an empty
-list. As there, a list without label file is not scored; the scores say so.
+Rule (LLaVA v1.2.2 eval_pope.py): take the text before the first period, drop commas and split at spaces.
+"No", "no" or "not" among the words means no, anything else yes. Each list gets accuracy, precision, recall
+and F1 with "yes" as the positive class, and the share of yes; the headline is the mean of the three F1.
 
-Intervals of F1, precision, recall and yes share take an image with all its questions as one unit.
+Labels (coco_pope_<list>.json, one object per line) belong to the questions of a list by position. There must
+be as many labels as questions, with equal texts where both have them. (The original pairs as many as there
+are and divides by zero on an empty list.) As in the original, a list without label file is not scored; a note
+says so.
+
+For the intervals of F1, precision, recall and yes share, an image with all its questions is one unit.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
@@ -30,17 +32,25 @@ from llava.schema import Answer, Question, Score, Scores, Verdict
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_pope.py"
 PREFIX = "coco_pope_"
 QUESTION_FILE = "llava_pope_test.jsonl"
-# In the order of LLaVA's question file, with the number its ids start behind in each list.
+# Each list's offset of question ids, in the order of LLaVA's question file.
 LISTS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
 NO_WORDS = frozenset({"No", "no", "not"})
 YES_WORDS = frozenset({"yes", "Yes"})
-# What a missing answer counts as: the wrong one of the two.
+# A missing answer counts as the wrong one.
 WRONG = {"yes": "no", "no": "yes"}
+
+
+class Label(TypedDict):
+    """A row of a label file, as far as it is used."""
+
+    label: str
+    text: NotRequired[str]
+    image: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """The confusion of one list with "yes" as positive."""
+    """The confusion counts of one list, with "yes" as the positive class."""
 
     tp: int
     fp: int
@@ -49,22 +59,22 @@ class Confusion:
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers."""
+        """The share of correct answers."""
         return (self.tp + self.tn) / (self.tp + self.tn + self.fp + self.fn)
 
     @property
     def precision(self) -> float:
-        """The share of right ones among "yes" answers; 0 when there is none."""
+        """The share of correct answers among "yes" answers, 0 if there are none."""
         return _ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float:
-        """The share of "yes" truths that were found; 0 when there is none."""
+        """The share of "yes" labels that were answered "yes", 0 if there are none."""
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 when both are."""
+        """The harmonic mean of precision and recall, 0 if both are 0."""
         return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
 
     @property
@@ -87,7 +97,7 @@ def _words(text: str) -> list[str]:
 
 
 def count_confusion(pairs: Sequence[tuple[str, str]]) -> Confusion:
-    """The confusion of (truth, said) pairs."""
+    """Count the confusion of (truth, answer) pairs."""
     return Confusion(
         tp=pairs.count(("yes", "yes")),
         fp=pairs.count(("no", "yes")),
@@ -96,31 +106,33 @@ def count_confusion(pairs: Sequence[tuple[str, str]]) -> Confusion:
     )
 
 
-def read_labels(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """List name -> its rows with a yes/no label, for every coco_pope_*.json in `folder`.
+def read_labels(folder: Path) -> dict[str, list[Label]]:
+    """Read every coco_pope_*.json in `folder`: list name -> rows with a yes/no label.
 
     Raises:
-        DataError: There is none, one is empty, or a label is neither yes nor no.
+        DataError: There is no file, a file is empty, or a label is neither yes nor no.
     """
     files = sorted(folder.glob(f"{PREFIX}*.json"))
     if not files:
-        raise DataError(f"{folder}: there is no {PREFIX}*.json")
-    labels: dict[str, list[dict[str, Any]]] = {}
+        raise DataError(f"{folder}: no {PREFIX}*.json", code="missing-ground-truth")
+    labels: dict[str, list[Label]] = {}
     for path in files:
-        rows: list[dict[str, Any]] = []
+        rows: list[Label] = []
         for line, row in read_record_lines(path):
             require_keys(row, ["label"], f"{path}:{line}")
             if row["label"] not in {"yes", "no"}:
-                raise DataError(f"{path}:{line}: label is {row['label']!r}, wanted 'yes' or 'no'")
-            rows.append(row)
+                raise DataError(
+                    f"{path}:{line}: label is {row['label']!r}, wanted 'yes' or 'no'", code="wrong-label"
+                )
+            rows.append(cast(Label, row))
         if not rows:
-            raise DataError(f"{path}: this list is empty")
+            raise DataError(f"{path}: this list is empty", code="empty-list")
         labels[path.stem.removeprefix(PREFIX)] = rows
     return labels
 
 
 def read_pope_questions(path: Path) -> list[Question]:
-    """The questions of LLaVA's file, of which id and list count."""
+    """Read the questions of LLaVA's file; only id and category are required."""
     questions = []
     for line, row in read_record_lines(path):
         require_keys(row, ("question_id", "category"), f"{path}:{line}")
@@ -128,34 +140,35 @@ def read_pope_questions(path: Path) -> list[Question]:
     return questions
 
 
-def label_folder(root: Path) -> Path:
-    """The folder of the label files: <root>/coco, or the root itself."""
+def find_label_folder(root: Path) -> Path:
+    """Return the folder of the label files: <root>/coco or the root itself."""
     found = find(root, f"coco/{PREFIX}*.json", f"{PREFIX}*.json")
     if found is None:
-        raise DataError(f"{root}: there is no {PREFIX}*.json here or in coco/")
+        raise DataError(f"{root}: no {PREFIX}*.json here or in coco/", code="missing-ground-truth")
     return found.parent
 
 
-def find_labels(
-    questions: Sequence[Question], labels: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[str | None]:
-    """The label of each question, None for a list without label file; by position within each list.
+def find_labels(questions: Sequence[Question], labels: Mapping[str, Sequence[Label]]) -> list[str | None]:
+    """Return each question's label, by position within its list; None for a list without label file.
 
     Raises:
-        DataError: A list has more or fewer questions than labels, or another text in the same place.
+        DataError: A list has more or fewer questions than labels, or a question and its label differ in text.
     """
-    places: dict[str, list[int]] = defaultdict(list)
+    indices: dict[str, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
-        places[question.category].append(index)
+        indices[question.category].append(index)
     found: list[str | None] = [None] * len(questions)
     for name, rows in labels.items():
-        if len(places[name]) != len(rows):
-            raise DataError(f"POPE {name}: {len(places[name])} questions but {len(rows)} labels")
-        for index, row in zip(places[name], rows, strict=True):
-            asked = questions[index].text.removesuffix(SHORT_SUFFIX).strip()
-            if "text" in row and asked and row["text"].strip() != asked:
+        if len(indices[name]) != len(rows):
+            raise DataError(
+                f"POPE {name}: {len(indices[name])} questions but {len(rows)} labels", code="label-mismatch"
+            )
+        for index, row in zip(indices[name], rows, strict=True):
+            text = questions[index].text.removesuffix(SHORT_SUFFIX).strip()
+            if "text" in row and text and row["text"].strip() != text:
                 raise DataError(
-                    f"POPE {name}: question {questions[index].id} asks {asked!r}, label: {row['text']!r}"
+                    f"POPE {name}: question {questions[index].id} asks {text!r}, label: {row['text']!r}",
+                    code="label-mismatch",
                 )
             found[index] = row["label"]
     return found
@@ -164,7 +177,7 @@ def find_labels(
 def keep_labelled(
     questions: Sequence[Question], labels: Sequence[str | None], answers: Sequence[Answer]
 ) -> tuple[list[tuple[Question, str]], list[Answer], list[str]]:
-    """The questions with their labels, the answers to them, and what must be said about those left out."""
+    """Return the questions that have a label, the answers to them, and notes on the others."""
     known = [(question, label) for question, label in zip(questions, labels, strict=True) if label]
     unknown = [question for question, label in zip(questions, labels, strict=True) if not label]
     if not unknown:
@@ -177,7 +190,7 @@ def keep_labelled(
 
 
 def _build(root: Path, split: str) -> list[Question]:
-    labels = read_labels(label_folder(root))
+    labels = read_labels(find_label_folder(root))
     return [
         Question(LISTS[name] + number, f"{row['text']}\n{SHORT_SUFFIX}", row["image"], name)
         for name in LISTS
@@ -187,7 +200,7 @@ def _build(root: Path, split: str) -> list[Question]:
 
 def _judge(task: Task) -> Scores:
     asked = BENCHMARK.read_questions(task.root, task.split)
-    labels = find_labels(asked, read_labels(task.truth or label_folder(task.root)))
+    labels = find_labels(asked, read_labels(task.truth or find_label_folder(task.root)))
     known, answers, notes = keep_labelled(asked, labels, task.answers)
     matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
     verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
@@ -195,11 +208,10 @@ def _judge(task: Task) -> Scores:
     f1_units: list[dict[str, float]] = []
     f1_values: list[float] = []
     for name in dict.fromkeys(verdict.type for verdict in verdicts):
-        mine = [verdict for verdict in verdicts if verdict.type == name]
-        listed, units = _list_scores(name, mine)
-        scores += listed
+        list_scores, units = _list_scores(name, [verdict for verdict in verdicts if verdict.type == name])
+        scores += list_scores
         f1_units.append(units)
-        f1_values.append(next(s.value or 0.0 for s in listed if s.group == "F1"))
+        f1_values.append(next(s.value or 0.0 for s in list_scores if s.group == "F1"))
     scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
     scores.append(_mean_f1(f1_units, f1_values, len(verdicts)))
     return aggregate.collect(
@@ -208,23 +220,23 @@ def _judge(task: Task) -> Scores:
 
 
 def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
-    said = parse_pope_answer(answer.text) if answer else WRONG[label]
-    clear = answer is not None and (said == "no" or bool(YES_WORDS & set(_words(answer.text))))
+    parsed = parse_pope_answer(answer.text) if answer else WRONG[label]
+    is_clear = answer is not None and (parsed == "no" or bool(YES_WORDS & set(_words(answer.text))))
     return Verdict(
         question_id=question.id,
         type=question.category,
-        score=float(said == label),
+        score=float(parsed == label),
         answer=answer.text if answer else None,
         truth=label,
-        status="unanswered" if answer is None else "answered" if clear else "unparsable",
-        facets={"says": said},
+        status="unanswered" if answer is None else "answered" if is_clear else "unparsable",
+        facets={"says": parsed},
         image=question.image,
         question=question.text,
     )
 
 
 def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], dict[str, float]]:
-    """Accuracy, F1, precision, recall, yes share and counts of one list; and F1's value for each image."""
+    """Return the scores of one list, and the units (one per image) of its F1."""
     confusion = count_confusion([(verdict.truth, verdict.facets["says"]) for verdict in verdicts])
     missing = sum(verdict.status == "unanswered" for verdict in verdicts)
     images: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -255,19 +267,20 @@ def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], d
 
 
 def _mean_f1(lists: Sequence[Mapping[str, float]], values: Sequence[float], n: int) -> Score:
-    """The mean of the lists' F1; an image counts once, with what it adds to every list it is in."""
+    """Return the mean of the lists' F1. An image is one unit: its contributions to all lists are added."""
     value = sum(values) / len(values)
     images = list(dict.fromkeys(image for units in lists for image in units))
     units = dict.fromkeys(images, 0.0)
-    for own, mean in zip(lists, values, strict=True):
+    for list_units, mean in zip(lists, values, strict=True):
+        scale = len(images) / len(list_units) if list_units else 0.0
         for image in images:
-            stretch = len(images) / len(own) if own else 0.0
-            units[image] += (mean + (stretch * (own[image] - mean) if image in own else 0.0)) / len(lists)
+            deviation = list_units.get(image, mean) - mean
+            units[image] += (mean + scale * deviation) / len(lists)
     return aggregate.mean_of_units("F1", units, value=value, n=n, note="mean of the lists' F1")
 
 
 def _submit(task: Task, path: Path) -> None:
-    """POPE has no server: question_id and the yes or no that was read, a line each."""
+    """Write question_id and parsed yes or no per line (POPE has no server)."""
     write_jsonl(
         path, ({"question_id": a.question_id, "answer": parse_pope_answer(a.text)} for a in task.answers)
     )

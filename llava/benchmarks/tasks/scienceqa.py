@@ -1,13 +1,13 @@
 """ScienceQA test: school questions with 2 to 5 options, about half of them with an image.
 
-Rule (LLaVA v1.2.2 eval_science_qa.py): `letter_rules.scienceqa` reads the letter; one beyond the question's
-choices is wrong. ALL is the share of right questions, IMG that among questions with an image (the number that
-LLaVA's model zoo calls SQA). Where problems.json tells subject, grade and topic, the official breakdown
-(ScienceQA tools/evaluate_acc.py) is given too.
+Rule (LLaVA v1.2.2 eval_science_qa.py): `letter_rules.scienceqa_letter` finds the letter; a letter beyond the
+question's choices is wrong. ALL is the accuracy over all questions, IMG that over questions with an image
+(called SQA in LLaVA's model zoo). If problems.json has subject, grade and topic, the official breakdown
+(ScienceQA tools/evaluate_acc.py) is reported too.
 
-Under the root: problems.json and pid_splits.json, or llava_test_CQM-A.json, from which choices and answers
-can be read as well (it has no subjects). Without the latter it is built: hint as "Context: ...", question,
-one line an option; runs of two spaces become one space, once, as in the original's file.
+Files in the root: problems.json and pid_splits.json, or llava_test_CQM-A.json, which has choices and answers
+but no subjects. The latter is built if missing: hint as "Context: ...", question, one line per option; double
+spaces are halved once, as in the original's file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from llava.benchmarks import aggregate, letter_rules
 from llava.benchmarks.answers import match, read_answers
@@ -40,7 +40,7 @@ NO_ANSWER = Answer("", "Unknown", "FAILED")
 
 @dataclass(frozen=True, slots=True)
 class ScienceProblem:
-    """One question; `text` is as asked, without image token and the sentence that asks for a letter."""
+    """One question. `text` has neither image token nor the instruction to answer by letter."""
 
     id: str
     text: str
@@ -51,23 +51,26 @@ class ScienceProblem:
 
     @property
     def truth(self) -> str:
-        """The letter of the right choice."""
+        """The letter of the correct choice."""
         return LETTERS[self.answer]
 
 
 def read_problems(root: Path, split: str = SPLIT) -> list[ScienceProblem]:
-    """The problems of `split` in the order of the official list of ids, else of LLaVA's question file."""
+    """Read the problems of `split` from the official download, else from LLaVA's question file."""
     problems, splits = root / "problems.json", root / "pid_splits.json"
     if problems.is_file() and splits.is_file():
-        return official_problems(problems, splits, split)
+        return read_official_problems(problems, splits, split)
     path = find(root, QUESTION_FILE)
     if path is None:
-        raise DataError(f"{root}: found neither problems.json with pid_splits.json nor {QUESTION_FILE}")
+        raise DataError(
+            f"{root}: found neither problems.json with pid_splits.json nor {QUESTION_FILE}",
+            code="missing-ground-truth",
+        )
     return [_from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_records(path))]
 
 
 def read_tool_output(path: Path) -> list[Answer]:
-    """The answers in an answers file, or in either of the files that the original's evaluator writes."""
+    """Read the answers in an answers file or in either output file of the original's evaluator."""
     try:
         value = read_records(path)
     except DataError:
@@ -79,19 +82,22 @@ def read_tool_output(path: Path) -> list[Answer]:
             rows = [*value["correct"], *value["incorrect"]]
             return [Answer(row["question_id"], row["question"], row["pred"]) for row in rows]
     except (KeyError, TypeError, AttributeError) as error:
-        raise AnswersError(f"{path}: no output or result file of eval_science_qa.py ({error!r})") from error
+        raise AnswersError(
+            f"{path}: not an output file of eval_science_qa.py ({error!r})", code="not-answers"
+        ) from error
     return read_answers(path)
 
 
-def official_problems(problems: Path, splits: Path, split: str) -> list[ScienceProblem]:
-    """The problems of the official download whose ids `splits` lists for `split`."""
+def read_official_problems(problems: Path, splits: Path, split: str) -> list[ScienceProblem]:
+    """Read the problems that the file `splits` lists for `split` from the official download."""
     records, ids = read_records(problems), read_records(splits)
     if split not in ids:
-        raise DataError(f"{splits}: no split {split!r}; there are: {', '.join(ids)}")
+        raise DataError(f"{splits}: no split {split!r}; there are: {', '.join(ids)}", code="unknown-split")
     lacking = [key for key in ids[split] if str(key) not in records]
     if lacking:
         raise DataError(
-            f"{problems}: {len(lacking)} problems of split {split} are missing, e.g. {lacking[0]}"
+            f"{problems}: {len(lacking)} problems of split {split} are missing, e.g. {lacking[0]}",
+            code="missing-problems",
         )
     for key in ids[split]:
         require_keys(records[str(key)], ("choices", "answer"), f"{problems}: problem {key}")
@@ -126,18 +132,20 @@ def _facets(record: Mapping[str, Any], hint: str, image: str | None) -> dict[str
 
 def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
     try:
-        asked, told = record["conversations"][0]["value"], record["conversations"][1]["value"]
-        text = asked.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        question, letter = (turn["value"] for turn in record["conversations"][:2])
+        text = question.replace(DEFAULT_IMAGE_TOKEN, "").strip()
         return ScienceProblem(
             id=str(record["id"]),
             text=text,
             choices=tuple(_options(text)),
-            answer=LETTERS.index(told),
+            answer=LETTERS.index(letter),
             image=record.get("image"),
             facets={"image": "yes" if record.get("image") else "no"},
         )
     except (KeyError, IndexError, ValueError) as error:
-        raise DataError(f"{where}: no LLaVA question of ScienceQA ({error})") from error
+        raise DataError(
+            f"{where}: not a question of LLaVA's ScienceQA file ({error})", code="wrong-shape"
+        ) from error
 
 
 def _options(text: str) -> list[str]:
@@ -154,8 +162,8 @@ def _options(text: str) -> list[str]:
 
 
 def write_question_file(root: Path, split: str, path: Path) -> int:
-    """Write LLaVA's question file from the official download; how many questions it holds."""
-    problems = official_problems(root / "problems.json", root / "pid_splits.json", split)
+    """Write LLaVA's question file from the official download and return the number of questions."""
+    problems = read_official_problems(root / "problems.json", root / "pid_splits.json", split)
     records = []
     for problem in problems:
         token = f"{DEFAULT_IMAGE_TOKEN}\n" if problem.image else ""
@@ -182,7 +190,7 @@ def _judge(task: Task) -> Scores:
     scores = [
         aggregate.accuracy(verdicts, "ALL", over={}),
         aggregate.accuracy(verdicts, "IMG", over={"image": "yes"}),
-        *breakdown(verdicts),
+        *score_breakdown(verdicts),
     ]
     headline = "IMG" if scores[1].n else "ALL"
     return aggregate.collect(
@@ -191,7 +199,7 @@ def _judge(task: Task) -> Scores:
 
 
 def _verdict(problem: ScienceProblem, answer: Answer | None) -> Verdict:
-    letter = letter_rules.scienceqa(answer.text, LETTERS) if answer else None
+    letter = letter_rules.scienceqa_letter(answer.text, LETTERS) if answer else None
     status: Status = "unanswered" if answer is None else "unparsable" if letter is None else "answered"
     return Verdict(
         question_id=problem.id,
@@ -207,12 +215,12 @@ def _verdict(problem: ScienceProblem, answer: Answer | None) -> Verdict:
 
 
 def choice_index(letter: str, choices: Sequence[str], letters: str = LETTERS) -> int:
-    """The place of `letter` among the choices, -1 when there is no such choice."""
+    """Return the index of `letter` among the choices, -1 if there is no such choice."""
     return letters.index(letter) if letter in tuple(letters[: len(choices)]) else -1
 
 
-def breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
-    """The official classes, where the problems tell them: subject, context, grade, topic."""
+def score_breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
+    """Return the accuracy per subject, context, grade and topic, if the problems have them."""
     known = [verdict for verdict in verdicts if "subject" in verdict.facets]
     if not known:
         return []
@@ -228,20 +236,30 @@ def breakdown(verdicts: Sequence[Verdict]) -> list[Score]:
     ]
 
 
-def results(
+class ResultFile(TypedDict):
+    """The original's result file: accuracy in percent, counts, and index (-1: none) and text by problem."""
+
+    acc: float
+    correct: int
+    count: int
+    results: dict[str, int]
+    outputs: dict[str, str]
+
+
+def build_result_file(
     problems: Sequence[ScienceProblem], answers: Mapping[str, Answer], letters: str = LETTERS
-) -> dict[str, Any]:
-    """The original's result file: accuracy, and each problem's chosen index (-1: none) and text."""
+) -> ResultFile:
+    """Return the content of the original's result file; a missing answer is "FAILED"."""
     indices, texts = {}, {}
     for problem in problems:
         text = answers[problem.id].text if problem.id in answers else "FAILED"
-        letter = letter_rules.scienceqa(text, letters)
+        letter = letter_rules.scienceqa_letter(text, letters)
         indices[problem.id] = -1 if letter is None else choice_index(letter, problem.choices, letters)
         texts[problem.id] = text
-    right = sum(indices[problem.id] == problem.answer for problem in problems)
+    correct = sum(indices[problem.id] == problem.answer for problem in problems)
     return {
-        "acc": right / len(problems) * 100,
-        "correct": right,
+        "acc": correct / len(problems) * 100,
+        "correct": correct,
         "count": len(problems),
         "results": indices,
         "outputs": texts,
@@ -252,13 +270,13 @@ def analyse(
     problems: Sequence[ScienceProblem], answers: Mapping[str, Answer], letters: str = LETTERS
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the original's analysis: the problems answered correctly and incorrectly, with their answers."""
-    chosen = results(problems, answers, letters)["results"]
+    chosen = build_result_file(problems, answers, letters)["results"]
     rows: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
     for problem in problems:
         answer = answers.get(problem.id, NO_ANSWER)
         row = {
             "question_id": problem.id,
-            "parsed_ans": letter_rules.scienceqa(answer.text, letters) or "FAILED",
+            "parsed_ans": letter_rules.scienceqa_letter(answer.text, letters) or "FAILED",
             "ground_truth": letters[problem.answer],
             "question": answer.prompt,
             "pred": answer.text,
@@ -276,7 +294,7 @@ def _answered(task: Task) -> tuple[list[ScienceProblem], dict[str, Answer]]:
 
 
 def _submit(task: Task, path: Path) -> None:
-    write_json_as_original(path, results(*_answered(task)))
+    write_json_as_original(path, build_result_file(*_answered(task)))
 
 
 def _write_analysis(task: Task, path: Path) -> None:

@@ -1,9 +1,9 @@
 """SEED-Bench-1: multiple choice about images (nine skills) and video frames (three more).
 
-Rule (LLaVA v1.2.2, convert_seed_for_submission.py): the answer is right when it equals the letter exactly;
-accuracy per skill, over image questions, over video questions, and over all of them. The fork's scripts ask
-the image questions alone, so video questions are scored only when at least one of them is answered; "image"
-is the headline either way. One id (49914) occurs twice and is matched by position.
+Rule (LLaVA v1.2.2, convert_seed_for_submission.py): an answer is correct if it equals the letter exactly.
+Accuracy is computed per skill and over image, video and all questions. MLLM-DataEngine's scripts ask only the
+image questions, so video questions are scored only if at least one is answered; the headline is always
+"image". One id (49914) occurs twice and is matched by position.
 """
 
 from __future__ import annotations
@@ -40,10 +40,16 @@ class SeedItem:
 
 
 def read_seed_items(path: Path) -> list[SeedItem]:
-    """The rows of SEED-Bench.json (or of a file of its shape) in its order."""
+    """Read the rows of SEED-Bench.json or a file of the same format.
+
+    Raises:
+        DataError: The file or one of its rows is damaged.
+    """
     value = read_records(path)
     if not isinstance(value, dict) or not {"questions", "question_type"} <= value.keys():
-        raise DataError(f"{path}: wanted a JSON object with the keys questions and question_type")
+        raise DataError(
+            f"{path}: wanted a JSON object with the keys questions and question_type", code="wrong-shape"
+        )
     skills = {number: name for name, number in value["question_type"].items()}
     items = []
     for index, row in enumerate(value["questions"]):
@@ -55,9 +61,12 @@ def read_seed_items(path: Path) -> list[SeedItem]:
                 )
             )
         except KeyError as error:
-            raise DataError(f"{path}: question {index} has no key {error}") from error
+            raise DataError(f"{path}: question {index} has no key {error}", code="missing-key") from error
         if items[-1].truth not in LETTERS:
-            raise DataError(f"{path}: question {index} has the answer {row['answer']!r}, wanted A, B, C or D")
+            raise DataError(
+                f"{path}: question {index} has the answer {row['answer']!r}, wanted A, B, C or D",
+                code="wrong-label",
+            )
     return items
 
 
@@ -72,7 +81,7 @@ def _question(row: dict[str, str]) -> Question:
 
 
 def select_asked(items: Sequence[SeedItem], answers: Sequence[Answer]) -> list[SeedItem]:
-    """The image questions, and the video questions too when an answer is for one of them."""
+    """Return the image questions, and also the video questions if at least one of them is answered."""
     videos = {str(item.question.id) for item in items if item.kind != "image"}
     if any(str(answer.question_id) in videos for answer in answers):
         return list(items)
@@ -80,9 +89,9 @@ def select_asked(items: Sequence[SeedItem], answers: Sequence[Answer]) -> list[S
 
 
 def drop_unknown_videos(items: Sequence[SeedItem], answers: Sequence[Answer]) -> list[Answer]:
-    """`answers` less those to video questions ("v12") that `items` do not hold.
+    """Return `answers` without those to video questions ("v12") that are not among `items`.
 
-    Annotations are often cut down to images, or to questions whose truth is known, while an upload has all.
+    Annotations are often reduced to image questions or to known answers, while an upload has all questions.
     """
     known = {str(item.question.id) for item in items}
     return [
@@ -95,7 +104,7 @@ def drop_unknown_videos(items: Sequence[SeedItem], answers: Sequence[Answer]) ->
 def judge_items(
     items: Sequence[SeedItem], answers: Sequence[Answer], *, allow_missing: bool, split: str = "image"
 ) -> Scores:
-    """Score `answers` against `items`, the questions asked; those to unknown video questions are counted."""
+    """Score `answers` against the asked `items`; a note counts answers to unknown video questions."""
     kept = drop_unknown_videos(items, answers)
     matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
@@ -108,7 +117,7 @@ def judge_items(
     ]
     headline = kinds[0] if kinds else "total"
     dropped = len(answers) - len(kept)
-    note = f"{dropped} answers are for video questions that the annotations do not hold; they are left out"
+    note = f"{dropped} answers to video questions that are not in the annotations are left out"
     notes = [note] if dropped else []
     return aggregate.collect(
         "seed", headline, scores, verdicts, matched, source=SOURCE, split=split, notes=notes
@@ -116,13 +125,13 @@ def judge_items(
 
 
 def _verdict(item: SeedItem, answer: Answer | None) -> Verdict:
-    said = answer.text if answer else None
-    status: Status = "unanswered" if said is None else "answered" if said in LETTERS else "unparsable"
+    text = answer.text if answer else None
+    status: Status = "unanswered" if text is None else "answered" if text in LETTERS else "unparsable"
     return Verdict(
         question_id=item.question.id,
         type=item.skill,
-        score=float(said == item.truth),
-        answer=said,
+        score=float(text == item.truth),
+        answer=text,
         truth=item.truth,
         status=status,
         facets={"kind": item.kind, "skill_id": str(item.skill_id)},
@@ -134,7 +143,7 @@ def _verdict(item: SeedItem, answer: Answer | None) -> Verdict:
 def write_seed_upload(
     items: Sequence[SeedItem], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
 ) -> None:
-    """Write the leaderboard's jsonl, a line for each answered item: question_id as text, prediction."""
+    """Write the leaderboard's jsonl: question_id (as text) and prediction of each answered item."""
     kept = drop_unknown_videos(items, answers)
     matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     write_jsonl(

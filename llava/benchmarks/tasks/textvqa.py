@@ -1,12 +1,12 @@
 """TextVQA validation 0.5.1: questions about text in images, with the OCR tokens of the image in the prompt.
 
-Rule (LLaVA v1.2.2 eval_textvqa.py over the m4c evaluator): `_vqa_answers.normalised_accuracy` against ten
-people's answers, averaged over questions. A question id is an image id and repeats, so an answer finds its
-question by the image and the question text inside its prompt. There is no submission for the validation set;
-`submit` writes question_id and processed answer.
+Rule (LLaVA v1.2.2 eval_textvqa.py with the m4c evaluator): `vqa_answers.normalised_accuracy` against ten
+human answers, averaged over questions. Question ids are image ids and repeat, so an answer is matched by
+image and by the question text in its prompt. The validation set has no submission; `submit` writes
+question_id and normalized answer.
 
-Under the root: TextVQA_0.5.1_val.json, and to build prompts with OCR tokens
-TextVQA_Rosetta_OCR_v0.2_val.json.
+Files in the root: TextVQA_0.5.1_val.json, and TextVQA_Rosetta_OCR_v0.2_val.json to build prompts with OCR
+tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
@@ -34,78 +34,93 @@ OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
 WITH_OCR = "val"
 
 
-def extract_question(prompt: str) -> str:
-    """The question inside a prompt, in lower case.
+class Annotation(TypedDict):
+    """A row of the official annotations, as far as it is used."""
 
-    Three shapes: "OCR tokens: ... Question: Q Short answer:"; question, OCR line and suffix in either order
-    of the first two; question and suffix.
+    question_id: NotRequired[int]
+    image_id: str
+    question: str
+    answers: list[str]
+
+
+def extract_question(prompt: str) -> str:
+    """Return the question inside a prompt, in lower case.
+
+    There are three prompt formats: "OCR tokens: ... Question: Q Short answer:"; question and OCR line (in
+    either order) and suffix; question and suffix.
 
     Raises:
-        AnswersError: The prompt has none of them.
+        AnswersError: The prompt has another format.
     """
     if prompt.startswith("OCR tokens: "):
         _, found, rest = prompt.partition("Question: ")
-        question, closed, _ = rest.partition(" Short answer:")
-        if found and closed:
+        question, ended, _ = rest.partition(" Short answer:")
+        if found and ended:
             return question.lower()
     lines = prompt.split("\n")
     if OCR_LINE_START in prompt and len(lines) == 3:
         return lines[1 if prompt.startswith(OCR_LINE_START) else 0].lower()
     if len(lines) == 2:
         return lines[0].lower()
-    raise AnswersError(f"textvqa: there is no question to be found in the prompt {prompt!r}")
+    raise AnswersError(f"textvqa: found no question in the prompt {prompt!r}", code="unknown-prompt")
 
 
-def read_annotations(path: Path) -> list[Mapping[str, Any]]:
-    """The official annotations, a row a question."""
+def read_annotations(path: Path) -> list[Annotation]:
+    """Read the official annotations, one row per question."""
     value = read_records(path)
     require_keys(value, ["data"], str(path))
-    rows: list[Mapping[str, Any]] = value["data"]
+    rows: list[Annotation] = value["data"]
     return rows
 
 
-def _annotations(task: Task) -> list[Mapping[str, Any]]:
+def _read_ocr_lines(path: Path) -> dict[str, str]:
+    value = read_records(path)
+    require_keys(value, ["data"], str(path))
+    return {row["image_id"]: f"{ocr_line(row['ocr_tokens'])}\n" for row in value["data"]}
+
+
+def _annotations(task: Task) -> list[Annotation]:
     return read_annotations(task.truth or require_file(task.root, ANNOTATIONS, what="TextVQA's annotations"))
 
 
 def _build(root: Path, split: str) -> list[Question]:
     truth = read_annotations(require_file(root, ANNOTATIONS, what="TextVQA's annotations"))
-    tokens: dict[str, str] = {}
+    ocr_lines: dict[str, str] = {}
     if split == WITH_OCR:
         path = require_file(root, OCR, what="TextVQA's OCR tokens (the split val_no_ocr asks without them)")
-        tokens = {row["image_id"]: f"{ocr_line(row['ocr_tokens'])}\n" for row in read_annotations(path)}
+        ocr_lines = _read_ocr_lines(path)
     return [
         Question(
             row["image_id"],
-            f"{row['question']}\n{_ocr_line(tokens, row['image_id'], split)}{SHORT_SUFFIX}",
+            f"{row['question']}\n{_ocr_line(ocr_lines, row['image_id'], split)}{SHORT_SUFFIX}",
             f"{row['image_id']}.jpg",
         )
         for row in truth
     ]
 
 
-def _ocr_line(tokens: Mapping[str, str], image: str, split: str) -> str:
-    return tokens.get(image, f"{ocr_line(())}\n") if split == WITH_OCR else ""
+def _ocr_line(ocr_lines: Mapping[str, str], image: str, split: str) -> str:
+    return ocr_lines.get(image, f"{ocr_line(())}\n") if split == WITH_OCR else ""
 
 
 def match_annotations(
-    truth: Sequence[Mapping[str, Any]], answers: Sequence[Answer], *, allow_missing: bool
+    truth: Sequence[Annotation], answers: Sequence[Answer], *, allow_missing: bool
 ) -> Matched:
-    """Each annotated question's answer, found by image id and the question in the prompt.
+    """Match answers to annotated questions by image id and by the question in the prompt.
 
-    Answers that carry TextVQA's own question numbers, as other programs write them, are found by those.
+    If all answers have TextVQA's own question ids, as other programs write them, they are matched by those.
     """
     numbers = {str(row.get("question_id")) for row in truth}
     by_number = bool(answers) and all(str(answer.question_id) in numbers for answer in answers)
-    ids = [row["question_id" if by_number else "image_id"] for row in truth]
+    ids = [row["question_id"] if by_number else row["image_id"] for row in truth]
     questions = [Question(i, row["question"].lower()) for i, row in zip(ids, truth, strict=True)]
     repeated = {str(i) for i, count in Counter(ids).items() if count > 1}
-    asked = [replace(a, prompt=_asked(a, is_needed=str(a.question_id) in repeated)) for a in answers]
-    return match(questions, asked, allow_missing=allow_missing, name="textvqa")
+    lowered = [replace(a, prompt=_question_of(a, is_needed=str(a.question_id) in repeated)) for a in answers]
+    return match(questions, lowered, allow_missing=allow_missing, name="textvqa")
 
 
-def _asked(answer: Answer, *, is_needed: bool) -> str:
-    """The question in an answer's prompt; a prompt of any other shape will do where the id says it all."""
+def _question_of(answer: Answer, *, is_needed: bool) -> str:
+    """Return the question in an answer's prompt; "" for another format if the id alone identifies it."""
     try:
         return extract_question(answer.prompt) if answer.prompt else ""
     except AnswersError:
@@ -124,16 +139,16 @@ def _judge(task: Task) -> Scores:
     )
 
 
-def _verdict(row: Mapping[str, Any], answer: Answer | None) -> Verdict:
+def _verdict(row: Annotation, answer: Answer | None) -> Verdict:
     humans = list(row["answers"])
-    said = answer.text if answer else None
+    text = answer.text if answer else None
     return Verdict(
         question_id=row["image_id"],
         type="all",
-        score=0.0 if said is None else normalised_accuracy(said, humans),
-        answer=said,
+        score=0.0 if text is None else normalised_accuracy(text, humans),
+        answer=text,
         truth=max(humans, key=humans.count),
-        status="unanswered" if said is None else "answered" if normalise(said) else "unparsable",
+        status="unanswered" if text is None else "answered" if normalise(text) else "unparsable",
         image=f"{row['image_id']}.jpg",
         question=row["question"],
     )

@@ -1,16 +1,16 @@
-"""VizWiz: questions that blind people asked about photos they took; many cannot be answered.
+"""VizWiz: questions of blind people about photos they took; many cannot be answered.
 
-The test answers are on the server only: the upload is a JSON list of image and answer, put through the
-EvalAI processor. The validation answers are public (val.json) and are scored by the VQA rule, as VizWiz's
-own evaluator does, over all questions and per answer type.
+Only the server has the answers of the test split; the upload is a JSON list of image and answer, normalized
+by the EvalAI processor. The validation split (val.json) is scored by the VQA rule, as in VizWiz's own
+evaluator, over all questions and per answer type.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
@@ -24,16 +24,25 @@ from llava.schema import Answer, Question, Scores, Verdict
 SOURCE = "LLaVA v1.2.2 scripts/convert_vizwiz_for_submission.py; val by the VQA rule"
 
 
-def _official(root: Path, split: str) -> list[Mapping[str, Any]]:
+class VizwizRow(TypedDict):
+    """A row of the official files, as far as it is used."""
+
+    image: str
+    question: str
+    answers: NotRequired[list[dict[str, str]]]
+    answer_type: NotRequired[str]
+
+
+def _read_official(root: Path, split: str) -> list[VizwizRow]:
     path = require_file(root, f"{split}.json", f"Annotations/{split}.json", what=f"VizWiz's {split}.json")
-    rows: list[Mapping[str, Any]] = read_records(path)
+    rows: list[VizwizRow] = read_records(path)
     return rows
 
 
 def _build(root: Path, split: str) -> list[Question]:
     return [
         Question(number, f"{row['question']}\n{UNANSWERABLE_LINE}\n{SHORT_SUFFIX}", row["image"])
-        for number, row in enumerate(_official(root, split))
+        for number, row in enumerate(_read_official(root, split))
     ]
 
 
@@ -41,34 +50,33 @@ def _judge(task: Task) -> Scores:
     asked = BENCHMARK.read_questions(task.root, task.split)
     matched = match(asked, task.answers, allow_missing=task.allow_missing, name="vizwiz")
     if task.split == "test" and task.truth is None:
-        why = "the answers of test are on the server (eval.ai) only"
-        scores = [aggregate.not_available("overall", why)]
+        scores = [aggregate.not_available("overall", "only the server (eval.ai) has the answers of test")]
         verdicts = aggregate.unjudged(asked, matched)
     else:
-        rows = read_records(task.truth) if task.truth else _official(task.root, task.split)
-        truth = index_records(task.truth or task.root, rows, "image")
+        rows = read_records(task.truth) if task.truth else _read_official(task.root, task.split)
+        truth: dict[str, VizwizRow] = index_records(task.truth or task.root, rows, "image")
         verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in zip(asked, matched.answers, strict=True)]
         scores = [*aggregate.accuracy_by(verdicts), aggregate.accuracy(verdicts, "overall", over={})]
     return aggregate.collect("vizwiz", "overall", scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
-def _verdict(question: Question, row: Mapping[str, Any], answer: Answer | None) -> Verdict:
+def _verdict(question: Question, row: VizwizRow, answer: Answer | None) -> Verdict:
     humans = [human["answer"] for human in row["answers"]]
-    said = normalise(answer.text) if answer else None
+    text = normalise(answer.text) if answer else None
     return Verdict(
         question_id=question.id,
         type=row.get("answer_type", "all"),
-        score=0.0 if said is None else official_accuracy(said, humans),
+        score=0.0 if text is None else official_accuracy(text, humans),
         answer=answer.text if answer else None,
         truth=max(humans, key=humans.count),
-        status="unanswered" if answer is None else "answered" if said else "unparsable",
+        status="unanswered" if answer is None else "answered" if text else "unparsable",
         image=question.image,
         question=question.text,
     )
 
 
 def read_image_questions(path: Path) -> list[Question]:
-    """The questions of LLaVA's file, of which id and image count."""
+    """Read the questions of LLaVA's file; only id and image are required."""
     questions = []
     for line, row in read_record_lines(path):
         require_keys(row, ("question_id", "image"), f"{path}:{line}")
@@ -79,7 +87,7 @@ def read_image_questions(path: Path) -> list[Question]:
 def write_vizwiz_upload(
     questions: Sequence[Question], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
 ) -> None:
-    """Write the server's JSON list of image and processed answer, in the questions' order."""
+    """Write the server's JSON list of image and normalized answer, in the order of the questions."""
     matched = match(questions, answers, allow_missing=allow_missing, name="vizwiz")
     rows = [
         {"image": question.image, "answer": normalise(answer.text)}

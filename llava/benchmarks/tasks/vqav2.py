@@ -1,12 +1,12 @@
-"""VQAv2: short answers to open questions about COCO images, scored against ten people's answers.
+"""VQAv2: short answers to open questions about COCO images, scored against ten human answers.
 
-Rule (the official vqaEval.py): `_vqa_answers.official_accuracy`, averaged over questions, per answer type
-and per question type. What LLaVA sends in is its text put through the EvalAI processor, so "overall" judges
-that; "overall_raw" and the "... (raw)" groups judge the text as it is. Test answers are not public: for
-test-dev2015 and test2015 there is no local score, only the upload; val2014 is scored from
+Rule (the official vqaEval.py): `vqa_answers.official_accuracy`, averaged over all questions, per answer type
+and per question type. LLaVA submits its text normalized by the EvalAI processor, which "overall" scores;
+"overall_raw" and the "... (raw)" groups score the text as it is. The test answers are not public, so
+test-dev2015 and test2015 have no local score, only the upload. val2014 is scored with
 v2_mscoco_val2014_annotations.json.
 
-The upload covers all of test2015 whatever was asked (a server's demand), with "" where there is no answer.
+The server wants an upload with all of test2015, so questions without answer get "".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
@@ -36,9 +36,20 @@ from llava.schema import Answer, Question, Score, Scores, Verdict
 
 SOURCE = "VQA vqaEval.py (GT-Vision-Lab); answers processed as LLaVA v1.2.2 submits them"
 UPLOADED = "llava_vqav2_mscoco_test2015.jsonl"
-# VQA's own catch-all types, for annotations that name none.
+# VQA's catch-all types, for annotations without types.
 OTHER_ANSWER, OTHER_QUESTION = "other", "none of the above"
 SPLITS = ("test-dev2015", "test2015", "val2014")
+
+
+class VqaAnnotation(TypedDict):
+    """An official annotation, as far as it is used."""
+
+    question_id: int
+    answers: list[dict[str, str]]
+    image_id: NotRequired[int]
+    answer_type: NotRequired[str]
+    question_type: NotRequired[str]
+    multiple_choice_answer: NotRequired[str]
 
 
 def _build(root: Path, split: str) -> list[Question]:
@@ -59,7 +70,7 @@ def _build(root: Path, split: str) -> list[Question]:
     ]
 
 
-def _truth(task: Task) -> list[dict[str, Any]] | None:
+def _read_truth(task: Task) -> list[VqaAnnotation] | None:
     path = task.truth or find(
         task.root,
         f"v2_mscoco_{task.split}_annotations.json",
@@ -70,17 +81,17 @@ def _truth(task: Task) -> list[dict[str, Any]] | None:
         return None
     value = read_records(path)
     require_keys(value, ["annotations"], str(path))
-    rows: list[dict[str, Any]] = value["annotations"]
+    rows: list[VqaAnnotation] = value["annotations"]
     return rows
 
 
 def _judge(task: Task) -> Scores:
-    truth = _truth(task)
+    truth = _read_truth(task)
     if truth is None:
         return _server_only(task)
     questions = [Question(row["question_id"], "") for row in truth]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="vqav2")
-    texts = _texts(task)
+    texts = _question_texts(task)
     rows = list(zip(truth, matched.answers, strict=True))
     verdicts = [_verdict(row, answer, texts, as_sent=True) for row, answer in rows]
     raw = [_verdict(row, answer, texts, as_sent=False) for row, answer in rows]
@@ -89,45 +100,45 @@ def _judge(task: Task) -> Scores:
         *aggregate.accuracy_by(verdicts, "question type"),
         aggregate.accuracy(verdicts, "overall", over={}),
         replace(aggregate.accuracy(raw, "overall_raw", over={}), over=None),
-        *_raw(aggregate.accuracy_by(raw), "answer type (raw)"),
-        *_raw(aggregate.accuracy_by(raw, "question type"), "question type (raw)"),
+        *_mark_raw(aggregate.accuracy_by(raw), "answer type (raw)"),
+        *_mark_raw(aggregate.accuracy_by(raw, "question type"), "question type (raw)"),
     ]
     return aggregate.collect("vqav2", "overall", scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
-def _raw(scores: Sequence[Score], group: str) -> list[Score]:
-    """Scores of the unprocessed text: the verdicts in the file are not theirs, so nothing pairs with them."""
+def _mark_raw(scores: Sequence[Score], group: str) -> list[Score]:
+    """Name the scores of the raw text and drop `over`, because the stored verdicts are not theirs."""
     return [replace(score, group=group, over=None) for score in scores]
 
 
 def _server_only(task: Task) -> Scores:
     asked = BENCHMARK.read_questions(task.root, task.split)
     matched = match(asked, task.answers, allow_missing=task.allow_missing, name="vqav2")
-    why = f"the answers of {task.split} are on the server (eval.ai) only"
+    why = f"only the server (eval.ai) has the answers of {task.split}"
     return aggregate.collect(
         "vqav2", "overall", [aggregate.not_available("overall", why)],
         aggregate.unjudged(asked, matched), matched, source=SOURCE, split=task.split,
     )  # fmt: skip
 
 
-def _texts(task: Task) -> Mapping[str, str]:
-    """Question texts for the verdicts, where the question file is there."""
+def _question_texts(task: Task) -> Mapping[str, str]:
+    """Return the question texts for the verdicts, if there is a question file."""
     path = BENCHMARK.question_path(task.root, task.split)
     return {str(q.id): q.text for q in read_jsonl_questions(path)} if path.is_file() else {}
 
 
 def _verdict(
-    row: Mapping[str, Any], answer: Answer | None, texts: Mapping[str, str], *, as_sent: bool
+    row: VqaAnnotation, answer: Answer | None, texts: Mapping[str, str], *, as_sent: bool
 ) -> Verdict:
     humans = [human["answer"] for human in row["answers"]]
-    said = None if answer is None else normalise(answer.text) if as_sent else answer.text
+    text = None if answer is None else normalise(answer.text) if as_sent else answer.text
     return Verdict(
         question_id=row["question_id"],
         type=row.get("answer_type", OTHER_ANSWER),
-        score=0.0 if said is None else official_accuracy(said, humans),
+        score=0.0 if text is None else official_accuracy(text, humans),
         answer=answer.text if answer else None,
         truth=row.get("multiple_choice_answer", humans[0]),
-        status="unanswered" if answer is None else "answered" if said else "unparsable",
+        status="unanswered" if answer is None else "answered" if text else "unparsable",
         facets={"question type": row.get("question_type", OTHER_QUESTION)},
         image=str(row["image_id"]) if "image_id" in row else None,
         question=texts.get(str(row["question_id"]), ""),
@@ -135,7 +146,7 @@ def _verdict(
 
 
 def read_question_ids(path: Path) -> list[Question]:
-    """The questions of a question file, of which only the id counts."""
+    """Read the questions of a question file; only the id is required."""
     questions = []
     for line, row in read_record_lines(path):
         require_keys(row, ["question_id"], f"{path}:{line}")
@@ -144,7 +155,7 @@ def read_question_ids(path: Path) -> list[Question]:
 
 
 def write_vqav2_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> Matched:
-    """Write EvalAI's JSON list of question_id and processed answer, "" where there is none."""
+    """Write EvalAI's JSON list of question_id and normalized answer, "" if there is no answer."""
     matched = match(questions, answers, allow_missing=True, name="vqav2")
     rows = [
         {"question_id": question.id, "answer": normalise(answer.text) if answer else ""}
