@@ -29,7 +29,7 @@ from llava.errors import SettingsError
 from llava.model.multimodal_projector.builder import is_projector_type
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
 from llava.train.init_adapter import unlike_flags
-from llava.train.reporters import reporters
+from llava.train.reporters import choose_reporters
 from llava.train.step.recipe import recipe_problems
 from llava.train.supported import unsupported
 
@@ -152,7 +152,7 @@ class TrainingArguments(transformers.TrainingArguments):
             value = getattr(self, name)
             if value and getattr(self, new_name) == defaults[new_name]:
                 setattr(self, new_name, convert(value))
-        self.report_to, self.unfit = reporters(self.report_to)
+        self.report_to, self.unfit = choose_reporters(self.report_to)
         self.per_device_eval_batch_size = 1
         self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
         self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on

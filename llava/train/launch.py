@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llava.command import ERROR_FILE, run
 from llava.errors import LlavaError, SettingsError
-from llava.train.checkpointing.signals import NOTED
+from llava.train.checkpointing.signals import HANDLED_SIGNALS
 
 REPO = Path(__file__).resolve().parents[2]
 MEETING_PORT = 29500  # torchrun's own default: the same on all machines without being told
@@ -253,7 +253,7 @@ def _leave(code: int, who: str) -> NoReturn:
     """End with a failed process's exit code; negative is a signal's number. Say so if it could not itself."""
     if code < 0:
         sys.stderr.write(f"error: {who} was ended by {signal.Signals(-code).name}; the others were stopped\n")
-    elif code != 2 and code - 128 not in NOTED:
+    elif code != 2 and code - 128 not in HANDLED_SIGNALS:
         sys.stderr.write(f"error: {who} failed with exit code {code}, see above; the others were stopped\n")
     sys.exit(code if code > 0 else 128 - code)
 

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler
@@ -22,13 +22,19 @@ from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
-from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file, read_non_lora, strip_wrappers
+from llava.model.loading.checkpoint import (
+    PROJECTOR_FILES,
+    Kind,
+    find_first_file,
+    read_non_lora,
+    strip_wrappers,
+)
 from llava.model.loading.weights import Tensors, read_tensors
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
-from llava.train.checkpointing.resume import SETTINGS, unfit_named
+from llava.train.checkpointing.resume import SETTINGS, explain_load_errors
 from llava.train.checkpointing.save import save_lora, save_projector, write_config, written_whole
 from llava.train.checkpointing.signals import leave_signals_to_parent
 from llava.train.planning.recompute import recompute_first
@@ -39,9 +45,6 @@ from llava.train.step.rows import deferred, rows_of
 from llava.train.validation import ValidatingTrainer
 
 logger = logging.getLogger(__name__)
-
-# What is trained, and so what is saved: the projector alone, an adapter with the projector, or all.
-Kind = Literal["projector", "lora", "full"]
 
 
 class TrainingError(LlavaError):
@@ -98,9 +101,10 @@ class LLaVATrainer(ValidatingTrainer):
             settings: train_dataset, eval_dataset, data_collator, ... for transformers' Trainer.
         """
         is_ours = isinstance(model.config, LlavaConfig)
+        # What is trained and saved: an adapter with the projector, the projector alone, or the whole model.
         self.kind: Kind = "full"
         if args.lora_enable:
-            self.kind = "lora"
+            self.kind = "adapter"
         elif is_ours and model.config.tune_mm_mlp_adapter:
             self.kind = "projector"
         self.order: EpochSampler | None = None
@@ -269,7 +273,7 @@ class LLaVATrainer(ValidatingTrainer):
         """Write what this kind of run leaves behind; a checkpoint's weights keep their training precision."""
         folder = Path(output_dir or str(self.args.output_dir))
         if _internal_call:
-            with self.checkpoints.noting_failure():
+            with self.checkpoints.record_write_errors():
                 self._write_weights(folder, None)
         else:
             self._write_weights(folder, self.args.compute_dtype)
@@ -277,7 +281,7 @@ class LLaVATrainer(ValidatingTrainer):
     def _write_weights(self, folder: Path, dtype: torch.dtype | None) -> None:
         is_writer = self.args.should_save
         model = self.accelerator.unwrap_model(self.model)
-        if self.kind == "lora":
+        if self.kind == "adapter":
             save_lora(model, folder, bias=self.args.lora_bias, dtype=dtype, is_writer=is_writer)
         elif self.kind == "projector":
             save_projector(model, folder, is_writer=is_writer)
@@ -296,19 +300,19 @@ class LLaVATrainer(ValidatingTrainer):
         return str(self.checkpoints.staging or super()._get_output_dir(trial))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self.checkpoints.noting_failure():
+        with self.checkpoints.record_write_errors():
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        with self.checkpoints.noting_failure():
+        with self.checkpoints.record_write_errors():
             super()._save_rng_state(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with unfit_named(checkpoint):
+        with explain_load_errors(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with unfit_named(resume_from_checkpoint):
+        with explain_load_errors(resume_from_checkpoint):
             self._load_weights(resume_from_checkpoint, model)
 
     def _load_weights(self, resume_from_checkpoint: str, model: Any) -> None:
@@ -320,7 +324,7 @@ class LLaVATrainer(ValidatingTrainer):
             _set_trained(model, {strip_wrappers(name): stored[name] for name in stored}, folder)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.kind == "lora":
+        if self.kind == "adapter":
             _set_trained(model, read_non_lora(folder), folder)
 
 

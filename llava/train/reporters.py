@@ -11,7 +11,7 @@ from transformers.integrations import TensorBoardCallback, get_available_reporti
 logger = logging.getLogger(__name__)
 
 
-def reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], list[str]]:
+def choose_reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], list[str]]:
     """Where metrics go, of what is installed; and what is wrong with what else is asked for."""
     installed = get_available_reporting_integrations()
     if wanted is None:

@@ -24,19 +24,19 @@ from llava.model.lora import lora_targets as find_all_linear_names
 from llava.model.zero3 import gather_copy as maybe_zero_3
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.assemble import Assembled, assemble
-from llava.train.checkpointing.checkpoints import InTime
-from llava.train.checkpointing.deepspeed_files import guarded
+from llava.train.checkpointing.checkpoints import CheckpointCallback
+from llava.train.checkpointing.deepspeed_files import patch_deepspeed_io
 from llava.train.checkpointing.resume import STATE_FILE, find_start
 from llava.train.checkpointing.save import (
-    alone,
-    errors_name,
+    explain_write_errors,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
+    lock_output_dir,
     require_space,
 )
 from llava.train.checkpointing.signals import Signals
-from llava.train.distributed import part
+from llava.train.distributed import destroy_process_group
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.planning.startup import announce
 
@@ -77,7 +77,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     """
     model_args, data_args, training_args = parse_arguments(argv)
     output = _writable_folder(training_args)
-    with alone(output, is_writer=training_args.should_save):
+    with lock_output_dir(output, is_writer=training_args.should_save):
         if find_start(training_args).is_finished:
             logger.info("%s: already finished; nothing is done", output)
             return
@@ -104,19 +104,21 @@ def fit(assembled: Assembled) -> LLaVATrainer:
         state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
     signals = Signals()
     assembled.dataset.keeps_going = True  # to the end of the step, where all processes can save
-    in_time = InTime(trainer.checkpoints, signals, trainer.args.checkpoint_minutes, trainer.refused)
-    trainer.add_callback(in_time)
-    files = guarded(trainer.checkpoints) if trainer.is_deepspeed_enabled else nullcontext()
-    with signals.watched(), files:
+    callback = CheckpointCallback(
+        trainer.checkpoints, signals, trainer.args.checkpoint_minutes, trainer.refused
+    )
+    trainer.add_callback(callback)
+    files = patch_deepspeed_io(trainer.checkpoints) if trainer.is_deepspeed_enabled else nullcontext()
+    with signals.handled(), files:
         try:
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         except LlavaError as error:
             raise _without_traceback(error) from error
         for problem, count in trainer.problems.items():
             logger.warning("%d times a sample taught nothing: %s", count, problem)
-        if in_time.leaves_for:
-            _leave(trainer, in_time.leaves_for)
-        if in_time.is_refused:
+        if callback.stop_signal:
+            _leave(trainer, callback.stop_signal)
+        if callback.has_refused:
             _refuse(trainer)
         _save_result(trainer, state_file)
     return trainer
@@ -157,7 +159,7 @@ def _save_result(trainer: LLaVATrainer, state_file: Path) -> None:
     try:
         safe_save_model_for_hf_trainer(trainer, str(state_file.parent))
         if trainer.args.should_save:
-            with errors_name(state_file.parent):
+            with explain_write_errors(state_file.parent):
                 part = state_file.with_suffix(".part")
                 trainer.state.save_to_json(str(part))
                 part.replace(state_file)
@@ -192,7 +194,7 @@ def _writable_folder(training_args: TrainingArguments) -> Path:
     output = Path(str(training_args.output_dir))
     if not training_args.should_save:
         return output
-    with errors_name(output):
+    with explain_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
         raise CheckpointError(f"{output}: may not be written to; give another --output_dir")
@@ -220,7 +222,7 @@ def quiet_libraries() -> None:
 def main() -> None:
     quiet_libraries()
     train()
-    part()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

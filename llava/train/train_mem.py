@@ -7,7 +7,7 @@ import logging
 from transformers.utils import is_flash_attn_2_available
 
 from llava.command import run
-from llava.train.distributed import part
+from llava.train.distributed import destroy_process_group
 from llava.train.train import quiet_libraries, train
 
 logger = logging.getLogger("llava.train.train_mem")  # by path this module is __main__
@@ -22,7 +22,7 @@ def main() -> None:
             "flash-attn is not installed, or there is no GPU for it: using PyTorch's own attention (SDPA)"
         )
         train(attn_implementation="sdpa")
-    part()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.resume import is_complete
-from llava.train.checkpointing.save import alone
+from llava.train.checkpointing.save import lock_output_dir
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.train import Assembled, assemble, fit, train
 from support.training_processes import equal_bits
@@ -424,14 +424,14 @@ def test_a_run_with_other_flags_is_not_taken_for_this_one(golden: Path, tmp_path
 
 def test_two_runs_do_not_write_into_one_folder(golden: Path, tmp_path: Path) -> None:
     argv = short(golden, tmp_path)
-    with alone(tmp_path, is_writer=True):
+    with lock_output_dir(tmp_path, is_writer=True):
         with pytest.raises(SettingsError, match="another run is writing there; give another --output_dir"):
             train(argv=argv)
-        with alone(tmp_path, is_writer=False):  # a process of the same run
+        with lock_output_dir(tmp_path, is_writer=False):  # a process of the same run
             pass
     with pytest.raises(SettingsError, match="--version"):
         train(argv=[*argv, "--version", "none"])
-    with alone(tmp_path, is_writer=True):  # free again also after an error
+    with lock_output_dir(tmp_path, is_writer=True):  # free again also after an error
         assert not list(tmp_path.iterdir())
 
 

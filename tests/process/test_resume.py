@@ -132,7 +132,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 def test_a_second_ctrl_c_is_not_noted_but_obeyed() -> None:
     signals = Signals()
     before = signal.getsignal(signal.SIGINT)
-    with signals.watched():
+    with signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # the same, passed on by a launcher
         os.kill(os.getpid(), signal.SIGTERM)

@@ -22,7 +22,7 @@ from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.resume import STATE_FILE
 from llava.train.checkpointing.save import STAGING, WRITE_ERRORS, remove_unfinished
 from llava.train.checkpointing.signals import Signals
-from llava.train.distributed import largest
+from llava.train.distributed import all_reduce_max
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class Checkpoints:
 
         Args:
             step: Optimizer steps done.
-            save: Its errors of writing are to be caught by `noting_failure` wherever processes wait for each
-                other behind them.
+            save: Write the files; catch write errors by `record_write_errors` before each collective, so
+                that no rank waits for one that failed.
         """
         name = f"checkpoint-{step}"
         self.staging = self._output / f"{STAGING}checkpoint"
@@ -80,7 +80,7 @@ class Checkpoints:
             self._prune(self._output / name)
 
     @contextmanager
-    def noting_failure(self) -> Iterator[None]:
+    def record_write_errors(self) -> Iterator[None]:
         """An error of writing ends the block, not the run: other processes may wait behind it."""
         try:
             yield
@@ -90,9 +90,9 @@ class Checkpoints:
     def _succeeds(self, part: Callable[[Path], None], folder: Path) -> bool:
         """Whether a part of the work is done on all processes."""
         self._failure = None
-        with self.noting_failure():
+        with self.record_write_errors():
             part(folder)
-        (somewhere,) = largest(int(self._failure is not None))
+        (somewhere,) = all_reduce_max(int(self._failure is not None))
         return not somewhere
 
     def _prepare(self, folder: Path) -> None:
@@ -146,12 +146,12 @@ class Checkpoints:
         )
 
 
-class InTime(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """Asks for a checkpoint when --save_minutes are over and before leaving, all processes at once.
 
     Attributes:
-        leaves_for: The signal for which training was ended early.
-        is_refused: Whether it was for a sample that one of the processes refused.
+        stop_signal: The signal for which training was ended early.
+        has_refused: Whether it was for a sample that one of the processes refused.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class InTime(TrainerCallback):
             minutes: From one checkpoint to the next; 0 for none.
             refused: What this process refuses, once there is something; all leave for it.
         """
-        self.leaves_for = 0
-        self.is_refused = False
+        self.stop_signal = 0
+        self.has_refused = False
         self._checkpoints = checkpoints
         self._signals = signals
         self._refused = refused
@@ -179,13 +179,13 @@ class InTime(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         # Clocks differ: the first process's decides.
         is_due = state.is_world_process_zero and time.monotonic() >= self._due_at
-        caught, due, refused = largest(self._signals.caught, int(is_due), len(self._refused))
-        self.is_refused = bool(refused)
+        caught, due, refused = all_reduce_max(self._signals.caught, int(is_due), len(self._refused))
+        self.has_refused = bool(refused)
         if state.global_step >= state.max_steps and not refused:
             return  # the result itself is written next
         self._checkpoints.is_passing = not control.should_save
         if caught or refused:
-            self.leaves_for = caught
+            self.stop_signal = caught
             control.should_training_stop = True
         if caught or refused or due:
             control.should_save = True
@@ -196,5 +196,5 @@ class InTime(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._checkpoints.is_passing = False
-        if self.leaves_for or self.is_refused:
+        if self.stop_signal or self.has_refused:
             control.should_save = False  # --save_strategy epoch would save the same step again

@@ -13,11 +13,11 @@ import torch
 from torch import distributed
 
 from llava.train.checkpointing.checkpoints import Checkpoints
-from llava.train.checkpointing.resume import unfit_named
+from llava.train.checkpointing.resume import explain_load_errors
 
 
 @contextmanager
-def guarded(checkpoints: Checkpoints) -> Iterator[None]:
+def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
     """A block in which DeepSpeed's processes note errors of writing and read tensors only."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.engine import DeepSpeedEngine
@@ -27,7 +27,7 @@ def guarded(checkpoints: Checkpoints) -> Iterator[None]:
 
     def save(self: Any, state_dict: Any, path: str) -> None:
         # Its processes wait for each other after writing, so all must get there.
-        with checkpoints.noting_failure():
+        with checkpoints.record_write_errors():
             plain_save(self, _numbered(state_dict), path)
 
     @wraps(plain_checkpoint)  # transformers looks at its parameters
@@ -40,7 +40,7 @@ def guarded(checkpoints: Checkpoints) -> Iterator[None]:
             raise
 
     def load(self: Any, path: str, map_location: Any = None) -> Any:
-        with unfit_named(str(Path(path).parents[1])), torch.serialization.safe_globals(_classes()):
+        with explain_load_errors(str(Path(path).parents[1])), torch.serialization.safe_globals(_classes()):
             return torch.load(path, map_location=map_location, weights_only=True)
 
     TorchCheckpointEngine.save, TorchCheckpointEngine.load = save, load

@@ -19,7 +19,7 @@ from typing import Any
 from llava.errors import CheckpointError, SettingsError
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS
-from llava.train.distributed import of_each
+from llava.train.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def find_start(training_args: TrainingArguments) -> Start:
         CheckpointError: The checkpoint asked for is not complete.
     """
     start = _found(training_args)
-    for rank, other in enumerate(of_each(start)):
+    for rank, other in enumerate(gather_objects(start)):
         if other != start:
             raise SettingsError(
                 f"{training_args.output_dir}: process {training_args.process_index} sees "
@@ -149,7 +149,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def unfit_named(checkpoint: str | None) -> Iterator[None]:
+def explain_load_errors(checkpoint: str | None) -> Iterator[None]:
     """Libraries' errors about a checkpoint on one line, with its name and what to do."""
     try:
         yield

@@ -37,7 +37,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 STAGING = ".saving-"  # how folders of what is not whole yet begin
 
 
-# The folders' descriptors that `alone` holds its locks by.
+# The folders' descriptors that `lock_output_dir` holds its locks by.
 _locked: set[int] = set()
 
 
@@ -51,7 +51,7 @@ os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 @contextmanager
-def alone(folder: Path, *, is_writer: bool) -> Iterator[None]:
+def lock_output_dir(folder: Path, *, is_writer: bool) -> Iterator[None]:
     """Keep other runs out of an output folder for the length of the block; leaves no file behind.
 
     Raises:
@@ -93,7 +93,7 @@ def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
     if not is_writer:
         yield folder
         return
-    with errors_name(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
         staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
@@ -108,13 +108,13 @@ def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a run that was killed had not written whole; nobody else writes here, see `alone`."""
+    """Remove the staging folders of a killed run. The caller must hold `lock_output_dir`."""
     for left in folder.glob(f"{STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
-def errors_name(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path) -> Iterator[None]:
     """Errors of writing name the folder and say what to do."""
     try:
         yield
@@ -159,7 +159,7 @@ def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None
     """Write adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every process must call this."""
     state = split_trained_state(model.named_parameters(), bias)
     # A frozen projector goes along: nobody else may have the one it was trained with.
-    frozen = gathered(
+    frozen = gather_parameters(
         model.named_parameters(), lambda name: "mm_projector" in name and name not in state.non_lora
     )
     with written_whole(folder, is_writer=is_writer) as staging:
@@ -173,14 +173,16 @@ def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None
 def save_projector(model: Any, folder: Path, *, is_writer: bool) -> None:
     """Write mm_projector.bin (with the embeddings, if image tokens were added to them) and config.json."""
     marks = ("mm_projector", "embed_tokens") if model.config.mm_use_im_start_end else ("mm_projector",)
-    tensors = gathered(model.named_parameters(), lambda name: any(mark in name for mark in marks))
+    tensors = gather_parameters(model.named_parameters(), lambda name: any(mark in name for mark in marks))
     with written_whole(folder, is_writer=is_writer) as staging:
         if is_writer:
             write_projector(staging, tensors)
             write_config(staging, model.config)
 
 
-def gathered(named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Callable[[str], bool]) -> Tensors:
+def gather_parameters(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Callable[[str], bool]
+) -> Tensors:
     """Some parameters on the CPU, each whole even if ZeRO-3 has it in parts."""
     chosen = [(name, parameter) for name, parameter in named_parameters if wanted(name)]
     tensors: Tensors = {}
@@ -194,7 +196,7 @@ def get_mm_adapter_state_maybe_zero_3(
 ) -> Tensors:
     """The original's name: whole copies of the parameters whose name holds one of the keys."""
     keys = tuple(keys_to_match)
-    return gathered(named_params, lambda name: any(key in name for key in keys))
+    return gather_parameters(named_params, lambda name: any(key in name for key in keys))
 
 
 def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]], bias: Bias) -> Tensors:

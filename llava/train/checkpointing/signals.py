@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 # A terminal and a launcher may both pass one Ctrl-C on: only later ones are another.
 _SAME_S = 1.0
@@ -28,14 +28,16 @@ class Signals:
         self._at = 0.0
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def handled(self) -> Iterator[None]:
         """Note signals instead of dying of them. A second Ctrl-C is a KeyboardInterrupt as ever."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python gives signals to the main thread alone
             return
         # Under nohup a run goes on without its terminal.
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-        before = {number: signal.signal(number, self._note) for number in NOTED if number not in ignored}
+        before = {
+            number: signal.signal(number, self._note) for number in HANDLED_SIGNALS if number not in ignored
+        }
         try:
             yield
         finally:

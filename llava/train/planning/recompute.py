@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llava.errors import SettingsError
-from llava.train.distributed import largest
+from llava.train.distributed import all_reduce_max
 from llava.train.planning.footprint import Footprint
 from llava.train.planning.memory import Batch, Sharing, layers_to_recompute
 from llava.train.step.recipe import Recipe
@@ -34,7 +34,7 @@ def layers_of(
         return footprint.layers
     if wanted == "auto":
         # One number for all: where weights are in parts, all must compute a layer again together.
-        return largest(layers_to_recompute(footprint, batch.passed(0), sharing, room))[0]
+        return all_reduce_max(layers_to_recompute(footprint, batch.passed(0), sharing, room))[0]
     if int(wanted) > footprint.layers:
         raise SettingsError(f"--checkpoint_layers {wanted}: the model has {footprint.layers} layers")
     return int(wanted)

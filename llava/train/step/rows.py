@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from llava.data.pack import count_positions, count_rows, deal, take
 from llava.model.shortcuts import Shortcuts
-from llava.train.distributed import largest
+from llava.train.distributed import all_reduce_max
 from llava.train.step.recipe import Recipe
 
 
@@ -40,7 +40,7 @@ def rows_of(
         return [inputs if is_plain else {**inputs, "shortcuts": shortcuts}]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
-    (count,) = largest(count_rows(lengths, recipe.micro_batch_tokens))
+    (count,) = all_reduce_max(count_rows(lengths, recipe.micro_batch_tokens))
     return [{**take(inputs, places), "shortcuts": shortcuts} for places in deal(lengths, count)]
 
 
