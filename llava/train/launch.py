@@ -1,8 +1,9 @@
-"""Start a run: on one machine or several, by DeepSpeed's launcher, torchrun, or Python alone.
+"""Start a training run: on one machine or several, by DeepSpeed's launcher, torchrun, or Python alone.
 
-    python -m llava.train.launch STAGE FLAGS...      as scripts/v1_5/_train.sh does, which lists the settings
+    python -m llava.train.launch STAGE FLAGS...      (scripts/v1_5/_train.sh does this and lists the settings)
 
-The exit code is the run's own. If one of several processes fails, all end; the last line says which and why.
+The exit code is the run's own. If one process fails, the others are stopped, and the last line on stderr
+names its rank and its error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import FrameType
+from typing import Literal, NoReturn
 
 import psutil
 import torch
@@ -34,17 +35,19 @@ from llava.errors import LlavaError, SettingsError
 from llava.train.checkpointing.signals import HANDLED_SIGNALS
 
 REPO = Path(__file__).resolve().parents[2]
-MEETING_PORT = 29500  # torchrun's own default: the same on all machines without being told
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SAVING_S = 1800  # torchrun's patience with processes that save before they leave; its own is 30 s
+DEFAULT_PORT = 29500  # torchrun's own default, so all machines agree on it without a setting
+FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAVE_TIMEOUT_S = 1800  # for processes that save before they exit; torchrun's default is 30 s
 
 
 class LostProcessError(LlavaError):
-    """One of a run's processes failed; so the others were ended."""
+    """One process of a run failed, so the others were stopped."""
+
+    code = "process-failed"
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class Machine:
     """What this machine has to train on."""
 
     gpus: int
@@ -53,257 +56,267 @@ class Here:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a run is started: by what, and with which words (the launcher's own, the program, its flags)."""
+    """How to start a run.
 
-    by: Literal["deepspeed", "torchrun", "python"]
-    words: list[str]
-    environment: dict[str, str] = field(default_factory=dict)  # variables that are to be other than now
+    Attributes:
+        launcher: What starts its processes.
+        arguments: The launcher's own options, then the program and its flags.
+        environment: Environment variables to set.
+    """
+
+    launcher: Literal["deepspeed", "torchrun", "python"]
+    arguments: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
-def plan(stage: str, flags: Sequence[str], settings: Mapping[str, str], here: Here) -> Launch:
-    """How to start a run with these settings on this machine. What is learned is the same in each way.
+def plan_launch(stage: str, flags: Sequence[str], settings: Mapping[str, str], machine: Machine) -> Launch:
+    """Choose the launcher and its arguments. Every launcher trains the same model.
 
     Args:
-        stage: ZeRO stage of the recipe, used where DeepSpeed is: 2 or 3.
-        flags: For llava/train/train_mem.py; they win over those given here.
+        stage: ZeRO stage of the script, 2 or 3; used where DeepSpeed is.
+        flags: For llava/train/train_mem.py. They override the flags that this function adds.
         settings: Environment variables: NPROC, HOSTFILE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT,
             CUDA_VISIBLE_DEVICES.
-        here: What there is on this machine.
+        machine: What this machine has.
 
     Raises:
-        SettingsError: Settings are wrong, contradict each other, or one is missing.
+        SettingsError: A setting is wrong or missing, or two contradict each other.
     """
     program = [str(REPO / "llava" / "train" / "train_mem.py")]
     with_zero = [*program, "--deepspeed", str(REPO / "scripts" / f"zero{stage}.json"), *flags]
     if settings.get("HOSTFILE"):
-        return Launch("deepspeed", _by_hostfile(settings, here, with_zero))
-    processes = _number(settings, "NPROC", here.gpus or 1, least=1)
-    if 0 < here.gpus < processes:
-        raise SettingsError(f"NPROC is {processes}, but there are {here.gpus} visible GPUs")
-    uses_zero = here.gpus > 0 and here.has_deepspeed
-    words = with_zero if uses_zero else [*program, *flags]
-    machines = _number(settings, "NNODES", 1, least=1)
-    if machines > 1:
-        number = ["--nnodes", str(machines), "--node_rank", _node_rank(settings, machines)]
-        meeting = _meeting_place(settings)
-        words = [*number, *meeting, "--nproc_per_node", str(processes), *words]
-        # Gloo else takes the address that this machine's own name has, which is often 127.0.0.1.
-        interface = settings.get("GLOO_SOCKET_IFNAME") or _interface(settings["MASTER_ADDR"])
-        return Launch("torchrun", words, {"GLOO_SOCKET_IFNAME": interface} if interface else {})
-    port = str(_number(settings, "MASTER_PORT", 0, least=0) or _free_port())
+        return Launch("deepspeed", _hostfile_arguments(settings, machine, with_zero))
+    processes = _read_number(settings, "NPROC", machine.gpus or 1, minimum=1)
+    if 0 < machine.gpus < processes:
+        raise SettingsError(
+            f"NPROC is {processes}, but there are {machine.gpus} visible GPUs", code="too-few-gpus"
+        )
+    uses_zero = machine.gpus > 0 and machine.has_deepspeed
+    program = with_zero if uses_zero else [*program, *flags]
+    nodes = _read_number(settings, "NNODES", 1, minimum=1)
+    if nodes > 1:
+        node = ["--nnodes", str(nodes), "--node_rank", _read_node_rank(settings, nodes)]
+        master = _master_arguments(settings)
+        # Gloo's default is the address of this machine's host name, which is often 127.0.0.1.
+        interface = settings.get("GLOO_SOCKET_IFNAME") or _find_interface(settings["MASTER_ADDR"])
+        return Launch(
+            "torchrun",
+            [*node, *master, "--nproc_per_node", str(processes), *program],
+            {"GLOO_SOCKET_IFNAME": interface} if interface else {},
+        )
+    port = str(_read_number(settings, "MASTER_PORT", 0, minimum=0) or _find_free_port())
     if uses_zero:
-        # Given a number, DeepSpeed takes the machine's first GPUs, whichever are visible.
-        visible = settings.get("CUDA_VISIBLE_DEVICES")
-        if visible:
+        # Given --num_gpus, DeepSpeed takes the machine's first GPUs and ignores CUDA_VISIBLE_DEVICES.
+        if visible := settings.get("CUDA_VISIBLE_DEVICES"):
             chosen = ",".join(visible.split(",")[:processes])
-            return Launch("deepspeed", ["--master_port", port, *words], {"CUDA_VISIBLE_DEVICES": chosen})
-        number = ["--num_gpus", str(processes)] if settings.get("NPROC") else []
-        return Launch("deepspeed", ["--master_port", port, *number, *words])
+            return Launch("deepspeed", ["--master_port", port, *program], {"CUDA_VISIBLE_DEVICES": chosen})
+        count = ["--num_gpus", str(processes)] if settings.get("NPROC") else []
+        return Launch("deepspeed", ["--master_port", port, *count, *program])
     if processes > 1:
-        return Launch("torchrun", ["--nproc_per_node", str(processes), "--master_port", port, *words])
-    return Launch("python", words)
+        return Launch("torchrun", ["--nproc_per_node", str(processes), "--master_port", port, *program])
+    return Launch("python", program)
 
 
-def _number(settings: Mapping[str, str], name: str, default: int, *, least: int) -> int:
-    said = settings.get(name) or str(default)
-    if not said.isdecimal() or int(said) < least:
-        raise SettingsError(f"{name} is {said!r}: wanted a whole number of at least {least}")
-    return int(said)
+def _read_number(settings: Mapping[str, str], name: str, default: int, *, minimum: int) -> int:
+    text = settings.get(name) or str(default)
+    if not text.isdecimal() or int(text) < minimum:
+        raise SettingsError(
+            f"{name} is {text!r}: wanted a whole number of at least {minimum}", code="not-a-number"
+        )
+    return int(text)
 
 
-def _required(settings: Mapping[str, str], name: str, what: str) -> str:
+def _require_setting(settings: Mapping[str, str], name: str, advice: str) -> str:
     if not settings.get(name):
-        raise SettingsError(f"{name} is not set: {what}")
+        raise SettingsError(f"{name} is not set: {advice}", code="missing-setting")
     return settings[name]
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("", 0))
         return int(free.getsockname()[1])
 
 
-def _meeting_place(settings: Mapping[str, str]) -> list[str]:
-    address = _required(settings, "MASTER_ADDR", "give the name or address of machine 0, the same on all")
-    port = _number(settings, "MASTER_PORT", MEETING_PORT, least=1)
+def _master_arguments(settings: Mapping[str, str]) -> list[str]:
+    advice = "give the name or address of machine 0, the same on all"
+    address = _require_setting(settings, "MASTER_ADDR", advice)
+    port = _read_number(settings, "MASTER_PORT", DEFAULT_PORT, minimum=1)
     return ["--master_addr", address, "--master_port", str(port)]
 
 
-def _node_rank(settings: Mapping[str, str], machines: int) -> str:
-    _required(settings, "NODE_RANK", f"give each machine its number, 0 to {machines - 1}")
-    rank = _number(settings, "NODE_RANK", 0, least=0)
-    if rank >= machines:
-        raise SettingsError(f"NODE_RANK is {rank}, but the {machines} machines are 0 to {machines - 1}")
+def _read_node_rank(settings: Mapping[str, str], nodes: int) -> str:
+    _require_setting(settings, "NODE_RANK", f"give each machine its number, 0 to {nodes - 1}")
+    rank = _read_number(settings, "NODE_RANK", 0, minimum=0)
+    if rank >= nodes:
+        raise SettingsError(
+            f"NODE_RANK is {rank}, but the {nodes} machines are 0 to {nodes - 1}", code="unknown-node"
+        )
     return str(rank)
 
 
-def _interface(master: str) -> str | None:
-    """The name of the network interface by which this machine reaches machine 0, if it is found."""
+def _find_interface(master: str) -> str | None:
+    """Return the name of the network interface that reaches machine 0, or None if it is not found."""
     try:
-        family, *_, address = socket.getaddrinfo(master, MEETING_PORT, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as towards:
-            towards.connect(address)  # sends nothing, but chooses the way
-            own = towards.getsockname()[0]
+        family, *_, address = socket.getaddrinfo(master, DEFAULT_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing, but picks the route
+            own = probe.getsockname()[0]
     except OSError as error:
         raise SettingsError(
-            f"MASTER_ADDR {master}: cannot be reached from here ({error.strerror})"
+            f"MASTER_ADDR {master}: cannot be reached from here ({error.strerror})",
+            code="unreachable-machine",
         ) from error
-    addresses = {each.address: name for name, all_of in psutil.net_if_addrs().items() for each in all_of}
-    return addresses.get(own)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            return name
+    return None
 
 
-def _by_hostfile(settings: Mapping[str, str], here: Here, program: list[str]) -> list[str]:
-    """DeepSpeed's words for a host file: it reaches the others by pdsh, or is started on each of them."""
-    path = Path(settings["HOSTFILE"])
-    hosts = _hosts(path)
+def _hostfile_arguments(settings: Mapping[str, str], machine: Machine, program: list[str]) -> list[str]:
+    """Return DeepSpeed's arguments for a host file: it starts the others by pdsh, or runs on each of them."""
+    path = settings["HOSTFILE"]
     if settings.get("NNODES"):
-        raise SettingsError("HOSTFILE and NNODES: choose one")
-    if not here.has_deepspeed:
-        raise SettingsError("HOSTFILE needs DeepSpeed, which is not installed; NNODES does without")
-    words = ["--hostfile", str(path)]
+        raise SettingsError("HOSTFILE and NNODES: choose one", code="contradicting-settings")
+    if not machine.has_deepspeed:
+        raise SettingsError(
+            "HOSTFILE needs DeepSpeed, which is not installed; use NNODES instead", code="missing-package"
+        )
+    hosts = _count_hosts(path)
+    arguments = ["--hostfile", path]
     if settings.get("NPROC"):
-        words += ["--num_gpus", str(_number(settings, "NPROC", 1, least=1))]
+        arguments += ["--num_gpus", str(_read_number(settings, "NPROC", 1, minimum=1))]
     if settings.get("NODE_RANK"):
-        words += ["--no_ssh", "--node_rank", _node_rank(settings, len(hosts))]
-        return [*words, *_meeting_place(settings), *program]
-    for tool in ("ssh", "pdsh") if len(hosts) > 1 else ("ssh",):
-        if shutil.which(tool, path=settings.get("PATH")) is None:
-            raise SettingsError(
-                f"HOSTFILE needs {tool}, which is not installed; or set NODE_RANK and MASTER_ADDR too, and "
-                "start the same command on every machine"
-            )
+        arguments += ["--no_ssh", "--node_rank", _read_node_rank(settings, hosts)]
+        return [*arguments, *_master_arguments(settings), *program]
     if settings.get("MASTER_ADDR"):
-        words += _meeting_place(settings)
+        arguments += _master_arguments(settings)
     else:
-        words += ["--master_port", str(_number(settings, "MASTER_PORT", MEETING_PORT, least=1))]
-    return [*words, *(map(_for_pdsh, program) if len(hosts) > 1 else program)]
+        port = _read_number(settings, "MASTER_PORT", DEFAULT_PORT, minimum=1)
+        arguments += ["--master_port", str(port)]
+    return [*arguments, *(map(_quote_for_pdsh, program) if hosts > 1 else program)]
 
 
-def _for_pdsh(word: str) -> str:
-    """Quoted for the shell that pdsh gives it to: DeepSpeed does so for spaces, and loses what is empty."""
+def _quote_for_pdsh(word: str) -> str:
+    """Quote a word for pdsh's shell. DeepSpeed itself quotes only spaces, and drops empty words."""
     return word if " " in word else shlex.quote(word)
 
 
-def _hosts(path: Path) -> list[str]:
-    """The machines of a host file, one line each: `name slots=8`. Without one DeepSpeed trains here alone."""
-    if not path.is_file():
-        raise SettingsError(f"HOSTFILE {path}: no such file")
-    hosts: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        said = line.strip()
-        if not said or said.startswith("#"):
-            continue
-        match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?", said)
-        if match is None:
-            raise SettingsError(f"HOSTFILE {path}:{number}: {said!r}: wanted a machine as `name slots=8`")
-        if match[1] in hosts:
-            raise SettingsError(f"HOSTFILE {path}:{number}: {match[1]} is there twice")
-        hosts.append(match[1])
-    if not hosts:
-        raise SettingsError(f"HOSTFILE {path}: names no machine; wanted lines as `name slots=8`")
-    return hosts
+def _count_hosts(path: str) -> int:
+    # Without the file DeepSpeed would train on this machine alone.
+    if not Path(path).is_file():
+        raise SettingsError(f"HOSTFILE {path}: no such file", code="missing-file")
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    try:
+        return len(fetch_hostfile(path))
+    except ValueError as error:
+        raise SettingsError(
+            f"HOSTFILE {path}: {error}; wanted a machine on each line, as `name slots=8`", code="bad-hostfile"
+        ) from error
 
 
-def start(launch: Launch) -> None:
-    """Start it, and come back when it is done.
+def start_run(launch: Launch) -> None:
+    """Start a run and wait for its end.
 
     Raises:
-        LostProcessError: A process failed; the message is its rank and its own error.
-        SystemExit: The run ended by a signal, or by an error that is told above.
+        LostProcessError: A process failed; the message is its rank and its error.
+        SystemExit: The run ended by a signal, or by an error that is already on stderr.
     """
     os.environ.update(launch.environment)
-    # Slurm's --signal=USR1@300 comes before its time limit. A run saves a checkpoint for it and leaves; what
-    # does not know it (DeepSpeed's launcher, or a run that has just begun) must not die of it.
+    # Slurm's --signal=USR1@300 comes before its time limit: a run then saves a checkpoint and exits.
+    # DeepSpeed's launcher, or a run that has only just begun, must not die of it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if launch.by == "python":
-        # In our place: a signal to the script is one to the run.
-        os.execv(_python(), [_python(), *launch.words])
+    if launch.launcher == "python":
+        python = shutil.which(os.environ.get("PYTHON") or sys.executable) or sys.executable
+        # Replaces this process, so that a signal to the script reaches the run.
+        os.execv(python, [python, *launch.arguments])
     with tempfile.TemporaryDirectory(prefix="llava-errors-") as folder:
-        told = Path(folder) / "errors"
-        os.environ[ERROR_FILE] = str(told)
+        errors = Path(folder) / "errors"
+        os.environ[ERROR_FILE] = str(errors)
         try:
-            if launch.by == "torchrun":
-                _by_torchrun(launch.words)
+            if launch.launcher == "torchrun":
+                _run_torchrun(launch.arguments)
             else:
-                _by_deepspeed(launch.words)
+                _run_deepspeed(launch.arguments)
         except SystemExit as end:
-            if end.code and told.is_file():
-                first, *others = told.read_text(encoding="utf-8").splitlines()
+            if end.code and errors.is_file():
+                first, *others = errors.read_text(encoding="utf-8").splitlines()
                 also = f" (and {len(others)} more failed)" if others else ""
                 raise LostProcessError(first + also) from end
             raise
 
 
-def _by_torchrun(words: list[str]) -> None:
-    # It passes on only those listed; and under nohup it would die of a SIGHUP that is none of its business.
-    passed = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
-    names = ",".join(signal.Signals(number).name for number in (*passed, signal.SIGQUIT, signal.SIGUSR1))
+def _run_torchrun(arguments: list[str]) -> None:
+    # torchrun forwards only the signals listed, and under nohup it would die of an ignored SIGHUP.
+    forwarded = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    names = ",".join(signal.Signals(number).name for number in (*forwarded, signal.SIGQUIT, signal.SIGUSR1))
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", names)
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_S))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVE_TIMEOUT_S))
     try:
-        torchrun.main(words)
+        torchrun.main(arguments)
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        _leave(failure.exitcode, f"rank {rank}")
+        _exit_like(failure.exitcode, f"rank {rank}")
 
 
-def _leave(code: int, who: str) -> NoReturn:
-    """End with a failed process's exit code; negative is a signal's number. Say so if it could not itself."""
+def _exit_like(code: int, process: str) -> NoReturn:
+    """Exit with a failed process's code (negative: a signal's number). Name it if it printed no error."""
     if code < 0:
-        sys.stderr.write(f"error: {who} was ended by {signal.Signals(-code).name}; the others were stopped\n")
+        name = signal.Signals(-code).name
+        sys.stderr.write(f"error: {process} was ended by {name}; the others were stopped\n")
     elif code != 2 and code - 128 not in HANDLED_SIGNALS:
-        sys.stderr.write(f"error: {who} failed with exit code {code}, see above; the others were stopped\n")
+        sys.stderr.write(
+            f"error: {process} failed with exit code {code}, see above; the others were stopped\n"
+        )
     sys.exit(code if code > 0 else 128 - code)
 
 
-def _by_deepspeed(words: list[str]) -> None:
-    """Its launcher kills processes that have not ended 30 s after a signal, which may be too soon to save.
+def _run_deepspeed(arguments: list[str]) -> None:
+    """Run DeepSpeed's launcher, and send signals to the run itself.
 
-    So it runs in a process group of its own, out of the terminal's reach, and signals go to the run itself.
+    The launcher kills processes that have not ended 30 s after a signal, which may be too soon to save. So it
+    runs in its own process group, where a terminal's Ctrl-C does not reach it.
     """
     launcher = multiprocessing.get_context("fork").Process(
-        target=run, args=(partial(_deepspeed_main, words),)
+        target=run, args=(partial(_deepspeed_main, arguments),)
     )
     launcher.start()
-    for number in PASSED_ON:
+    for number in FORWARDED_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _tell_run)
+            signal.signal(number, _forward_signal)
     launcher.join()
-    code = launcher.exitcode or 0
-    if code:
-        # A process's negative code comes through another process's exit: as a byte.
-        _leave(code - 256 if code > 256 - signal.NSIG else code, "a process")
+    if code := launcher.exitcode or 0:
+        # A rank's negative code has passed through another process's exit, as a byte.
+        _exit_like(code - 256 if code > 256 - signal.NSIG else code, "a process")
 
 
-def _deepspeed_main(words: list[str]) -> None:
+def _deepspeed_main(arguments: list[str]) -> None:
     from deepspeed.launcher import runner
 
     os.setpgid(0, 0)
     try:
-        runner.main(words)
+        runner.main(arguments)
     except (RuntimeError, ValueError) as error:
-        raise SettingsError(f"DeepSpeed's launcher: {error}") from error
+        raise SettingsError(f"DeepSpeed's launcher: {error}", code="launcher-failed") from error
 
 
-def _tell_run(number: int, frame: Any) -> None:
-    """Pass a signal to the run's processes on this machine; else to what starts them, here or elsewhere."""
+def _forward_signal(number: int, frame: FrameType | None) -> None:
+    """Send a signal to the ranks on this machine; before there are any, to the launcher's processes."""
     (launcher,) = psutil.Process().children()
-    starters = [each for each in launcher.children() if "deepspeed.launcher.launch" in each.cmdline()]
-    ranks = [rank for each in starters for rank in each.children()]
+    starters = [child for child in launcher.children() if "deepspeed.launcher.launch" in child.cmdline()]
+    ranks = [rank for starter in starters for rank in starter.children()]
     for process in ranks or [launcher, *launcher.children(recursive=True)]:
         process.send_signal(number)
-
-
-def _python() -> str:
-    return shutil.which(os.environ.get("PYTHON") or sys.executable) or sys.executable
 
 
 def main() -> None:
     stage, *flags = sys.argv[1:]
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
-    start(plan(stage, flags, os.environ, Here(torch.cuda.device_count(), has_deepspeed)))
+    machine = Machine(torch.cuda.device_count(), has_deepspeed)
+    start_run(plan_launch(stage, flags, os.environ, machine))
 
 
 if __name__ == "__main__":

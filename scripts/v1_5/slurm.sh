@@ -16,7 +16,8 @@
 set -euo pipefail
 : "${1:?usage: sbatch [OPTION...] scripts/v1_5/slurm.sh SCRIPT [FLAG...]}"
 
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${HOSTS%%$'\n'*}  # the first line; `| head` would end scontrol by SIGPIPE now and then
 # Another port for each job: two may share a machine.
 export NNODES=$SLURM_JOB_NUM_NODES MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 # shellcheck disable=SC2016 # each task has a SLURM_NODEID of its own

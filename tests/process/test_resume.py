@@ -173,7 +173,8 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     program = (
-        "import sys; from llava.train.launch import Launch, start; start(Launch('torchrun', sys.argv[1:]))"
+        "import sys; from llava.train.launch import Launch, start_run\n"
+        "start_run(Launch('torchrun', sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "--master_port", "0", str(run)]
     for code in (2, 128 + signal.SIGUSR1):  # it said why; it was asked to
