@@ -1,6 +1,6 @@
-"""Tiles of a large image: which grid, how it is resized and cut, and how the tiles' features are put back.
+"""Split large images into tiles and merge the tiles' features again.
 
-Only v1.6 checkpoints ask for this (`image_aspect_ratio: anyres`). Sizes are (width, height) throughout, and a
+Only v1.6 checkpoints use this (`image_aspect_ratio: anyres`). Sizes are (width, height) throughout, and a
 grid is (tiles across, tiles down). Source: LLaVA v1.2.2 mm_utils.py and llava_arch.py.
 """
 
@@ -20,10 +20,10 @@ Size = tuple[int, int]
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """The candidate that keeps most of the image's pixels; between equals the one that wastes least.
+    """Return the candidate that keeps most of the image's pixels; on a tie, the one that wastes least.
 
-    "Keeps" counts the pixels of the image scaled to fit, never more than it has; a further tie goes to the
-    earlier candidate.
+    The pixels kept are those of the image scaled to fit, at most as many as it has. A second tie goes to
+    the earlier candidate.
     """
     width, height = original_size
 
@@ -36,7 +36,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
-    """The image scaled to fit `target_resolution`, centred on black."""
+    """Scale an image to fit `target_resolution` and centre it on black."""
     width, height = image.size
     wide, high = target_resolution
     if wide / width < high / height:
@@ -49,7 +49,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Square tiles of side `patch_size`, row by row; a tile over the edge is filled with black."""
+    """Cut an image into square tiles of side `patch_size`, row by row; tiles over the edge get black."""
     width, height = image.size
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
@@ -61,16 +61,16 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
 ) -> tuple[int, int]:
-    """How many tiles (across, down) an image of `image_size` is cut into."""
-    wide, high = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    """Return how many tiles (across, down) an image of `image_size` is cut into."""
+    wide, high = select_best_resolution(image_size, _parse_pinpoints(grid_pinpoints))
     return wide // patch_size, high // patch_size
 
 
 def process_anyres_image(
     image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """The whole image squeezed to a square, then its tiles: (1 + tiles, 3, side, side)."""
-    canvas = resize_and_pad_image(image, select_best_resolution(image.size, _pinpoints(grid_pinpoints)))
+    """Return the whole image resized to a square, then its tiles: (1 + tiles, 3, side, side)."""
+    canvas = resize_and_pad_image(image, select_best_resolution(image.size, _parse_pinpoints(grid_pinpoints)))
     side = processor.size["shortest_edge"]
     views = [image.resize((side, side)), *divide_to_patches(canvas, processor.crop_size["height"])]
     return torch.stack([processor.preprocess(view, return_tensors="pt")["pixel_values"][0] for view in views])
@@ -79,46 +79,47 @@ def process_anyres_image(
 def merge_tiles(
     features: torch.Tensor, grid: tuple[int, int], image_size: Size, newline: torch.Tensor | None
 ) -> torch.Tensor:
-    """One block of features for an image that was seen as (whole, tiles...).
+    """Merge the features of a whole image and of its tiles into one sequence.
 
     Args:
-        features: (1 + tiles, P, D), P a square number of patches.
+        features: (1 + tiles, P, D), the whole image first; P is a square number of patches.
         grid: Tiles (across, down).
-        image_size: Of the original image; tells which rows or columns were only padding.
-        newline: (D,), put after each row of patches once the padding is cut off; None keeps the padding.
+        image_size: Size of the original image, to find the rows or columns that are only padding.
+        newline: (D,), appended to each row of patches after the padding is removed; None keeps the padding.
 
     Returns:
-        (M, D): the whole image's patches, then the tiles' patches in the order they lie in the image.
+        (M, D): the whole image's patches, then the tiles' patches in the image's row-major order.
     """
     whole, tiles = features[0], features[1:]
     across, down = grid
     side = math.isqrt(whole.shape[0])
-    lying = tiles.view(down, across, side, side, -1).permute(0, 2, 1, 3, 4)
-    lying = lying.reshape(down * side, across * side, -1)
+    grid_features = tiles.view(down, across, side, side, -1).permute(0, 2, 1, 3, 4)
+    grid_features = grid_features.reshape(down * side, across * side, -1)
     if newline is not None:
-        lying = _without_padding(lying, image_size)
-        column = newline.to(lying).expand(lying.shape[0], 1, -1)
-        lying = torch.cat((lying, column), dim=1)
-    return torch.cat((whole, lying.flatten(0, 1)))
+        grid_features = _without_padding(grid_features, image_size)
+        column = newline.to(grid_features).expand(grid_features.shape[0], 1, -1)
+        grid_features = torch.cat((grid_features, column), dim=1)
+    return torch.cat((whole, grid_features.flatten(0, 1)))
 
 
-def _without_padding(lying: torch.Tensor, image_size: Size) -> torch.Tensor:
-    """(rows, columns, D) without the rows or columns that `resize_and_pad_image` filled with black."""
-    rows, columns = lying.shape[:2]
+def _without_padding(grid_features: torch.Tensor, image_size: Size) -> torch.Tensor:
+    """Remove the rows or columns of (rows, columns, D) that `resize_and_pad_image` filled with black."""
+    rows, columns = grid_features.shape[:2]
     width, height = image_size
     if width / height > columns / rows:
         margin = (rows - int(height * (columns / width))) // 2
-        return lying[margin : rows - margin]
+        return grid_features[margin : rows - margin]
     margin = (columns - int(width * (rows / height))) // 2
-    return lying[:, margin : columns - margin]
+    return grid_features[:, margin : columns - margin]
 
 
-def _pinpoints(given: str | Sequence[Sequence[int]]) -> list[Size]:
-    """The candidate sizes, which a config holds as a list or as the text of one."""
+def _parse_pinpoints(given: str | Sequence[Sequence[int]]) -> list[Size]:
+    """Return the candidate sizes, which a config holds as a list or as its text."""
     try:
         listed = ast.literal_eval(given) if isinstance(given, str) else given
         return [(int(wide), int(high)) for wide, high in listed]
     except (ValueError, SyntaxError, TypeError) as error:
         raise CheckpointError(
-            f"image_grid_pinpoints is {given!r}, wanted a list of [width, height] pairs: mend config.json"
+            f"image_grid_pinpoints is {given!r}, wanted a list of [width, height] pairs: correct config.json",
+            code="bad-grid-pinpoints",
         ) from error

@@ -1,4 +1,4 @@
-"""How every command starts and ends: logging set up, the user's errors on one line, an honest exit code."""
+"""Run a command: set up logging, print the user's errors on one line, set the exit code."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from llava.errors import LlavaError
 from llava.log import setup_logging
 
-# Names the file where one of several processes leaves its error for the launcher to say last.
+# Environment variable: the file where each rank writes its error, for the launcher to print last.
 ERROR_FILE = "LLAVA_ERROR_FILE"
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main` and leave the process with its exit code.
+    """Run a command's `main` and exit the process with its code.
 
-    0 when `main` returns, 2 for input the user can mend (one line on stderr), 130 for Ctrl-C. Any other
-    exception is our own bug and keeps its traceback; `LLAVA_TRACEBACK=1` shows one for the user's errors too.
+    0 when `main` returns, 2 for an error the user can fix (one line on stderr), 130 for Ctrl-C. Any other
+    exception is a bug and keeps its traceback; `LLAVA_TRACEBACK=1` shows a traceback for user errors too.
     """
     setup_logging()
     try:
         main()
     except BrokenPipeError:
-        # The reader of our stdout (`| head`) has gone; point stdout at nothing so that the exit is quiet.
+        # The reader of stdout (`| head`) has exited; redirect stdout so that the exit is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,7 +1,4 @@
-"""Reading and writing JSON: errors name file and line, large arrays are streamed, writes are atomic.
-
-Knows nothing of what the rows mean.
-"""
+"""Read and write JSON: errors name file and line, large arrays are streamed, writes are atomic."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import IO, Any
 
 from llava.errors import DataError
 
-# What the system says when a disk, a user's share of it or a file may not grow.
+# The disk is full, the user's quota is used up, or the file is at its size limit.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -24,7 +21,7 @@ ObjectHook = Callable[[dict[str, Any]], Any]
 
 
 def read_json(path: Path, *, object_hook: ObjectHook | None = None) -> Any:
-    """The one JSON value in `path`.
+    """Return the JSON value in `path`.
 
     Raises:
         DataError: The file is missing or is not JSON; the message gives line and column.
@@ -33,56 +30,66 @@ def read_json(path: Path, *, object_hook: ObjectHook | None = None) -> Any:
         return json.loads(_read_text(path), object_hook=object_hook)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}:{error.lineno}: not valid JSON (column {error.colno}: {error.msg})"
+            f"{path}:{error.lineno}: not valid JSON (column {error.colno}: {error.msg})", code="not-json"
         ) from error
 
 
-Passed = Callable[[int], object]
+OnRead = Callable[[int], object]
+"""Called with the number of bytes just read, for a progress bar."""
 
 
-def read_jsonl(path: Path, passed: Passed | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for every line that is not blank; `passed` is told each line's bytes.
+def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) for every line that is not blank.
+
+    Args:
+        path: A file with one JSON object per line.
+        on_read: Called with the size of each line.
 
     Raises:
-        DataError: The file is missing, or a line is not a JSON object (cut short by a crash, say).
+        DataError: The file is missing, or a line is not a JSON object (a crash may have cut it short).
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file", code="missing-file")
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if passed:
-                passed(len(line))
+            if on_read:
+                on_read(len(line))
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error})") from error
+                raise DataError(f"{path}:{number}: not valid JSON ({error})", code="not-json") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: found {type(row).__name__}, wanted a JSON object")
+                raise DataError(
+                    f"{path}:{number}: found {type(row).__name__}, wanted a JSON object", code="not-an-object"
+                )
             yield number, row
 
 
-def stream_json_array(path: Path, passed: Passed | None = None) -> Iterator[Any]:
-    """The elements of the one JSON array in `path`, one at a time: a file of many GB needs little memory.
+def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[Any]:
+    """Yield the elements of the JSON array in `path` one at a time: a file of many GB needs little memory.
 
-    Values are exactly those of `json.load` (a streaming C parser turned half surrogates into "?"). `passed`
-    is told how many bytes were read, each time some are.
+    Values are exactly those of `json.load` (streaming C parsers turn lone surrogates into "?").
+
+    Args:
+        path: A file with one JSON array.
+        on_read: Called with the size of each block read.
 
     Raises:
         DataError: The file is missing, is not JSON, or its top level is not an array.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file", code="missing-file")
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as stream:
-        text = _ArrayText(path, stream, passed)
+        text = _ArrayReader(path, stream, on_read)
         if (start := text.next_character()) != "[":
-            raise DataError(f"{path}:1: found {start!r}, wanted a JSON array ('[')")
+            raise DataError(f"{path}:1: found {start!r}, wanted a JSON array ('[')", code="not-an-array")
         text.position += 1
         if text.next_character() == "]":
             text.position += 1
-            text.end()
+            text.require_end()
             return
         while True:
             yield text.next_value(decoder)
@@ -91,34 +98,35 @@ def stream_json_array(path: Path, passed: Passed | None = None) -> Iterator[Any]
                 raise text.error(f"found {separator!r}, wanted ',' or ']'" if separator else "cut short")
             text.position += 1
             if separator == "]":
-                text.end()
+                text.require_end()
                 return
 
 
-class _ArrayText:
-    """A window on the text of an array, moved along as its elements are read."""
+class _ArrayReader:
+    """A window on the text of a JSON array that moves forward as its elements are read."""
 
     _CHARACTERS = 1 << 20
-    _LONGEST_TOKEN = 32  # What the window's end cuts (a word, an escape) fails at most this far before it.
+    # A token cut by the end of the window (`tru`, `\\ud8`) makes the decoder fail at most this far before it.
+    _LONGEST_TOKEN = 32
 
-    def __init__(self, path: Path, stream: IO[str], passed: Passed | None = None) -> None:
+    def __init__(self, path: Path, stream: IO[str], on_read: OnRead | None = None) -> None:
         self._path = path
         self._stream = stream
-        self._passed = passed
+        self._on_read = on_read
         self._window = ""
         self._lines_before = 1
         self._count = 0
         self.position = 0
 
     def next_character(self) -> str:
-        """The next character that is not white space, not yet passed; "" at the end of the file."""
+        """Skip white space and return the next character without consuming it; "" at the end of the file."""
         while True:
-            self.position = _passed_space(self._window, self.position)
+            self.position = _skip_space(self._window, self.position)
             if self.position < len(self._window) or not self._read_more():
                 return self._window[self.position : self.position + 1]
 
     def next_value(self, decoder: json.JSONDecoder) -> Any:
-        """The value that starts here, passed."""
+        """Decode the value that starts here and move past it."""
         if not self.next_character():
             raise self.error("cut short")
         while True:
@@ -134,43 +142,46 @@ class _ArrayText:
                 raise self.error(error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
-            # "1.5" at the window's end may go on as "1.5e3".
+            # "1.5" at the end of the window may continue as "1.5e3".
             if end + self._LONGEST_TOKEN < len(self._window) or not self._read_more():
                 self.position = end
                 self._count += 1
                 return value
 
-    def end(self) -> None:
-        """Nothing may follow the array."""
+    def require_end(self) -> None:
+        """Raise if anything follows the array."""
         if rest := self.next_character():
             raise self.error(f"found {rest!r} after the array")
 
-    def error(self, message: str) -> DataError:
-        """What is wrong at the present position."""
+    def error(self, message: str, code: str = "not-json") -> DataError:
+        """Return an error that names the current line."""
         line = self._lines_before + self._window.count("\n", 0, self.position)
-        return DataError(f"{self._path}:{line}: not valid JSON after {self._count} elements: {message}")
+        return DataError(
+            f"{self._path}:{line}: not valid JSON after {self._count} elements: {message}", code=code
+        )
 
     def _read_more(self) -> bool:
-        """Drop what is passed and read on; False, and nothing changed, at the end of the file."""
+        """Drop consumed text and read more; return False, changing nothing, at the end of the file."""
         try:
-            # As much again as is there: an element of many MB is not decoded anew for every MB of it.
+            # Doubling the window keeps an element of many MB from being decoded again for every MB of it.
             more = self._stream.read(max(self._CHARACTERS, len(self._window)))
         except UnicodeDecodeError as error:
-            raise self.error(f"not UTF-8 text ({error.reason})") from error
+            raise self.error(f"not UTF-8 text ({error.reason})", "not-utf8") from error
         if more:
             self._lines_before += self._window.count("\n", 0, self.position)
             self._window = self._window[self.position :] + more
             self.position = 0
-            if self._passed:
-                self._passed(len(more.encode()))
+            if self._on_read:
+                self._on_read(len(more.encode()))
         return bool(more)
 
 
 @contextmanager
 def atomic_write(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """A stream whose content becomes `path` in one step on leaving the block; an exception changes nothing.
+    """Yield a stream whose content replaces `path` when the block ends; an exception changes nothing.
 
-    Makes the parent folders. The bytes are on disk before the rename: a crash leaves the old file or the new.
+    Makes the parent folders. The bytes are on disk before the rename, so a crash leaves the old file or the
+    new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -180,19 +191,19 @@ def atomic_write(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes private files; give ours the mode any other new file would have.
+        # mkstemp makes private files; use the mode any other new file would have.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-            # An open stream does not know its name.
+            # An error from an open stream does not name the file.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def flush_tree(folder: Path, *, deep: bool = True) -> None:
-    """Bring a folder to the disk, its files before itself; not `deep`, only which names it holds."""
+    """Flush a folder to disk, its files first; with `deep=False` only its directory entry."""
     for path in sorted(folder.rglob("*"), reverse=True) if deep else []:
         _flush(path)
     _flush(folder)
@@ -203,7 +214,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network disks have no such thing for folders.
+        # Some network file systems cannot fsync a folder.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:
@@ -211,21 +222,21 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2, ascii_only: bool = False) -> None:
-    """Write one JSON value, atomically, with a newline at the end."""
+    """Write one JSON value atomically, with a newline at the end."""
     with atomic_write(path) as stream:
         json.dump(value, stream, indent=indent, ensure_ascii=ascii_only)
         stream.write("\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, ascii_only: bool = True) -> None:
-    """Write one object a line, atomically (ASCII-escaped like the original's answer files)."""
+    """Write one object per line atomically, ASCII-escaped like the original's answer files."""
     with atomic_write(path) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
 
 
-def _passed_space(text: str, position: int) -> int:
-    """The first position from `position` on that is no JSON white space."""
+def _skip_space(text: str, position: int) -> int:
+    """Return the first position from `position` on that is not JSON white space."""
     while position < len(text) and text[position] in " \t\n\r":
         position += 1
     return position
@@ -233,11 +244,11 @@ def _passed_space(text: str, position: int) -> int:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file", code="missing-file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})", code="not-utf8") from error
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Logging and progress, set up by commands only: results go to stdout, all else to stderr."""
+"""Logging and progress bars on stderr; results go to stdout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Item = TypeVar("Item")
 
 
 def setup_logging() -> None:
-    """Send `llava`'s messages to stderr: all of them from a run's first process, warnings from the others."""
+    """Log to stderr: everything from rank 0, only warnings and errors from other ranks."""
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
     who = f" [rank {rank}]" if "RANK" in os.environ else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s{who} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
-    for name in ("llava", "__main__"):  # a module that is run as a command logs under the latter
+    for name in ("llava", "__main__"):  # a module run as a command logs under __main__
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -28,21 +28,21 @@ def setup_logging() -> None:
 
 
 def progress(items: Iterable[Item], *, name: str, total: int | None = None, done: int = 0) -> Iterator[Item]:
-    """Yield `items` behind a bar on stderr with rate and time left; off a terminal, a line every half minute.
+    """Yield `items` with a progress bar on stderr; without a terminal, a line every 30 seconds.
 
     Args:
-        items: What is worked through.
-        name: What the bar is called, e.g. "shard 3".
-        total: How many there are in all, when `items` has no length.
-        done: How many of `total` were finished before this run.
+        items: The work to count.
+        name: The label of the bar, e.g. "shard 3".
+        total: Number of items, when `items` has no length.
+        done: Number of items finished before this run.
     """
     yield from _bar(items, desc=name, total=total, initial=done)
 
 
 def progress_bar(*, name: str, total: int, unit: str = "it") -> tqdm[Any]:
-    """The same bar, to be told of n more by `update(n)`; not seen where all is done within two seconds.
+    """Return a progress bar to advance by `update(n)`; it appears after two seconds.
 
-    A unit of "B" is bytes, shown in thousands of 1024.
+    With unit "B", sizes are shown in KiB, MiB and so on.
     """
     in_bytes = unit == "B"
     settings: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if in_bytes else {}

@@ -1,4 +1,4 @@
-"""Images become the original's pixels to the bit, and a broken one is said by name."""
+"""Pixels equal the original's to the bit, and errors name the broken image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles, select_best_resolution
-from llava.errors import CheckpointError, DataError
 from llava.images import expand2square, load_image_from_base64, mean_colour, process_images, read_image
+from support.errors import raises_code
 
 
 def processor_of(side: int) -> CLIPImageProcessorPil:
@@ -83,7 +83,7 @@ def test_grids_are_the_originals(golden: Path) -> None:
         assert list(get_anyres_image_grid_shape(size, str(case["grid"]), 336)) == case["grid_shape"]
 
 
-def test_a_batch_is_stacked_and_needs_no_equal_sizes() -> None:
+def test_images_of_unequal_sizes_are_stacked() -> None:
     images = [Image.new("RGB", (40, 20), "red"), Image.new("L", (10, 90))]
     pixels = process_images(images, processor_of(56), config(image_aspect_ratio="pad"))
     assert isinstance(pixels, torch.Tensor)
@@ -91,20 +91,21 @@ def test_a_batch_is_stacked_and_needs_no_equal_sizes() -> None:
     assert process_images(images, processor_of(56), config())[1].shape == (3, 56, 56)
 
 
-def test_one_pixel_is_an_image_too() -> None:
+def test_an_image_of_one_pixel() -> None:
     pixels = process_images([Image.new("RGB", (1, 1))], processor_of(56), config(image_aspect_ratio="pad"))
     assert isinstance(pixels, torch.Tensor)
     assert pixels.shape == (1, 3, 56, 56)
 
 
-def test_tiles_of_unequal_number_come_as_a_list() -> None:
+def test_unequal_numbers_of_tiles_give_a_list() -> None:
     settings = config(image_aspect_ratio="anyres", image_grid_pinpoints="[(112, 112), (56, 168)]")
     images = [Image.new("RGB", (100, 100)), Image.new("RGB", (20, 90))]
     tiled = process_images(images, processor_of(56), settings)
     assert [view.shape[0] for view in tiled] == [5, 4]
     settings.image_grid_pinpoints = "many"
-    with pytest.raises(CheckpointError, match="image_grid_pinpoints is 'many', wanted a list"):
+    with raises_code("bad-grid-pinpoints") as error:
         process_images(images, processor_of(56), settings)
+    assert "'many'" in str(error.value)
 
 
 def test_padding_goes_around_a_wide_image() -> None:
@@ -113,8 +114,8 @@ def test_padding_goes_around_a_wide_image() -> None:
     assert mean_colour(processor_of(56)) == (122, 116, 104)
 
 
-def test_merged_tiles_lie_as_in_the_image_without_their_padding() -> None:
-    # Two tiles across and one down, two patches a side; the number says row and column: 10 * row + column.
+def test_merged_tiles_are_in_image_order_without_padding() -> None:
+    # Two tiles across and one down, two patches a side. Each value is 10 * row + column.
     tiles = [[[10 * row + 2 * tile + column for column in (0, 1)] for row in (0, 1)] for tile in (0, 1)]
     views = torch.tensor([[-1.0] * 4, *([*tile[0], *tile[1]] for tile in tiles)])[:, :, None]
     kept = merge_tiles(views, (2, 1), (400, 200), None)[:, 0].tolist()
@@ -122,7 +123,7 @@ def test_merged_tiles_lie_as_in_the_image_without_their_padding() -> None:
     newline = torch.tensor([99.0])
     rows = merge_tiles(views, (2, 1), (400, 200), newline)[4:, 0].tolist()
     assert rows == [0, 1, 2, 3, 99, 10, 11, 12, 13, 99]
-    # A tall image leaves the outer columns black.
+    # A tall image leaves the outer columns black, which are removed.
     assert merge_tiles(views, (2, 1), (100, 200), newline)[4:, 0].tolist() == [1, 2, 99, 11, 12, 99]
 
 
@@ -140,7 +141,7 @@ def test_every_mode_is_read_as_rgb(mode: str, tmp_path: Path) -> None:
         image = Image.fromarray(values).convert("RGB").convert(mode)
     read = read_image(saved(image, tmp_path / "image.png"))
     assert read.mode == "RGB"
-    # Black and white, and the palette, have lost some of the values before.
+    # Black and white and palette images have already lost some of the values.
     exact = values if mode not in ("1", "P") else np.asarray(image.convert("RGB"))[..., 0]
     assert np.array_equal(np.asarray(read)[..., 0], exact)
 
@@ -154,7 +155,7 @@ def test_cmyk_and_transparent_palettes_are_read_as_rgb(tmp_path: Path) -> None:
     assert read_image(path).getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_a_broken_image_is_said_by_name(tmp_path: Path) -> None:
+def test_errors_name_the_broken_image(tmp_path: Path) -> None:
     whole = saved(Image.effect_noise((80, 80), 50), tmp_path / "whole.png").read_bytes()
     for name, content in {
         "cut.png": whole[: len(whole) // 2],
@@ -162,14 +163,14 @@ def test_a_broken_image_is_said_by_name(tmp_path: Path) -> None:
         "empty.jpg": b"",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name}: cannot be read as an image") as caught:
+        with raises_code("unreadable-image") as error:
             read_image(tmp_path / name)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"gone\.png: no such image file"):
+        assert name in str(error.value)
+        assert "\n" not in str(error.value)
+    with raises_code("missing-image") as error:
         read_image(tmp_path / "gone.png")
-    with pytest.raises(
-        DataError, match="cannot be read as an image"
-    ):  # what the system does not even look for
+    assert "gone.png" in str(error.value)
+    with raises_code("unreadable-image"):  # a name longer than the system allows
         read_image(tmp_path / ("a" * 300 + ".png"))
 
 
@@ -179,5 +180,5 @@ def test_base64_images_are_decoded_or_refused() -> None:
     text = base64.b64encode(stream.getvalue()).decode()
     assert load_image_from_base64(text).size == (3, 2)
     for broken in (text[: len(text) // 2], "no base64!", base64.b64encode(b"no image").decode()):
-        with pytest.raises(DataError, match="holds no readable image"):
+        with raises_code("unreadable-image"):
             load_image_from_base64(broken)
