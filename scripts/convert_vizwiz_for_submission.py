@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from llava.benchmarks.answers import read_answers
-from llava.benchmarks.tasks.vizwiz import read_image_questions, write_vizwiz_upload
+from llava.benchmarks.base import read_jsonl_questions
+from llava.benchmarks.tasks.vizwiz import write_vizwiz_upload
 from llava.command import run
 
 
@@ -17,7 +18,8 @@ def main() -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="answers, one JSON object a line")
     parser.add_argument("--result-upload-file", type=Path, required=True)
     args = parser.parse_args()
-    questions, answers = read_image_questions(args.annotation_file), read_answers(args.result_file)
+    questions = read_jsonl_questions(args.annotation_file, ("question_id", "image"))
+    answers = read_answers(args.result_file)
     write_vizwiz_upload(questions, answers, args.result_upload_file)
     print(f"total results: {len(answers)}, total split: {len(questions)}, error_line: 0")
 

@@ -11,7 +11,8 @@ import logging
 from pathlib import Path
 
 from llava.benchmarks.answers import match, read_answers
-from llava.benchmarks.tasks.vqav2 import UPLOADED, read_question_ids, write_vqav2_upload
+from llava.benchmarks.base import read_jsonl_questions
+from llava.benchmarks.tasks.vqav2 import UPLOADED, write_vqav2_upload
 from llava.command import run
 
 logger = logging.getLogger("llava.convert_vqav2")
@@ -26,10 +27,11 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="leave holes where answers are missing")
     args = parser.parse_args()
     answers = read_answers(args.dir / "answers" / args.split / args.ckpt / "merge.jsonl")
-    questions = read_question_ids(args.dir / UPLOADED)
+    questions = read_jsonl_questions(args.dir / UPLOADED, ["question_id"])
     asked = args.dir / f"{args.split}.jsonl"
     if asked.is_file():
-        match(read_question_ids(asked), answers, allow_missing=args.allow_missing, name=args.split)
+        split_questions = read_jsonl_questions(asked, ["question_id"])
+        match(split_questions, answers, allow_missing=args.allow_missing, name=args.split)
     upload = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
     matched = write_vqav2_upload(questions, answers, upload)
     print(f"total results: {len(answers)}, total split: {len(questions)}, error_line: 0")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from llava.benchmarks.answers import Matched
-from llava.schema import Question, Score, Scores, Verdict
+from llava.schema import Answer, Question, Score, Scores, Status, Verdict
 from llava.scoring import intervals
 from llava.scoring.metrics import PERCENT
 
@@ -129,9 +129,25 @@ def not_available(name: str, why: str, *, group: str = "total") -> Score:
     return Score(name, None, 0, group, note=f"not available: {why}")
 
 
-def unjudged(questions: Sequence[Question], matched: Matched) -> list[Verdict]:
-    """Return verdicts without points for answers that only a server can judge."""
-    return [
+def answer_status(answer: Answer | None, *, is_parsed: bool) -> Status:
+    """Return the status of a judged answer, None if it is missing."""
+    if answer is None:
+        return "unanswered"
+    return "answered" if is_parsed else "unparsable"
+
+
+def collect_unjudged(
+    benchmark: str,
+    headline: str,
+    why: str,
+    questions: Sequence[Question],
+    matched: Matched,
+    *,
+    source: str,
+    split: str,
+) -> Scores:
+    """Return scores without value for answers that only a server or judge can judge; `why` becomes a note."""
+    verdicts = [
         Verdict(
             question_id=question.id,
             type=question.category,
@@ -144,6 +160,8 @@ def unjudged(questions: Sequence[Question], matched: Matched) -> list[Verdict]:
         )
         for question, answer in zip(questions, matched.answers, strict=True)
     ]
+    score = not_available(headline, why)
+    return collect(benchmark, headline, [score], verdicts, matched, source=source, split=split)
 
 
 def count_statuses(verdicts: Sequence[Verdict], matched: Matched | None = None) -> dict[str, int]:

@@ -118,13 +118,13 @@ def match(
         AnswersError: An answer has an unknown id, answers contradict each other, or (without
             `allow_missing`) a question has no answer.
     """
-    asked: dict[str, list[int]] = defaultdict(list)
+    indices_by_id: dict[str, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
-        asked[str(question.id)].append(index)
-    given: dict[str, list[Answer]] = defaultdict(list)
+        indices_by_id[str(question.id)].append(index)
+    rows_by_id: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
-        given[str(answer.question_id)].append(answer)
-    unknown = [key for key in given if key not in asked]
+        rows_by_id[str(answer.question_id)].append(answer)
+    unknown = [key for key in rows_by_id if key not in indices_by_id]
     if unknown:
         raise AnswersError(
             f"{name}: {len(unknown)} answered ids are not among its {len(questions)} questions: "
@@ -133,8 +133,8 @@ def match(
         )
     found: list[Answer | None] = [None] * len(questions)
     duplicates = by_order = 0
-    for key, indices in asked.items():
-        rows = given.get(key, [])
+    for key, indices in indices_by_id.items():
+        rows = rows_by_id.get(key, [])
         if len(indices) == 1:
             found[indices[0]] = rows[0] if rows else None
             duplicates += _count_repeats(rows, key, name)

@@ -246,13 +246,17 @@ class Benchmark:
             self.submit(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
 
 
-def read_jsonl_questions(path: Path) -> list[Question]:
-    """Read the questions of one of LLaVA's jsonl files, in its order."""
+def read_jsonl_questions(path: Path, required: Sequence[str] = ("question_id", "text")) -> list[Question]:
+    """Read the questions of one of LLaVA's jsonl files, in its order.
+
+    Raises:
+        DataError: The file is damaged, or a row lacks one of the `required` keys.
+    """
     questions = []
     for line, row in read_jsonl(path):
-        require_keys(row, ("question_id", "text"), f"{path}:{line}")
+        require_keys(row, required, f"{path}:{line}")
         image, category = row.get("image"), row.get("category", "default")
-        questions.append(Question(row["question_id"], row["text"], image, category))
+        questions.append(Question(row["question_id"], row.get("text", ""), image, category))
     return questions
 
 

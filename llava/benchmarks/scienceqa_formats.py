@@ -38,7 +38,7 @@ class ProblemRecord(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ScienceExample:
     """One problem as text: the input, the output, and the image if there is one."""
 
     id: str
@@ -47,7 +47,7 @@ class Example:
     image: str | None
 
 
-def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[Example]:
+def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[ScienceExample]:
     """Read the problems of `split` in `folder` (problems.json, pid_splits.json) in the order of the split.
 
     Raises:
@@ -76,7 +76,7 @@ def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[Exam
                 f"{folder / 'problems.json'}: problem {key}: no {error}", code="missing-key"
             ) from error
         image = f"{key}/{problem['image']}" if problem["image"] else None
-        yield Example(str(key), _clean(text), _clean(target), image)
+        yield ScienceExample(str(key), _clean(text), _clean(target), image)
 
 
 def _format_input(form: str, problem: ProblemRecord) -> str:
@@ -134,7 +134,7 @@ def _remove_label(text: str, label: str) -> str:
     return text.replace(label, "") if text.startswith(label) else text
 
 
-def _instruction(example: Example) -> str:
+def _instruction(example: ScienceExample) -> str:
     text = _remove_label(example.input, "Question: ")
     return f"{text}\n{DEFAULT_IMAGE_TOKEN}" if example.image else text
 

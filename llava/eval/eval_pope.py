@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.base import read_jsonl_questions
 from llava.benchmarks.tasks import pope
 from llava.command import run
 from llava.errors import DataError
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="answers, one JSON object a line")
     parser.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
     args = parser.parse_args()
-    questions = pope.read_pope_questions(args.question_file)
+    questions = read_jsonl_questions(args.question_file, ("question_id", "category"))
     truths = pope.find_labels(questions, pope.read_labels(args.annotation_dir))
     known, answers, notes = pope.keep_labelled(questions, truths, read_answers(args.result_file))
     if not known:

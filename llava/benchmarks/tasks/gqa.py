@@ -105,9 +105,9 @@ def _judge(task: Task) -> Scores:
     truth = read_gqa_truth(task.root, task.split, task.truth)
     balanced = {key: row for key, row in truth.questions.items() if row["isBalanced"]}
     unbalanced = {key for key in truth.questions if key not in balanced}
-    asked = [answer for answer in task.answers if str(answer.question_id) not in unbalanced]
+    answers = [answer for answer in task.answers if str(answer.question_id) not in unbalanced]
     questions = [Question(key, f"{row['question']}\n{SHORT_SUFFIX}") for key, row in balanced.items()]
-    matched = match(questions, asked, allow_missing=task.allow_missing, name="gqa")
+    matched = match(questions, answers, allow_missing=task.allow_missing, name="gqa")
     rows = zip(balanced.items(), matched.answers, strict=True)
     verdicts = [_verdict(key, row, answer) for (key, row), answer in rows]
     predictions = {key: v.answer for key, v in zip(balanced, verdicts, strict=True)}
@@ -139,7 +139,7 @@ def _verdict(key: str, row: gqa_metrics.GqaQuestion, answer: Answer | None) -> V
         score=float(prediction == row["answer"]),
         answer=prediction,
         truth=row["answer"],
-        status="unanswered" if prediction is None else "answered" if prediction else "unparsable",
+        status=aggregate.answer_status(answer, is_parsed=bool(prediction)),
         facets={
             "semantic": types["semantic"],
             "answer": "open" if types["structural"] == "query" else "binary",
@@ -175,8 +175,8 @@ def write_predictions(answers: Sequence[Answer], path: Path) -> None:
 
 
 def _submit(task: Task, path: Path) -> None:
-    asked = BENCHMARK.read_questions(task.root, task.split)
-    match(asked, task.answers, allow_missing=task.allow_missing, name="gqa")
+    questions = BENCHMARK.read_questions(task.root, task.split)
+    match(questions, task.answers, allow_missing=task.allow_missing, name="gqa")
     write_predictions(task.answers, path)
 
 

@@ -74,10 +74,9 @@ def _judge(task: Task) -> Scores:
     questions = _questions(task)
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="llava_bench")
     if not any(answer and REVIEW in answer.extra for answer in matched.answers):
-        scores = [aggregate.not_available("all", "needs the judge's reviews; score its review file")]
-        verdicts = aggregate.unjudged(questions, matched)
-        return aggregate.collect(
-            "llava_bench", "all", scores, verdicts, matched, source=SOURCE, split=task.split
+        why = "needs the judge's reviews; score its review file"
+        return aggregate.collect_unjudged(
+            "llava_bench", "all", why, questions, matched, source=SOURCE, split=task.split
         )
     verdicts = [_verdict(q, a) for q, a in zip(questions, matched.answers, strict=True)]
     points = {
@@ -128,7 +127,7 @@ def _verdict(question: Question, answer: Answer | None) -> Verdict:
         score=max(0.0, model / TOP_GRADE),
         answer=None,
         truth="",
-        status="unanswered" if answer is None else "unparsable" if failed else "answered",
+        status=aggregate.answer_status(answer, is_parsed=not failed),
         facets={"gpt4": str(gpt4), "model": str(model)},
         image=question.image,
         question=question.text,

@@ -80,10 +80,9 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
         questions = [Question(f"{item.index}#{item.rotation}", item.text) for item in items]
     matched = match(questions, given, allow_missing=task.allow_missing, name=benchmark)
     if not any(item.truth for item in items):
-        score = aggregate.not_available("circular", "this TSV has no answers; MMBench's server has them")
-        verdicts = aggregate.unjudged(questions, matched)
-        return aggregate.collect(
-            benchmark, "circular", [score], verdicts, matched, source=SOURCE, split=task.split
+        why = "this TSV has no answers; MMBench's server has them"
+        return aggregate.collect_unjudged(
+            benchmark, "circular", why, questions, matched, source=SOURCE, split=task.split
         )
     invalid = [
         item for item in items if item.truth not in LETTERS[: len(item.options)] or len(item.truth) != 1

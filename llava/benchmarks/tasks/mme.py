@@ -25,7 +25,7 @@ from llava.benchmarks.base import Benchmark, Evaluation, Task, find
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
-from llava.schema import Answer, Question, Score, Scores, Status, Verdict
+from llava.schema import Answer, Question, Score, Scores, Verdict
 from llava.scoring.metrics import PERCENT
 
 SOURCE = "MME eval_tool/calculation.py (BradyFU, branch Evaluation)"
@@ -205,14 +205,13 @@ def _judge(task: Task) -> Scores:
 
 def _verdict(item: MmeItem, answer: Answer | None) -> Verdict:
     parsed = parse_mme_answer(answer.text) if answer else None
-    status: Status = "unanswered" if answer is None else "unparsable" if parsed is None else "answered"
     return Verdict(
         question_id=item.image,
         type=item.subtask,
         score=float(parsed == item.truth),
         answer=answer.text if answer else None,
         truth=item.truth,
-        status=status,
+        status=aggregate.answer_status(answer, is_parsed=parsed is not None),
         facets={"says": parsed or "other", "image": f"{item.subtask}/{item.stem}"},
         image=item.image,
         question=item.text,

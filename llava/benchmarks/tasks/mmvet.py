@@ -86,9 +86,10 @@ def _judge(task: Task) -> Scores:
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="mmvet")
     graded = [answer for answer in matched.answers if answer and GRADES in answer.extra]
     if not graded:
-        verdicts = aggregate.unjudged(questions, matched)
-        total = [aggregate.not_available("total", "needs the judge's grades; score its grade file")]
-        return aggregate.collect("mmvet", "total", total, verdicts, matched, source=SOURCE, split=task.split)
+        why = "needs the judge's grades; score its grade file"
+        return aggregate.collect_unjudged(
+            "mmvet", "total", why, questions, matched, source=SOURCE, split=task.split
+        )
     runs = {len(answer.extra[GRADES]) for answer in graded}
     if len(runs) > 1:
         raise AnswersError(

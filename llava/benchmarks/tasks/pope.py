@@ -131,15 +131,6 @@ def read_labels(folder: Path) -> dict[str, list[Label]]:
     return labels
 
 
-def read_pope_questions(path: Path) -> list[Question]:
-    """Read the questions of LLaVA's file; only id and category are required."""
-    questions = []
-    for line, row in read_record_lines(path):
-        require_keys(row, ("question_id", "category"), f"{path}:{line}")
-        questions.append(Question(row["question_id"], row.get("text", ""), row.get("image"), row["category"]))
-    return questions
-
-
 def find_label_folder(root: Path) -> Path:
     """Return the folder of the label files: <root>/coco or the root itself."""
     found = find(root, f"coco/{PREFIX}*.json", f"{PREFIX}*.json")
@@ -199,9 +190,9 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    asked = BENCHMARK.read_questions(task.root, task.split)
-    labels = find_labels(asked, read_labels(task.truth or find_label_folder(task.root)))
-    known, answers, notes = keep_labelled(asked, labels, task.answers)
+    questions = BENCHMARK.read_questions(task.root, task.split)
+    labels = find_labels(questions, read_labels(task.truth or find_label_folder(task.root)))
+    known, answers, notes = keep_labelled(questions, labels, task.answers)
     matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
     verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
     scores: list[Score] = []
@@ -221,14 +212,14 @@ def _judge(task: Task) -> Scores:
 
 def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
     parsed = parse_pope_answer(answer.text) if answer else WRONG[label]
-    is_clear = answer is not None and (parsed == "no" or bool(YES_WORDS & set(_words(answer.text))))
+    is_parsed = answer is not None and (parsed == "no" or bool(YES_WORDS & set(_words(answer.text))))
     return Verdict(
         question_id=question.id,
         type=question.category,
         score=float(parsed == label),
         answer=answer.text if answer else None,
         truth=label,
-        status="unanswered" if answer is None else "answered" if is_clear else "unparsable",
+        status=aggregate.answer_status(answer, is_parsed=is_parsed),
         facets={"says": parsed},
         image=question.image,
         question=question.text,

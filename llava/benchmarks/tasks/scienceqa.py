@@ -26,7 +26,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import LETTER_SUFFIX
-from llava.schema import Answer, Question, Score, Scores, Status, Verdict
+from llava.schema import Answer, Question, Score, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_science_qa.py; breakdown of ScienceQA tools/evaluate_acc.py"
 QUESTION_FILE = "llava_test_CQM-A.json"
@@ -200,14 +200,13 @@ def _judge(task: Task) -> Scores:
 
 def _verdict(problem: ScienceProblem, answer: Answer | None) -> Verdict:
     letter = letter_rules.scienceqa_letter(answer.text, LETTERS) if answer else None
-    status: Status = "unanswered" if answer is None else "unparsable" if letter is None else "answered"
     return Verdict(
         question_id=problem.id,
         type=problem.facets.get("subject", "all"),
         score=float(letter is not None and choice_index(letter, problem.choices) == problem.answer),
         answer=answer.text if answer else None,
         truth=problem.truth,
-        status=status,
+        status=aggregate.answer_status(answer, is_parsed=letter is not None),
         facets=problem.facets,
         image=problem.image,
         question=problem.text,

@@ -20,7 +20,7 @@ from llava.benchmarks.records import read_records
 from llava.errors import DataError
 from llava.files import write_jsonl
 from llava.prompts.wording import LETTER_SUFFIX
-from llava.schema import Answer, Question, Scores, Status, Verdict
+from llava.schema import Answer, Question, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 scripts/convert_seed_for_submission.py (exact letter)"
 ANNOTATIONS = "SEED-Bench.json"
@@ -126,14 +126,13 @@ def judge_items(
 
 def _verdict(item: SeedItem, answer: Answer | None) -> Verdict:
     text = answer.text if answer else None
-    status: Status = "unanswered" if text is None else "answered" if text in LETTERS else "unparsable"
     return Verdict(
         question_id=item.question.id,
         type=item.skill,
         score=float(text == item.truth),
         answer=text,
         truth=item.truth,
-        status=status,
+        status=aggregate.answer_status(answer, is_parsed=text in LETTERS),
         facets={"kind": item.kind, "skill_id": str(item.skill_id)},
         image=item.question.image,
         question=item.question.text,

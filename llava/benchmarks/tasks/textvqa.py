@@ -148,7 +148,7 @@ def _verdict(row: Annotation, answer: Answer | None) -> Verdict:
         score=0.0 if text is None else normalised_accuracy(text, humans),
         answer=text,
         truth=max(humans, key=humans.count),
-        status="unanswered" if text is None else "answered" if normalise(text) else "unparsable",
+        status=aggregate.answer_status(answer, is_parsed=bool(text and normalise(text))),
         image=f"{row['image_id']}.jpg",
         question=row["question"],
     )

@@ -14,8 +14,8 @@ from typing import NotRequired, TypedDict
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
-from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file, require_keys
-from llava.benchmarks.records import index_records, read_record_lines, read_records
+from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file
+from llava.benchmarks.records import index_records, read_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX, UNANSWERABLE_LINE
@@ -47,16 +47,17 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    asked = BENCHMARK.read_questions(task.root, task.split)
-    matched = match(asked, task.answers, allow_missing=task.allow_missing, name="vizwiz")
+    questions = BENCHMARK.read_questions(task.root, task.split)
+    matched = match(questions, task.answers, allow_missing=task.allow_missing, name="vizwiz")
     if task.split == "test" and task.truth is None:
-        scores = [aggregate.not_available("overall", "only the server (eval.ai) has the answers of test")]
-        verdicts = aggregate.unjudged(asked, matched)
-    else:
-        rows = read_records(task.truth) if task.truth else _read_official(task.root, task.split)
-        truth: dict[str, VizwizRow] = index_records(task.truth or task.root, rows, "image")
-        verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in zip(asked, matched.answers, strict=True)]
-        scores = [*aggregate.accuracy_by(verdicts), aggregate.accuracy(verdicts, "overall", over={})]
+        why = "only the server (eval.ai) has the answers of test"
+        return aggregate.collect_unjudged(
+            "vizwiz", "overall", why, questions, matched, source=SOURCE, split=task.split
+        )
+    rows = read_records(task.truth) if task.truth else _read_official(task.root, task.split)
+    truth: dict[str, VizwizRow] = index_records(task.truth or task.root, rows, "image")
+    verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in zip(questions, matched.answers, strict=True)]
+    scores = [*aggregate.accuracy_by(verdicts), aggregate.accuracy(verdicts, "overall", over={})]
     return aggregate.collect("vizwiz", "overall", scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
@@ -69,19 +70,10 @@ def _verdict(question: Question, row: VizwizRow, answer: Answer | None) -> Verdi
         score=0.0 if text is None else official_accuracy(text, humans),
         answer=answer.text if answer else None,
         truth=max(humans, key=humans.count),
-        status="unanswered" if answer is None else "answered" if text else "unparsable",
+        status=aggregate.answer_status(answer, is_parsed=bool(text)),
         image=question.image,
         question=question.text,
     )
-
-
-def read_image_questions(path: Path) -> list[Question]:
-    """Read the questions of LLaVA's file; only id and image are required."""
-    questions = []
-    for line, row in read_record_lines(path):
-        require_keys(row, ("question_id", "image"), f"{path}:{line}")
-        questions.append(Question(row["question_id"], row.get("text", ""), row["image"]))
-    return questions
 
 
 def write_vizwiz_upload(

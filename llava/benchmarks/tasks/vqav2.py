@@ -28,7 +28,7 @@ from llava.benchmarks.base import (
     require_file,
     require_keys,
 )
-from llava.benchmarks.records import read_record_lines, read_records
+from llava.benchmarks.records import read_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
@@ -112,13 +112,12 @@ def _mark_raw(scores: Sequence[Score], group: str) -> list[Score]:
 
 
 def _server_only(task: Task) -> Scores:
-    asked = BENCHMARK.read_questions(task.root, task.split)
-    matched = match(asked, task.answers, allow_missing=task.allow_missing, name="vqav2")
+    questions = BENCHMARK.read_questions(task.root, task.split)
+    matched = match(questions, task.answers, allow_missing=task.allow_missing, name="vqav2")
     why = f"only the server (eval.ai) has the answers of {task.split}"
-    return aggregate.collect(
-        "vqav2", "overall", [aggregate.not_available("overall", why)],
-        aggregate.unjudged(asked, matched), matched, source=SOURCE, split=task.split,
-    )  # fmt: skip
+    return aggregate.collect_unjudged(
+        "vqav2", "overall", why, questions, matched, source=SOURCE, split=task.split
+    )
 
 
 def _question_texts(task: Task) -> Mapping[str, str]:
@@ -138,20 +137,11 @@ def _verdict(
         score=0.0 if text is None else official_accuracy(text, humans),
         answer=answer.text if answer else None,
         truth=row.get("multiple_choice_answer", humans[0]),
-        status="unanswered" if answer is None else "answered" if text else "unparsable",
+        status=aggregate.answer_status(answer, is_parsed=bool(text)),
         facets={"question type": row.get("question_type", OTHER_QUESTION)},
         image=str(row["image_id"]) if "image_id" in row else None,
         question=texts.get(str(row["question_id"]), ""),
     )
-
-
-def read_question_ids(path: Path) -> list[Question]:
-    """Read the questions of a question file; only the id is required."""
-    questions = []
-    for line, row in read_record_lines(path):
-        require_keys(row, ["question_id"], f"{path}:{line}")
-        questions.append(Question(row["question_id"], row.get("text", "")))
-    return questions
 
 
 def write_vqav2_upload(questions: Sequence[Question], answers: Sequence[Answer], path: Path) -> Matched:
@@ -167,12 +157,12 @@ def write_vqav2_upload(questions: Sequence[Question], answers: Sequence[Answer],
 
 
 def _submit(task: Task, path: Path) -> None:
-    asked = BENCHMARK.read_questions(task.root, task.split)
-    match(asked, task.answers, allow_missing=task.allow_missing, name="vqav2")
-    whole = task.root / UPLOADED
-    if task.split.startswith("test") and whole.is_file():
-        asked = read_question_ids(whole)
-    write_vqav2_upload(asked, task.answers, path)
+    questions = BENCHMARK.read_questions(task.root, task.split)
+    match(questions, task.answers, allow_missing=task.allow_missing, name="vqav2")
+    uploaded = task.root / UPLOADED
+    if task.split.startswith("test") and uploaded.is_file():
+        questions = read_jsonl_questions(uploaded, ["question_id"])
+    write_vqav2_upload(questions, task.answers, path)
 
 
 SERVER_SCORED = Evaluation(
