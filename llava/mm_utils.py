@@ -1,4 +1,6 @@
-"""FACADE: the original's helpers under the path that other code imports them from."""
+"""The original's helper functions, under their original path."""
+
+# Compatibility: kept for code that imports the original's name.
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def load_tokenizer(
         held = sorted(entry.name for entry in folder.iterdir())
         raise CheckpointError(
             f"{folder}: no {VOCAB_FILE}; the folder holds {', '.join(held) or 'nothing'}. Give the folder or "
-            "hub id of the language model (a LoRA folder has no vocabulary: give its base)"
+            "hub id of the language model (a LoRA folder has no vocabulary: give its base)",
+            code="missing-tokenizer",
         )
     for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE):
         if (folder / name).is_file():

@@ -1,4 +1,6 @@
-"""FACADE: two helpers that code written for the original calls."""
+"""The original's process helpers, under their original path."""
+
+# Compatibility: kept for code that imports the original's name.
 
 from __future__ import annotations
 
@@ -10,26 +12,26 @@ from llava.constants import LOGDIR
 
 
 def disable_torch_init() -> None:
-    """Does nothing: transformers 5 makes models without first filling them with random numbers.
+    """Do nothing: transformers 5 already creates models without initialising weights that it then loads.
 
-    The original switched torch's initialisation off for the whole process, also for layers made afresh later.
+    The original disables torch's initialisation for the whole process, also for layers created later.
     """
 
 
 def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
-    """A logger that writes to stderr and to a file in LOGDIR, a new one every day."""
+    """Return a logger that writes to stderr and to a file in LOGDIR that is rotated daily."""
     logger = logging.getLogger(logger_name)
     if logger.handlers:
         return logger
     path = Path(LOGDIR) / logger_filename
     path.parent.mkdir(parents=True, exist_ok=True)
-    shape = logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s")
+    formatter = logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s")
     handlers: list[logging.Handler] = [
         logging.StreamHandler(),
         TimedRotatingFileHandler(path, when="D", utc=True, encoding="utf-8"),
     ]
     for handler in handlers:
-        handler.setFormatter(shape)
+        handler.setFormatter(formatter)
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     return logger

@@ -1,4 +1,4 @@
-"""An image named on a command line: a file, or something on the web."""
+"""Resolve an image named on a command line: a file, or an address on the web."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _TIMEOUT_S = 30
 
 
 def resolve_image(name: str) -> ImageSource:
-    """The image that `name` says: a path, or an http(s) address, which is downloaded.
+    """Return the image at a path or an http(s) address. The latter is downloaded.
 
     Raises:
-        DataError: There is no such file, or the address gives nothing.
+        DataError: The file does not exist, or the download fails.
     """
     if not name.startswith(("http://", "https://")):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise DataError(f"{path}: no such image file")
+            raise DataError(f"{path}: no such image file", code="missing-image")
         return ImageFile(path)
     import requests
 
@@ -28,5 +28,5 @@ def resolve_image(name: str) -> ImageSource:
         response = requests.get(name, timeout=_TIMEOUT_S)
         response.raise_for_status()
     except requests.RequestException as error:
-        raise DataError(f"{name}: cannot be downloaded ({error})") from error
+        raise DataError(f"{name}: cannot be downloaded ({error})", code="download-failed") from error
     return ImageText(base64.b64encode(response.content).decode())

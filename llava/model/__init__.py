@@ -1,4 +1,4 @@
-"""The model: a LLaMA that also reads image features. Names are loaded when first asked for."""
+"""The model: a LLaMA that also reads image features. Its classes are imported on first use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Loading a model from whatever a folder or hub id holds: all of it, an adapter, or a projector over a base.
+"""Load a model from a full checkpoint, an adapter or a projector.
 
-What it is, is told from its files and never from its name.
+A checkpoint's files decide which of these it is, never its name.
 """
 
 from __future__ import annotations
@@ -8,11 +8,18 @@ from __future__ import annotations
 import logging
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llava.errors import CheckpointError
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -23,7 +30,13 @@ from llava.model.loading.checkpoint import (
     read_non_lora,
     read_projector,
 )
-from llava.model.loading.placement import Placement, avoid_unsupported_kernels, parse_dtype, plan_placement
+from llava.model.loading.placement import (
+    DeviceMap,
+    Placement,
+    avoid_unsupported_kernels,
+    parse_dtype,
+    plan_placement,
+)
 from llava.model.loading.source import Source, find_source
 from llava.model.loading.weights import (
     Tensors,
@@ -35,6 +48,9 @@ from llava.model.loading.weights import (
 from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
 from llava.model.vocabulary import add_image_tokens, grow_embeddings, load_pretrained_rows
 from llava.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -50,35 +66,35 @@ def load_pretrained_model(
     model_name: str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
-    device_map: Any = "auto",
+    device_map: DeviceMap = "auto",
     device: str | None = None,
     use_flash_attn: bool = False,
     **kwargs: Any,
-) -> tuple[Any, Any, Any, int]:
-    """Load a model for use.
+) -> tuple[PreTrainedTokenizerBase, Any, CLIPImageProcessorPil | None, int]:
+    """Load a model for inference.
 
     Args:
-        model_path: A folder or hub id with a whole model, a LoRA adapter, or a projector.
-        model_base: The language model under an adapter or projector; an adapter's own note of it if None.
-        model_name: Taken for the sake of the original's callers; files decide.
-        load_8bit: Quantise to 8 bits. An adapter is then kept beside the weights, not merged into them.
-        load_4bit: Likewise, 4 bits.
+        model_path: A folder or hub id with a full model, a LoRA adapter or a projector.
+        model_base: The base of an adapter or projector. None uses the base that an adapter names.
+        model_name: Ignored; accepted because the original's callers pass it.
+        load_8bit: Quantise to 8 bits. An adapter is then kept separate instead of being merged.
+        load_4bit: Quantise to 4 bits, likewise.
         device_map: As in transformers, for several GPUs.
-        device: cuda, cpu, ...; cuda if there is one by default.
+        device: cuda, cpu, ...; the default is cuda if there is a GPU.
         use_flash_attn: Use flash-attn if it is installed.
-        kwargs: `dtype` (or `torch_dtype`), `vision_tower_dtype` (the model's by default; float32 is what the
-            newest original does on one GPU); all else goes to `from_pretrained`.
+        kwargs: `dtype` (or `torch_dtype`), and `vision_tower_dtype`, by default the model's (the newest
+            original uses float32 on one GPU); all others go to `from_pretrained`.
 
     Returns:
-        (tokenizer, model, image processor, positions the model reads). The processor is None for a model of
-        text alone.
+        (tokenizer, model, image processor, context length in positions). The processor is None for a plain
+        language model.
 
     Raises:
         CheckpointError: Files are missing, damaged, or do not fit each other.
-        SettingsError: The device is not there, or settings exclude each other.
+        SettingsError: The device does not exist, or arguments contradict each other.
     """
     tower_dtype = parse_dtype(kwargs.pop("vision_tower_dtype", None))
-    kwargs.pop("low_cpu_mem_usage", None)  # transformers 5 always does
+    kwargs.pop("low_cpu_mem_usage", None)  # transformers 5 always saves CPU memory
     dtype = kwargs.pop("torch_dtype", None)
     placement = plan_placement(
         device=device,
@@ -88,36 +104,39 @@ def load_pretrained_model(
         load_4bit=load_4bit,
         use_flash_attn=use_flash_attn,
     )
-    placement.settings.update(kwargs)
+    placement.arguments.update(kwargs)
     source = find_source(model_path, model_base)
     tokenizer = read_tokenizer(source)
     model = assemble_model(source, placement, tokenizer)
     if source.kind == "adapter":
         from llava.model import lora  # PEFT takes seconds to import, and most models have no adapter
 
-        # Merged into quantised weights an adapter would be rounded away; it stays beside them.
+        # Merging into quantised weights would round the adapter away.
         model = model.get_base_model() if placement.is_quantised else lora.merge_adapter(model)
     processor = load_tower(model, source, tower_dtype or placement.dtype) if source.is_multimodal else None
     if processor is None:
-        logger.info(f"{source.folder} names no vision tower: it is a language model without images")
-    return tokenizer, model.eval(), processor, _context_length(model.config)
+        logger.info(f"{source.folder} names no vision tower: it is a plain language model")
+    return tokenizer, model.eval(), processor, _read_context_length(model.config)
 
 
-def assemble_model(source: Source, placement: Placement, tokenizer: Any) -> Any:
-    """The model with all its weights but the tower's; with an adapter, a PeftModel that is not merged yet.
+def assemble_model(
+    source: Source, placement: Placement, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | PeftModel:
+    """Load a model with all weights except the vision tower's. An adapter is attached but not merged.
 
     Args:
-        source: Where the parts lie.
-        placement: Where they go.
-        tokenizer: Gets the tokens that the checkpoint was trained with.
+        source: The folders to read.
+        placement: Device and precision.
+        tokenizer: Gets the image tokens that the checkpoint was trained with.
     """
     if not source.is_multimodal:
         if source.kind == "adapter" and any("mm_projector" in name for name in read_non_lora(source.folder)):
             raise CheckpointError(
                 f"{source.folder}: was trained with images, but there is no config.json that names its "
-                "vision tower: copy it from the run's output folder"
+                "vision tower: copy it from the run's output folder",
+                code="missing-config",
             )
-        model, missing = _read(AutoModelForCausalLM, source.base, placement)
+        model, missing = _read_model(AutoModelForCausalLM, source.base, placement)
         _require_complete(source, missing)
     else:
         model = _assemble_multimodal(source, placement)
@@ -129,27 +148,27 @@ def assemble_model(source: Source, placement: Placement, tokenizer: Any) -> Any:
     return lora.attach_adapter(model, source.folder)
 
 
-def _assemble_multimodal(source: Source, placement: Placement) -> Any:
+def _assemble_multimodal(source: Source, placement: Placement) -> LlavaLlamaForCausalLM:
     config = LlavaConfig.from_pretrained(source.config_folder)
     config._name_or_path = str(source.config_folder)
     rows = config.vocab_size
-    # A base's tables are read as they are, and grown to the rows that training added.
+    # The base's embedding tables are read in their own size, then grown to the rows that training added.
     config.vocab_size = LlavaConfig.from_pretrained(source.base).vocab_size
-    model, missing = _read(LlavaLlamaForCausalLM, source.base, placement, config=config)
+    model, missing = _read_model(LlavaLlamaForCausalLM, source.base, placement, config=config)
     grow_embeddings(model, rows)
-    _require_complete(source, missing - _set_trained_parts(source, model))
+    _require_complete(source, missing - _load_trained_weights(source, model))
     return model
 
 
-def _set_trained_parts(source: Source, model: Any) -> set[str]:
-    """Put in what was trained beside an adapter, or the projector; the names of the weights that were set."""
+def _load_trained_weights(source: Source, model: LlavaLlamaForCausalLM) -> set[str]:
+    """Load a projector, or what was trained besides an adapter; return the names of the weights set."""
     if source.kind == "full":
         return set()
     if source.kind == "projector":
         path = find_first_file(source.folder, PROJECTOR_FILES)
         assert path is not None
         tensors = read_projector(path)
-        load_projector(model.get_model().mm_projector, tensors, path)
+        load_projector(model.projector, tensors, path)
         if model.config.mm_use_im_start_end:
             load_pretrained_rows(model, path)
         return {f"model.mm_projector.{name}" for name in tensors}
@@ -158,36 +177,43 @@ def _set_trained_parts(source: Source, model: Any) -> set[str]:
     return set(tensors)
 
 
-def _set_weights(model: Any, tensors: Tensors, folder: Path) -> None:
-    """Set some of the model's weights, all of which it must have in the same shape."""
+def _set_weights(model: PreTrainedModel, tensors: Tensors, folder: Path) -> None:
+    """Copy tensors into the model's weights of the same names and shapes."""
     own = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             has = f"has {tuple(own[name].shape)}" if name in own else "has no such weight"
             raise CheckpointError(
                 f"{folder}: non_lora_trainables holds {name} {tuple(tensor.shape)}, the model {has}; give "
-                "the base it was trained on"
+                "the base it was trained on",
+                code="base-mismatch",
             )
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
 
 
-def _read(kind: Any, folder: Path, placement: Placement, **settings: Any) -> tuple[Any, set[str]]:
-    """(model, names of weights the files did not have)."""
+def _read_model(
+    model_class: Any, folder: Path, placement: Placement, **arguments: Any
+) -> tuple[Any, set[str]]:
+    """Return (model, names of the weights that the files lack)."""
     files = check_weight_files(folder)
     try:
         with hide_load_report():
-            model, report = kind.from_pretrained(
-                folder, output_loading_info=True, **placement.settings, **settings
+            model, report = model_class.from_pretrained(
+                folder, output_loading_info=True, **placement.arguments, **arguments
             )
     except pickle.UnpicklingError as error:
         for path in files:
-            read_tensor_names(path)  # says which file it is, without torch's advice to run it
-        raise CheckpointError(f"{folder}: a file there holds more than tensors") from error
+            read_tensor_names(path)  # names the file, without torch's advice to run its code
+        raise CheckpointError(
+            f"{folder}: a file there holds more than tensors", code="unsafe-pickle"
+        ) from error
     except _LOAD_ERRORS as error:
-        said = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {said}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder}: the model cannot be loaded: {reason}", code="load-failed"
+        ) from error
     if placement.is_quantised:
         avoid_unsupported_kernels(model)
     return model, set(report["missing_keys"])
@@ -200,19 +226,20 @@ def _require_complete(source: Source, missing: set[str]) -> None:
     if all("mm_projector" in name or "image_newline" in name for name in names):
         raise CheckpointError(
             f"{source.folder}: the projector's weights are missing ({names[0]}, ...): neither "
-            "non_lora_trainables.bin nor mm_projector.bin nor the base has them"
+            "non_lora_trainables.bin nor mm_projector.bin nor the base has them",
+            code="no-projector",
         )
     raise CheckpointError(
-        f"{source.base}: {len(names)} weights are missing, the first is {names[0]}; fetch it again"
+        f"{source.base}: {len(names)} weights are missing, the first is {names[0]}; fetch it again",
+        code="missing-weights",
     )
 
 
-def _add_tokens(model: Any, tokenizer: Any) -> None:
-    """The image tokens a checkpoint was trained with.
+def _add_tokens(model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the image tokens that the checkpoint was trained with.
 
-    A config without `mm_use_im_patch_token` means True to the original, which then grows a table of 32000
-    rows by one untrained row; here it means True only if the table has more rows than the tokenizer
-    has tokens.
+    The original takes a missing `mm_use_im_patch_token` as True and grows a table of 32000 rows by an
+    untrained row. Here it means True only if the table has more rows than the tokenizer has tokens.
     """
     config = model.config
     patch = config.mm_use_im_patch_token
@@ -221,43 +248,48 @@ def _add_tokens(model: Any, tokenizer: Any) -> None:
     add_image_tokens(model, tokenizer, patch=patch, start_end=config.mm_use_im_start_end)
 
 
-def load_tower(model: Any, source: Source, dtype: torch.dtype) -> Any:
-    """Load the tower beside the projector; the image processor."""
+def load_tower(
+    model: LlavaLlamaForCausalLM, source: Source, dtype: torch.dtype
+) -> CLIPImageProcessorPil | None:
+    """Load the vision tower onto the projector's device; return its image processor."""
     tower = model.get_vision_tower()
+    assert tower is not None
     tower.load_model(near=source.folders)
     if tower.hidden_size != model.config.mm_hidden_size:
         raise CheckpointError(
             f"{source.config_folder}: mm_hidden_size is {model.config.mm_hidden_size}, but the vision tower "
-            f"{tower.vision_tower_name} has {tower.hidden_size} features: it is another one than in training"
+            f"{tower.vision_tower_name} has {tower.hidden_size} features; give the one used in training",
+            code="tower-mismatch",
         )
     if model.config.unfreeze_mm_vision_tower and source.kind == "full":
         own: Tensors = {}
         for path in check_weight_files(source.folder):
-            own |= read_tensors(path, _is_of_tower)
+            own |= read_tensors(path, _is_tower_weight)
         tower.load_trained_weights(own, source.folder)
-    weight = next(model.get_model().mm_projector.parameters(), model.get_input_embeddings().weight)
+    weight = next(model.projector.parameters(), model.get_input_embeddings().weight)
     tower.to(device=weight.device, dtype=dtype)
     return tower.image_processor
 
 
-def _is_of_tower(name: str) -> bool:
-    # Old checkpoints hold a table of positions there, which is no weight.
+def _is_tower_weight(name: str) -> bool:
+    # Old checkpoints also hold a table of position ids there, which is not a weight.
     return TOWER_PREFIX in name and not name.endswith("position_ids")
 
 
-def read_tokenizer(source: Source) -> Any:
-    """The tokenizer that belongs to a model: LLaMA's, or for another language model whatever it has."""
+def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer: LLaMA's slow one, or for another language model whatever it has."""
     folder = source.tokenizer_folder
     if source.is_multimodal or (folder / "tokenizer.model").is_file():
         return load_tokenizer(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        return tokenizer
     except _LOAD_ERRORS as error:
-        raise CheckpointError(f"{folder}: no tokenizer that can be loaded") from error
+        raise CheckpointError(f"{folder}: no tokenizer that can be loaded", code="no-tokenizer") from error
 
 
-def _context_length(config: Any) -> int:
-    """Positions the model reads, images included."""
-    # The original's fallback of 2048 cut prompts that Vicuna-1.5 reads whole.
-    named = getattr(config, "max_sequence_length", None) or getattr(config, "max_position_embeddings", None)
-    return int(named or 2048)
+def _read_context_length(config: PretrainedConfig) -> int:
+    """Return how many positions the model reads, images included."""
+    # The original falls back to 2048 first, which cuts prompts that Vicuna-1.5 can read.
+    length = getattr(config, "max_sequence_length", None) or getattr(config, "max_position_embeddings", None)
+    return int(length or 2048)

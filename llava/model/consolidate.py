@@ -1,4 +1,4 @@
-"""COMMAND: a whole checkpoint written anew, in float16 and without its vision tower's weights."""
+"""COMMAND: rewrite a full checkpoint in float16, without its vision tower's weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from llava.command import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--src", required=True, help="folder or hub id of a whole model")
-    parser.add_argument("--dst", required=True, type=Path, help="a folder that is not there yet")
+    parser.add_argument("--src", required=True, help="folder or hub id of a full model")
+    parser.add_argument("--dst", required=True, type=Path, help="a folder that does not exist yet")
     args = parser.parse_args()
 
-    from llava.model.merge import consolidate  # after the flags: --help needs no torch
+    from llava.model.merge import consolidate  # imports torch, which --help does not need
 
     consolidate(args.src, args.dst)
 

@@ -1,19 +1,18 @@
-"""Liger's fused kernels for LLaMA's norms, feed-forward parts and rotary positions; for GPUs.
+"""Replace LLaMA's norms, feed-forward layers and rotary embeddings by Liger's fused GPU kernels.
 
-transformers' own `--use_liger_kernel` goes by the name of the model's type and finds none for ours. Losses
-are not taken from there: logits only where they are learned from leave little to fuse.
+transformers' own `--use_liger_kernel` looks a model up by its type and does not know ours. Liger's fused loss
+is not used: with logits computed only at supervised positions there is little left to fuse.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
 
 def find_fusing_obstacle() -> str | None:
-    """Why the kernels cannot be used here, None if they can."""
+    """Return why the kernels cannot be used on this machine, or None if they can."""
     if not torch.cuda.is_available():
         return "its kernels need an NVIDIA GPU"
     if find_spec("liger_kernel") is None:
@@ -21,9 +20,10 @@ def find_fusing_obstacle() -> str | None:
     return None
 
 
-def fuse_layers(model: Any) -> None:
-    """Let the layers of a loaded LLaMA compute by Liger's kernels, in PEFT's wrapper or not."""
+def fuse_layers(model: torch.nn.Module) -> None:
+    """Make the layers of a loaded LLaMA, with or without PEFT's wrapper, use Liger's kernels."""
     from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from peft import PeftModel
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     apply_liger_kernel_to_llama(cross_entropy=False, fused_linear_cross_entropy=False, model=base)

@@ -1,7 +1,8 @@
-"""The image side of the model: what it adds to a language model, whichever that is.
+"""The image side of the model, as mixins for any language model of transformers.
 
-Kept under the original's path and class names, for those who build on them.
-Source: LLaVA v1.2.2 llava_arch.py. B rows, T token ids, L positions once images are in, P patches, D width.
+The path and the class names are the original's, because other code builds on them.
+Source: LLaVA v1.2.2 llava_arch.py.
+Shapes: B rows, T token ids, L positions with images in place, P patches, D width.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -30,10 +32,10 @@ Sizes = Sequence[tuple[int, int]] | None
 
 
 class LlavaMetaModel:
-    """Vision tower and projector beside a language model's layers."""
+    """Adds a vision tower and a projector to a language model's layers."""
 
-    # Of the language model's class beside it.
-    config: Any
+    # Provided by the language model's class.
+    config: PretrainedConfig  # a LlavaConfig; transformers evaluates this annotation
     dtype: torch.dtype
 
     def __init__(self, config: Any) -> None:
@@ -45,17 +47,21 @@ class LlavaMetaModel:
             self._make_projector()
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
-        """The tower, None for a model of text alone."""
+        """Return the vision tower, or None for a plain language model."""
         tower = self.vision_tower
         return tower[0] if isinstance(tower, list) else tower
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[Any] | None = None) -> None:
-        """Load the tower, make the projector trainable, and write into the config what they are.
+        """Load the tower, make the projector trainable, and record both in the config.
 
         Args:
-            model_args: Upstream's ModelArguments: vision_tower, mm_projector_type, mm_vision_select_layer,
-                mm_vision_select_feature, mm_patch_merge_type, pretrain_mm_mlp_adapter.
-            fsdp: If not empty the tower is hidden in a list, so that FSDP does not shard it.
+            model_args: The original's ModelArguments, of which this reads vision_tower, mm_projector_type,
+                mm_vision_select_layer, mm_vision_select_feature, mm_patch_merge_type and
+                pretrain_mm_mlp_adapter.
+            fsdp: If not empty, the tower is kept in a list, where FSDP does not shard it.
+
+        Raises:
+            CheckpointError: The tower or the pretrained projector does not fit the model.
         """
         config = self.config
         config.mm_vision_tower = model_args.vision_tower
@@ -70,7 +76,8 @@ class LlavaMetaModel:
         if self.mm_projector is not None and config.mm_hidden_size != tower.hidden_size:
             raise CheckpointError(
                 f"{model_args.vision_tower}: has {tower.hidden_size} features, the model's projector takes "
-                f"{config.mm_hidden_size}: give the vision tower it was trained with"
+                f"{config.mm_hidden_size}: give the vision tower it was trained with",
+                code="tower-mismatch",
             )
         config.mm_hidden_size = tower.hidden_size
         self.vision_tower = [tower] if fsdp else tower
@@ -78,7 +85,7 @@ class LlavaMetaModel:
         if self.mm_projector is None:
             self._make_projector()
         assert self.mm_projector is not None
-        self.mm_projector.requires_grad_(True)  # LoRA has frozen it
+        self.mm_projector.requires_grad_(True)  # LoRA freezes it
         if model_args.pretrain_mm_mlp_adapter:
             path = Path(model_args.pretrain_mm_mlp_adapter)
             load_projector(self.mm_projector, read_projector(path), path)
@@ -92,9 +99,9 @@ class LlavaMetaModel:
 
 
 class LlavaMetaForCausalLM:
-    """Images into a causal language model. The class beside it gives what is declared here."""
+    """Adds image inputs to a causal language model, whose class provides the members declared here."""
 
-    config: Any
+    config: PretrainedConfig
     get_input_embeddings: Callable[[], nn.Embedding]
     get_output_embeddings: Callable[[], nn.Linear]
 
@@ -102,60 +109,74 @@ class LlavaMetaForCausalLM:
         raise NotImplementedError
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
-        """The tower, None for a model of text alone."""
+        """Return the vision tower, or None for a plain language model."""
         return self.get_model().get_vision_tower()
 
     @property
+    def projector(self) -> nn.Module:
+        """The projector of a multimodal model."""
+        projector: nn.Module | None = self.get_model().mm_projector
+        assert projector is not None
+        return projector
+
+    @property
     def image_positions(self) -> int:
-        """Positions that an image of one view takes among the words; 1 without a tower."""
+        """Number of positions that an image of one view takes in a sequence; 1 without a tower."""
         tower = self.get_vision_tower()
         if tower is None:
             return 1
         return tower.num_patches + (tower.select_feature == "cls_patch") + self.config.is_unpadded
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Projected features of (N, 3, S, S) images: (N, P, D)."""
-        return self._project(self._loaded_tower()(images))
+        """Encode (N, 3, S, S) images to projected features (N, P, D)."""
+        return self._project(self._require_tower()(images))
 
-    def _loaded_tower(self) -> CLIPVisionTower:
+    def _require_tower(self) -> CLIPVisionTower:
         tower = self.get_vision_tower()
         if tower is None or not tower.is_loaded:
             raise CheckpointError(
-                "images were given to a model without a vision tower, or with one not loaded"
+                "images were given to a model without a vision tower, or with one not loaded",
+                code="tower-not-loaded",
             )
         return tower
 
     def _project(self, features: torch.Tensor) -> torch.Tensor:
-        projector = self.get_model().mm_projector
-        weight = next(projector.parameters(), features)
-        return projector(features.to(weight.device, weight.dtype))
+        weight = next(self.projector.parameters(), features)
+        projected: torch.Tensor = self.projector(features.to(weight.device, weight.dtype))
+        return projected
 
     def encode_views(self, images: Images, image_sizes: Sizes = None) -> list[torch.Tensor]:
-        """One (P, D) block an image.
+        """Encode each image to one (P, D) block.
 
         Args:
-            images: (B, 3, S, S); or (B, views, 3, S, S) or a list, an image with several views or one.
+            images: (B, 3, S, S); or images of several views as (B, views, 3, S, S) or a list.
             image_sizes: (width, height) of each original image, for `mm_patch_merge_type` spatial.
+
+        Raises:
+            CheckpointError: The config's `mm_patch_merge_type` is unknown or does not suit the images.
+            DataError: `image_sizes` are needed but missing.
         """
         if isinstance(images, torch.Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
         views = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
-        encoded = self.encode_images(torch.cat(views)).split([len(image) for image in views])
+        encoded = self.encode_images(torch.cat(views)).split([len(view) for view in views])
         kind = self.config.mm_patch_merge_type or "flat"
         if kind == "flat":
             return [features.flatten(0, 1) for features in encoded]
         if not kind.startswith("spatial"):
             raise CheckpointError(
-                f"mm_patch_merge_type is {kind!r}; there are flat, spatial and spatial_unpad"
+                f"mm_patch_merge_type is {kind!r}; there are flat, spatial and spatial_unpad",
+                code="unknown-merge-type",
             )
         if image_sizes is None or len(image_sizes) != len(encoded):
             raise DataError(
-                f"mm_patch_merge_type {kind} needs image_sizes, one for each of {len(encoded)} images"
+                f"mm_patch_merge_type {kind} needs image_sizes, one for each of {len(encoded)} images",
+                code="missing-image-sizes",
             )
         return [self._merge(features, size) for features, size in zip(encoded, image_sizes, strict=True)]
 
     def _merge(self, features: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-        """(views, P, D) of one image as one block."""
+        """Merge the (views, P, D) features of one image into one block."""
         config, tower = self.config, self.get_vision_tower()
         newline = self.get_model().image_newline if config.is_unpadded else None
         if len(features) == 1:
@@ -163,7 +184,8 @@ class LlavaMetaForCausalLM:
         if config.image_aspect_ratio != "anyres" or tower is None:
             raise CheckpointError(
                 f"an image in tiles needs image_aspect_ratio anyres, config.json has "
-                f"{config.image_aspect_ratio!r}"
+                f"{config.image_aspect_ratio!r}",
+                code="not-anyres",
             )
         grid = get_anyres_image_grid_shape(image_size, config.image_grid_pinpoints, tower.config.image_size)
         return merge_tiles(features, grid, image_size, newline)
@@ -179,9 +201,9 @@ class LlavaMetaForCausalLM:
         max_length: int | None = None,
         side: Side | None = None,
     ) -> SplicedBatch:
-        """The images' features among the words' embeddings; see `splice`.
+        """Put image features into token embeddings; see `splice`.
 
-        Padding goes to `side`, by default the config's `tokenizer_padding_side`.
+        Rows are padded on `side`, by default the config's `tokenizer_padding_side`.
         """
         return splice(
             input_ids,
@@ -190,7 +212,7 @@ class LlavaMetaForCausalLM:
             self.get_model().embed_tokens,
             self.encode_views(images, image_sizes),
             max_length=max_length,
-            side=side or self.config.tokenizer_padding_side or "right",
+            side=side or ("left" if self.config.tokenizer_padding_side == "left" else "right"),
         )
 
     def encode_nonblank_views(
@@ -200,45 +222,46 @@ class LlavaMetaForCausalLM:
         images: Images,
         image_sizes: Sizes = None,
     ) -> list[torch.Tensor]:
-        """As `encode_views`, but the blank image of a row without slots does not go through the tower.
+        """Encode images as `encode_views` does, but skip the blank images of rows without a slot.
 
-        Its block is the projector's output on no positions at all: gradients of zero (not None) as before.
+        A skipped image's block is the projector's output on zero positions, so that the projector's gradients
+        are zero and not None, as with the blank image.
 
         Raises:
-            DataError: Images and image slots do not match in number.
+            DataError: The numbers of images and image slots differ.
         """
         slots = count_slots(input_ids, attention_mask)
         check_image_count(slots, len(images))
-        is_shown = [shown for count in slots for shown in ([True] * count or [False])]
-        if (
-            all(is_shown) or self.config.is_unpadded
-        ):  # there `image_newline` has a gradient from blank ones, too
+        is_used = [used for count in slots for used in ([True] * count or [False])]
+        # With unpadded tiles even a blank image gives `image_newline` a gradient.
+        if all(is_used) or self.config.is_unpadded:
             return self.encode_views(images, image_sizes)
-        places = [place for place, shown in enumerate(is_shown) if shown]
+        indices = [index for index, used in enumerate(is_used) if used]
         blocks: Iterator[torch.Tensor] = iter(())
-        if places:
-            chosen = (
-                images[places] if isinstance(images, torch.Tensor) else [images[place] for place in places]
-            )
-            blocks = iter(self.encode_views(chosen, image_sizes and [image_sizes[place] for place in places]))
-        nothing = self._project(self._loaded_tower().dummy_feature[:0])
-        return [next(blocks) if shown else nothing for shown in is_shown]
+        if indices:
+            chosen = images[indices] if isinstance(images, torch.Tensor) else [images[i] for i in indices]
+            blocks = iter(self.encode_views(chosen, image_sizes and [image_sizes[i] for i in indices]))
+        empty = self._project(self._require_tower().dummy_feature[:0])
+        return [next(blocks) if used else empty for used in is_used]
 
+    # Compatibility: kept for code that imports the original's name.
     def prepare_inputs_labels_for_multimodal(
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        past_key_values: Any,
+        past_key_values: Cache | None,
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sizes = None,
     ) -> tuple[Any, ...]:
-        """(ids, position_ids, mask, past, embeds, labels) for the language model, as the original gives them.
+        """Return (ids, position_ids, mask, past, embeds, labels) for the language model.
 
-        Ids come back unchanged, with embeds None, where there is nothing to splice: no images, or one id that
-        continues a cached sequence. Otherwise ids are None and rows are cut at `tokenizer_model_max_length`;
-        mask, positions and labels come back as None if they came in as None.
+        Source: LLaVA v1.2.2 llava_arch.py, the method of this name.
+
+        Without images, or with a single id that continues a cached sequence, the ids come back unchanged and
+        embeds are None. Otherwise ids are None, and rows are cut at `tokenizer_model_max_length`. Mask,
+        positions and labels that were given as None come back as None.
         """
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
@@ -255,44 +278,46 @@ class LlavaMetaForCausalLM:
             None if labels is None else spliced.labels,
         )
 
-    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the image tokens that the flags ask for, and set which embedding tables are trained.
 
         Args:
-            model_args: mm_use_im_patch_token, mm_use_im_start_end, tune_mm_mlp_adapter,
-                pretrain_mm_mlp_adapter (read for the new rows).
+            model_args: The original's ModelArguments, of which this reads mm_use_im_patch_token,
+                mm_use_im_start_end, tune_mm_mlp_adapter and pretrain_mm_mlp_adapter (a file with the new
+                tokens' rows).
             tokenizer: Gets the new tokens.
         """
         start_end, adapter_only = model_args.mm_use_im_start_end, model_args.tune_mm_mlp_adapter
-        add_image_tokens(self, tokenizer, patch=model_args.mm_use_im_patch_token, start_end=start_end)
+        model = cast(PreTrainedModel, self)
+        add_image_tokens(model, tokenizer, patch=model_args.mm_use_im_patch_token, start_end=start_end)
         if adapter_only and (start_end or model_args.mm_use_im_patch_token):
             self.get_input_embeddings().requires_grad_(bool(start_end))
             self.get_output_embeddings().requires_grad_(False)
         if start_end and model_args.pretrain_mm_mlp_adapter:
-            load_pretrained_rows(self, Path(model_args.pretrain_mm_mlp_adapter))
+            load_pretrained_rows(model, Path(model_args.pretrain_mm_mlp_adapter))
 
 
 def require_images_for_slots(input_ids: torch.Tensor, images: Images | None) -> None:
-    """Raise a `DataError` if text refers to images that were not given."""
+    """Raise a `DataError` if the ids have image slots but no images were given."""
     slots = int((input_ids == IMAGE_TOKEN_INDEX).sum()) if images is None else 0
     if slots:
-        raise DataError(f"{slots} image slots but 0 images: give the images, or take <image> out of the text")
+        raise DataError(
+            f"{slots} image slots but 0 images: give the images, or take <image> out of the text",
+            code="image-count",
+        )
 
 
 def load_projector(projector: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Fill the projector with exactly the tensors it has.
+    """Load tensors into the projector.
 
     Raises:
-        CheckpointError: `tensors` has other names or shapes.
+        CheckpointError: The names or shapes of `tensors` are not the projector's.
     """
     try:
         with gather_parameters(projector.parameters(), to_change=True):
             projector.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
         raise CheckpointError(
-            f"{source}: does not fit this model's projector: {_last_line(error)}"
+            f"{source}: does not fit this model's projector: {reason}", code="projector-mismatch"
         ) from error
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()

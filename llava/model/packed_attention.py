@@ -1,7 +1,7 @@
-"""Causal attention within each sample of a packed row, exact and without a mask in memory.
+"""Compute causal attention within each sample of a packed row, without an L x L mask.
 
-An attention implementation of transformers under the name `packed`. A row that comes with `segments` is cut
-there; all else (padded batches, generation) goes to PyTorch's own attention as before.
+Registered in transformers as the attention implementation `packed`. With `segments` a row is split into its
+samples; without (padded batches, generation) PyTorch's scaled-dot-product attention is used as usual.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -26,43 +26,46 @@ def packed_attention(
     segments: Sequence[int] | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of (B, heads, L, size) queries as (B, L, heads, size).
+    """Attend from (B, heads, L, size) queries; return (B, L, heads, size) and None for the weights.
 
     Args:
         module: The attention layer.
-        query: Beside `key` and `value`, which may have fewer heads.
-        key: See `query`.
-        value: See `query`.
-        attention_mask: Only for rows that are not packed.
-        segments: Lengths of the samples in a packed row; they sum up to L, and B is 1.
-        settings: dropout, scaling and so on, as transformers gives them.
+        query: (B, heads, L, size).
+        key: Like `query`, possibly with fewer heads.
+        value: Like `key`.
+        attention_mask: Used only without `segments`.
+        segments: Lengths of the samples in a packed row; they sum to L, and B is 1.
+        settings: dropout, scaling and so on, as transformers passes them.
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    # Not slices: each one's gradient would be as long as the row.
-    parts = zip(*(each.split(list(segments), dim=2) for each in (query, key, value)), strict=True)
-    said = [sdpa_attention_forward(module, *part, None, **settings)[0] for part in parts]
-    return torch.cat(said, dim=1), None
+    # split() and not slices, whose gradients would each be as long as the row.
+    split = (tensor.split(list(segments), dim=2) for tensor in (query, key, value))
+    attended = [sdpa_attention_forward(module, *qkv, None, **settings)[0] for qkv in zip(*split, strict=True)]
+    return torch.cat(attended, dim=1), None
 
 
-def packed_mask(*shape: Any, attention_mask: torch.Tensor | None = None, **settings: Any) -> Any:
-    """As PyTorch's own attention wants it, but none where nothing is padded: `segments` say it all there."""
+def packed_mask(
+    *shape: Any, attention_mask: torch.Tensor | None = None, **settings: Any
+) -> torch.Tensor | None:
+    """Return the attention mask, or None without padding, where causal attention needs no mask."""
     if attention_mask is None and settings["q_length"] == settings["kv_length"]:
         return None
-    return sdpa_mask(*shape, attention_mask=attention_mask, **settings)
+    mask: torch.Tensor | None = sdpa_mask(*shape, attention_mask=attention_mask, **settings)
+    return mask
 
 
-def enable_packing(config: Any) -> None:
-    """Let a model of this config read packed rows without a mask; flash attention can as it is."""
+def enable_packing(config: PretrainedConfig) -> None:
+    """Let models of this config read packed rows without a mask. Flash attention already does."""
     if config._attn_implementation == "sdpa":
         config._attn_implementation = PACKED
 
 
 def segment_arguments(lengths: Sequence[int], implementation: str, device: torch.device) -> dict[str, Any]:
-    """What a model's forward must be told about a packed row, by its attention implementation.
+    """Return the arguments of a model's forward that describe a packed row to its attention implementation.
 
-    Implementations not named here find the samples by their positions, which start from 0 in each, and make a
-    mask of L x L.
+    For other implementations transformers detects the samples by their position ids, which restart at 0, and
+    makes an L x L mask.
     """
     if implementation == PACKED:
         return {"segments": list(lengths)}

@@ -1,7 +1,7 @@
-"""Image features into token embeddings: pure functions, to rows padded alike or to one row without padding.
+"""Put image features into token embeddings, as a padded batch or as one packed row.
 
-Knows no model: the embedding comes in as a function, the features as blocks.
-B rows, T token ids, P patches, D width, L positions once images are in.
+Pure functions: the embedding is passed as a function, the features as one block per image.
+Shapes: B rows, T token ids, P patches, D width, L positions with images in place.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class SplicedBatch:
     embeds: torch.Tensor  # (B, L, D)
     labels: torch.Tensor  # (B, L) int64; -100 on images and padding
     mask: torch.Tensor  # (B, L) bool; False on padding
-    position_ids: torch.Tensor  # (B, L) int64; from 0 in each row, 0 on padding
+    position_ids: torch.Tensor  # (B, L) int64; counted from 0 in each row, 0 on padding
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """The rows of a batch one after another in a single row, without padding; L is their lengths' sum."""
+    """The samples of a batch in a single row without padding; L is the sum of their lengths."""
 
     embeds: torch.Tensor  # (1, L, D)
-    labels: torch.Tensor  # (1, L) int64; -100 on images and where a row begins: nothing comes before it
-    position_ids: torch.Tensor  # (1, L) int64; from 0 in each row
-    lengths: list[int]  # positions of each row, in order; none is 0
+    labels: torch.Tensor  # (1, L) int64; -100 on images and on the first position of each sample
+    position_ids: torch.Tensor  # (1, L) int64; counted from 0 in each sample
+    lengths: list[int]  # positions of each sample; empty samples are left out
 
 
 def splice(
@@ -49,23 +49,23 @@ def splice(
     max_length: int | None = None,
     side: Side = "right",
 ) -> SplicedBatch:
-    """Put one block of image features in place of each image id.
+    """Replace each image id by its image's features and pad the rows to one length.
 
-    Blocks are taken in order of the rows. A row without an image takes one block too and uses nothing of it:
-    such a row comes with a blank image, so that the projector has gradients (zeros) in every batch and
-    data-parallel workers agree on them.
+    Blocks are used in order. A row without an image also uses up one block, of which nothing is kept: such a
+    row comes with a blank image, so that the projector has (zero) gradients in every batch and all
+    data-parallel ranks reduce the same parameters.
 
     Args:
         ids: (B, T) token ids; -200 stands for an image.
-        labels: (B, T), or None for none.
-        mask: (B, T), true or 1 where `ids` counts; None for everywhere. Ids that do not count are dropped.
-        embed: Token ids to embeddings, (B, T) -> (B, T, D).
-        features: One (P, D) block an image; P may differ.
-        max_length: Positions after which a row is cut; None for never.
-        side: Where shorter rows are padded.
+        labels: (B, T), or None for no labels.
+        mask: (B, T), true or 1 where `ids` are valid; None if all are. Other ids are dropped.
+        embed: Maps token ids to embeddings, (B, T) -> (B, T, D).
+        features: One (P, D) block per image; P may differ between images.
+        max_length: The positions after which a row is cut; None never cuts.
+        side: The side on which shorter rows are padded.
 
     Raises:
-        DataError: There are more image slots than blocks, or fewer.
+        DataError: The numbers of image slots and blocks differ.
 
     Source: LLaVA v1.2.2 llava_arch.py, prepare_inputs_labels_for_multimodal.
     """
@@ -81,28 +81,32 @@ def splice_packed(
     *,
     max_length: int | None = None,
 ) -> PackedRow:
-    """As `splice`, with the rows behind one another instead of padded to one length."""
+    """Do the same as `splice`, but concatenate the rows instead of padding them."""
     return _pack(_splice_rows(ids, labels, mask, embed, features, max_length))
 
 
 def count_slots(ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
-    """Image slots of each row of (B, T) ids, those that do not count left out."""
+    """Count the image slots in each row of (B, T) ids that `mask` keeps."""
     is_slot = ids == IMAGE_TOKEN_INDEX
     counts: list[int] = (is_slot if mask is None else is_slot & mask.bool()).sum(dim=1).tolist()
     return counts
 
 
 def check_image_count(slots: Sequence[int], blocks: int) -> None:
-    """Refuse a number of blocks (or of images) that is not one for each slot and each row without a slot."""
+    """Check that there is one block (or image) for each slot and for each row without a slot.
+
+    Raises:
+        DataError: There are more or fewer.
+    """
     wanted = sum(max(count, 1) for count in slots)
     if wanted == blocks:
         return
     blanks = sum(count == 0 for count in slots)
-    # Rows without an image take a blank one each; say so only where there are such rows.
-    said = f"{sum(slots)} image slots" + (f" and {blanks} rows that need a blank image" if blanks else "")
+    needed = f"{sum(slots)} image slots" + (f" and {blanks} rows that need a blank image" if blanks else "")
     raise DataError(
-        f"{said} but {blocks} images in a batch of {len(slots)} rows: each <image> in a text needs its "
-        "image, and each image its <image>"
+        f"{needed} but {blocks} images in a batch of {len(slots)} rows: each <image> in a text needs its "
+        "image, and each image its <image>",
+        code="image-count",
     )
 
 
@@ -121,7 +125,7 @@ def _splice_rows(
     is_image = ids == IMAGE_TOKEN_INDEX
     keep = torch.ones_like(is_image) if mask is None else mask.bool()
 
-    # One look-up for the whole batch; 0 stands in where there is no word, and that place is not used.
+    # One look-up for the whole batch. The embedding of id 0 at image slots is not used.
     words = embed(ids.masked_fill(is_image, 0))
     labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
     blocks = iter([block.to(words.device, words.dtype) for block in features])
@@ -129,23 +133,23 @@ def _splice_rows(
         _splice_row(ids[row][keep[row]], labels[row][keep[row]], words[row][keep[row]], blocks)
         for row in range(len(ids))
     ]
-    return [(embeds[:max_length], said[:max_length]) for embeds, said in rows]
+    return [(embeds[:max_length], row_labels[:max_length]) for embeds, row_labels in rows]
 
 
 def _splice_row(
     ids: torch.Tensor, labels: torch.Tensor, words: torch.Tensor, blocks: Iterator[torch.Tensor]
 ) -> Row:
-    """One row, taking its blocks from `blocks`."""
+    """Splice one row, using up its blocks from `blocks`."""
     slots = (ids == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist()
     if not slots:
         return torch.cat((words, next(blocks)[:0])), labels
-    embeds, said, start = [], [], 0
+    embeds, spliced_labels, start = [], [], 0
     for slot in slots:
         block = next(blocks)
         embeds += [words[start:slot], block]
-        said += [labels[start:slot], labels.new_full((len(block),), IGNORE_INDEX)]
+        spliced_labels += [labels[start:slot], labels.new_full((len(block),), IGNORE_INDEX)]
         start = slot + 1
-    return torch.cat([*embeds, words[start:]]), torch.cat([*said, labels[start:]])
+    return torch.cat([*embeds, words[start:]]), torch.cat([*spliced_labels, labels[start:]])
 
 
 def _pad(rows: Sequence[Row], side: Side) -> SplicedBatch:
@@ -156,7 +160,7 @@ def _pad(rows: Sequence[Row], side: Side) -> SplicedBatch:
     return SplicedBatch(
         embeds=pad_sequence([embeds for embeds, _ in rows], batch_first=True, padding_side=side),
         labels=pad_sequence(
-            [said for _, said in rows], batch_first=True, padding_value=IGNORE_INDEX, padding_side=side
+            [labels for _, labels in rows], batch_first=True, padding_value=IGNORE_INDEX, padding_side=side
         ),
         mask=pad_sequence(trues, batch_first=True, padding_value=False, padding_side=side),
         position_ids=pad_sequence(counts, batch_first=True, padding_side=side),
@@ -169,7 +173,7 @@ def _pack(rows: Sequence[Row]) -> PackedRow:
     first = rows[0][1].new_full((1,), IGNORE_INDEX)
     return PackedRow(
         embeds=torch.cat([embeds for embeds, _ in rows])[None],
-        labels=torch.cat([part for _, said in rows if len(said) for part in (first, said[1:])])[None],
+        labels=torch.cat([piece for _, labels in rows if len(labels) for piece in (first, labels[1:])])[None],
         position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
         lengths=[length for length in lengths if length],
     )

@@ -1,1 +1,1 @@
-"""Commands for people who want to talk with the model."""
+"""Chat with the model on a terminal."""

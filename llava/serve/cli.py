@@ -1,9 +1,9 @@
-"""COMMAND: talk about one image; an empty line or end of input leaves.
+"""COMMAND: chat about one image; an empty line or the end of input ends the chat.
 
     python -m llava.serve.cli --model-path liuhaotian/llava-v1.5-7b --image-file view.jpg
 
-Source of the rules: LLaVA v1.2.2 llava/serve/cli.py. Unlike there, what the model said goes into the history
-as it was said, without `<s>` and `</s>`: so do the prompts it was trained on.
+Source: LLaVA v1.2.2 llava/serve/cli.py. Unlike there, answers go into the history without `<s>` and `</s>`,
+as in the training prompts.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from llava.infer.jobs.prompting import image_line, template_for_chat
 
 
 def chat(flags: argparse.Namespace) -> None:
-    """Read lines, stream answers, until there is no line."""
+    """Stream an answer to each line of input until a line is empty."""
     choice = model_choice(flags)
-    picking = generation(flags, max_new_tokens=flags.max_new_tokens, beams=False)
+    sampling = generation(flags, max_new_tokens=flags.max_new_tokens, beams=False)
     conversation = conv_templates[template_for_chat(flags.conv_mode, choice.name)].copy()
     roles = ("user", "assistant") if "mpt" in choice.name.lower() else conversation.roles
     image = resolve_image(flags.image_file)
 
     from transformers import TextStreamer
 
-    from llava.infer.engine.engine import Engine  # torch, only once the flags are known to be good
+    from llava.infer.engine.engine import Engine  # imports torch, which bad flags need not wait for
     from llava.infer.engine.load import load
 
     loaded = load(choice)
-    engine = Engine(loaded, picking)
+    engine = Engine(loaded, sampling)
     streamer: Any = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     opening = image_line(engine.config)
     while line := _read_line(f"{roles[0]}: "):

@@ -1,4 +1,4 @@
-"""Every layout that LLaVA-1.5 checkpoints have been published or left behind in loads, told by its files."""
+"""Every layout of published and self-trained LLaVA-1.5 checkpoints loads, judged by its files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import detect_kind, strip_wrappers
 from support import tiny_checkpoints as tiny
+from support.errors import raises_code
 
 Build = Callable[[Path, Path], Path]
 
@@ -43,7 +44,7 @@ ADAPTERS: dict[str, Build] = {
 
 
 @pytest.fixture(autouse=True)
-def _no_bars() -> None:
+def _no_progress_bars() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -71,7 +72,7 @@ def golden_adapter(golden: Path) -> tuple[list[int], np.ndarray]:
 
 @pytest.mark.parametrize("layout", [*WHOLE, *OVER_A_BASE])
 def test_models_and_projectors_load_to_the_golden_logits(layout: str, golden: Path, tmp_path: Path) -> None:
-    # A name that says nothing, or the wrong thing: files decide.
+    # The folder's name suggests another kind, but files decide.
     folder = (WHOLE | OVER_A_BASE)[layout](tmp_path / "vicuna-lora", golden)
     base = golden / tiny.LANGUAGE if layout in OVER_A_BASE else None
     loaded = load_pretrained_model(folder, base, "vicuna-lora", device="cpu")
@@ -109,14 +110,14 @@ def test_an_adapter_over_a_llava_model_takes_the_tokenizer_it_brings(golden: Pat
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
 
 
-def test_the_base_is_read_from_the_adapter_and_said(
+def test_the_base_that_an_adapter_names_is_used_and_logged(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(golden / tiny.LANGUAGE, tmp_path / "models/base")
     folder = tiny.adapter(tmp_path / "runs/mine", golden, named_base="models/base")
     with caplog.at_level(logging.INFO, "llava"):
         loaded = load_pretrained_model(folder, device="cpu")
-    assert "its base models/base is taken from adapter_config.json" in caplog.text
+    assert "models/base" in caplog.text
     ids, logits = golden_adapter(golden)
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
 
@@ -132,15 +133,15 @@ def test_a_checkpoint_of_a_run_finds_the_runs_config(golden: Path, tmp_path: Pat
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
 
 
-def test_a_whole_models_needless_base_is_said_and_not_read(
+def test_a_full_models_base_is_ignored_with_a_warning(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny.self_trained(tmp_path / "full", golden)
     load_pretrained_model(folder, "no/such-base", device="cpu")
-    assert "holds a whole model: the base no/such-base is not used" in caplog.text
+    assert "no/such-base" in caplog.text
 
 
-def test_whole_weights_beside_an_adapter_do_not_hide_it(golden: Path, tmp_path: Path) -> None:
+def test_an_adapter_wins_over_full_weights_in_its_folder(golden: Path, tmp_path: Path) -> None:
     folder = tiny.adapter(tmp_path / "zero3", golden)
     save_file(tiny.multimodal(golden), folder / "model.safetensors")
     assert detect_kind(folder) == "adapter"
@@ -157,8 +158,8 @@ def test_weights_in_older_formats_load(golden: Path, tmp_path: Path) -> None:
             save_file(tensors, folder / "model.safetensors")
         else:
             torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-        said = image_logits(golden, load_pretrained_model(folder, device="cpu"), ids)
-        assert np.abs(said - logits).max() < 5e-5, kind
+        found = image_logits(golden, load_pretrained_model(folder, device="cpu"), ids)
+        assert np.abs(found - logits).max() < 5e-5, kind
 
 
 def test_a_plain_language_model_loads_without_an_image_processor(golden: Path) -> None:
@@ -194,10 +195,9 @@ def test_the_published_towers_layout_loads(golden: Path, tmp_path: Path) -> None
     tensors = torch.load(tower / "pytorch_model.bin", weights_only=True)
     del tensors["vision_model.pre_layrnorm.weight"]
     torch.save(tensors, tower / "pytorch_model.bin")
-    with pytest.raises(
-        CheckpointError, match=r"clip: the vision tower lacks weights, .*pre_layrnorm\.weight say"
-    ):
+    with raises_code("missing-weights", CheckpointError) as caught:
         load_pretrained_model(folder, device="cpu")
+    assert "pre_layrnorm.weight" in str(caught.value)
 
 
 def test_a_trained_tower_is_taken_from_the_checkpoint(golden: Path, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_missing_patch_token_field_means_what_the_table_says(
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("with_adapter", [False, True])
-def test_quantised_models_answer_nearly_as_whole_ones(
+def test_quantised_models_answer_nearly_as_full_ones(
     bits: int, with_adapter: bool, golden: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -252,8 +252,8 @@ def test_quantised_models_answer_nearly_as_whole_ones(
     )
     settings: Any = {f"load_{bits}bit": True, "device": "cpu"}
     loaded = load_pretrained_model(build(tmp_path, golden), golden / tiny.LANGUAGE, **settings)
-    said = image_logits(golden, loaded, ids)
-    likeness = np.corrcoef(said.ravel(), logits.ravel())[0, 1]
+    found = image_logits(golden, loaded, ids)
+    likeness = np.corrcoef(found.ravel(), logits.ravel())[0, 1]
     assert likeness > (0.9 if bits == 4 else 0.995)
     model = loaded[1]
     assert model.generate(torch.tensor([[1, 50, 60]]), max_new_tokens=3, do_sample=False).shape[1] <= 3
@@ -279,8 +279,8 @@ def test_half_precision_gives_the_originals_merged_weights_to_the_bit(golden: Pa
         [read_image(golden / "images/a_640x480.png")], tower.image_processor, model.config
     )
     with torch.no_grad():
-        said = model(torch.tensor([ids]), images=pixels.half()).logits[0].float().numpy()
-    assert np.abs(said - merged["A_fp16_img_logits"]).max() < 2e-2
+        found = model(torch.tensor([ids]), images=pixels.half()).logits[0].float().numpy()
+    assert np.abs(found - merged["A_fp16_img_logits"]).max() < 2e-2
 
 
 def test_the_towers_precision_can_be_chosen(golden: Path, tmp_path: Path) -> None:
@@ -298,23 +298,23 @@ def test_the_towers_precision_can_be_chosen(golden: Path, tmp_path: Path) -> Non
 def test_cuda_without_a_gpu_is_refused_only_when_asked_for(golden: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(SettingsError, match="device cuda was asked for"):
+    with raises_code("no-cuda", SettingsError):
         load_pretrained_model(golden / tiny.LANGUAGE, device="cuda")
     model = load_pretrained_model(golden / tiny.LANGUAGE)[1]
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
 
 
-def test_settings_that_cannot_be_met_are_said(golden: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_contradicting_or_unknown_arguments_fail(golden: Path, caplog: pytest.LogCaptureFixture) -> None:
     def load(**settings: Any) -> Any:
         return load_pretrained_model(golden / tiny.LANGUAGE, device="cpu", **settings)
 
-    with pytest.raises(SettingsError, match="exclude each other"):
+    with raises_code("contradicting-flags", SettingsError):
         load(load_8bit=True, load_4bit=True)
-    with pytest.raises(SettingsError, match="dtype is 'int7'; there are float16, bfloat16 and float32"):
+    with raises_code("unknown-dtype", SettingsError):
         load(dtype="int7")
     if not is_flash_attn_2_available():
         load(use_flash_attn=True)
-        assert "flash-attn is not installed: PyTorch's own attention is used" in caplog.text
+        assert "flash-attn is not installed" in caplog.text
     assert (
         load(torch_dtype=torch.bfloat16, device_map=None, low_cpu_mem_usage=True)[1].dtype == torch.bfloat16
     )
@@ -374,146 +374,163 @@ def harmful_shard(folder: Path) -> None:
 
 
 SHARD = "pytorch_model-00002-of-00003.bin"
-DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str]] = {
+# What is built, how it is damaged, the error's code, and what its message names.
+DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str, str]] = {
     "truncated_safetensors": (
         tiny.self_trained,
         cut("model.safetensors"),
-        r"model\.safetensors: cannot be read",
+        "unreadable-weights",
+        "model.safetensors",
     ),
     "last_bytes_gone": (
         tiny.self_trained,
         lambda folder: cut("model.safetensors", (folder / "model.safetensors").stat().st_size - 9)(folder),
-        r"model\.safetensors: cannot be read",
+        "unreadable-weights",
+        "model.safetensors",
     ),
     "stub_of_safetensors": (
         tiny.self_trained,
         cut("model.safetensors", 4),
-        r"model\.safetensors: cannot be read",
+        "unreadable-weights",
+        "model.safetensors",
     ),
     "lfs_pointer": (
         tiny.released,
         lambda folder: (folder / SHARD).write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
         ),
-        rf"{SHARD}: is a Git LFS pointer",
+        "lfs-pointer",
+        SHARD,
     ),
-    "empty_bin": (tiny.released, cut(SHARD, 0), rf"{SHARD}: cannot be read \(empty\)"),
-    "code_in_a_shard": (tiny.released, harmful_shard, rf"{SHARD}: holds more than tensors"),
-    "truncated_bin": (tiny.released, cut(SHARD), rf"{SHARD}: cannot be read \(cut short\)"),
-    "missing_shard": (tiny.released, drop(SHARD), rf"1 of 3 weight files are missing: {SHARD}"),
-    "no_weights": (tiny.self_trained, drop("model.safetensors"), "no model here; wanted"),
-    "no_config": (tiny.self_trained, drop("config.json"), r"config\.json: no such file"),
-    "config_no_json": (tiny.self_trained, cut("config.json", 30), r"config\.json:1: not valid JSON"),
+    "empty_bin": (tiny.released, cut(SHARD, 0), "unreadable-weights", SHARD),
+    "code_in_a_shard": (tiny.released, harmful_shard, "unsafe-pickle", SHARD),
+    "truncated_bin": (tiny.released, cut(SHARD), "unreadable-weights", SHARD),
+    "missing_shard": (tiny.released, drop(SHARD), "missing-shards", SHARD),
+    "no_weights": (tiny.self_trained, drop("model.safetensors"), "no-model", "config.json"),
+    "no_config": (tiny.self_trained, drop("config.json"), "missing-config", "config.json"),
+    "config_no_json": (tiny.self_trained, cut("config.json", 30), "not-json", "config.json:1"),
     "no_tower_named": (
         tiny.self_trained,
         edit("config.json", mm_vision_tower=None),
-        "calls itself llava_llama but has no mm_vision_tower",
+        "no-vision-tower",
+        "llava_llama",
     ),
     "tower_no_clip": (
         tiny.self_trained,
         lambda folder: edit("config.json", mm_vision_tower=str(folder))(folder),
-        "not a CLIP vision model",
+        "not-a-clip-model",
+        "model",
     ),
     "tower_missing": (
         tiny.self_trained,
         edit("config.json", mm_vision_tower="/no/such/tower"),
-        r"/no/such/tower: no such folder \(vision tower",
+        "no-such-model",
+        "/no/such/tower",
     ),
     "odd_projector": (
         tiny.self_trained,
         edit("config.json", mm_projector_type="mlp"),
-        r"config\.json has mm_projector_type 'mlp'",
+        "unknown-projector-type",
+        "'mlp'",
     ),
     "odd_model_type": (
         tiny.self_trained,
         edit("config.json", model_type="mpt"),
-        "has model_type 'mpt'; wanted",
+        "unknown-model-type",
+        "'mpt'",
     ),
     "no_layer": (
         tiny.self_trained,
         edit("config.json", mm_vision_select_layer=None),
-        "no mm_vision_select_layer",
+        "missing-field",
+        "mm_vision_select_layer",
     ),
-    "no_width": (tiny.self_trained, edit("config.json", mm_hidden_size=None), "has no mm_hidden_size"),
-    "other_tower": (
+    "no_width": (
         tiny.self_trained,
-        widen_tower,
-        "the vision tower .* has 32 features: it is another one",
+        edit("config.json", mm_hidden_size=None),
+        "missing-field",
+        "mm_hidden_size",
     ),
+    "other_tower": (tiny.self_trained, widen_tower, "tower-mismatch", "32 features"),
     "huggingface_llava": (
         tiny.self_trained,
         edit("config.json", text_config={}),
-        "Hugging Face's own LLaVA format",
+        "huggingface-format",
+        "text_config",
     ),
-    "no_tokenizer": (tiny.self_trained, drop("tokenizer.model"), r"no tokenizer\.model"),
-    "no_projector": (tiny.self_trained, without_projector, "the projector's weights are missing"),
+    "no_tokenizer": (tiny.self_trained, drop("tokenizer.model"), "missing-tokenizer", "tokenizer.model"),
+    "no_projector": (tiny.self_trained, without_projector, "no-projector", "mm_projector"),
     "adapter_gone": (
         tiny.adapter,
         drop("adapter_model.safetensors"),
-        r"adapter_config\.json is here, but neither",
+        "no-adapter-weights",
+        "adapter_model.safetensors",
     ),
     "adapter_cut": (
         tiny.adapter,
         cut("adapter_model.safetensors"),
-        r"adapter_model\.safetensors: cannot be read",
+        "unreadable-weights",
+        "adapter_model.safetensors",
     ),
-    "adapter_no_lora": (
+    "adapter_no_lora": (tiny.adapter, edit("adapter_config.json", peft_type="IA3"), "not-lora", "IA3"),
+    "no_non_lora": (
         tiny.adapter,
-        edit("adapter_config.json", peft_type="IA3"),
-        "IA3 adapter, wanted LoRA",
+        drop("non_lora_trainables.bin"),
+        "no-projector",
+        "non_lora_trainables.bin",
     ),
-    "no_non_lora": (tiny.adapter, drop("non_lora_trainables.bin"), "neither non_lora_trainables.bin nor"),
     "adapter_without_its_rank": (
         tiny.adapter,
         edit("adapter_config.json", r=4),
-        "does not fit its base: size mismatch",
+        "adapter-mismatch",
+        "size mismatch",
     ),
-    "other_base": (
-        tiny.adapter,
-        edit("config.json", hidden_size=256),
-        "hidden_size is 128 there and 256 here",
-    ),
+    "other_base": (tiny.adapter, edit("config.json", hidden_size=256), "base-mismatch", "hidden_size is 128"),
     "deeper_base": (
         tiny.adapter,
         edit("config.json", num_hidden_layers=5),
-        "num_hidden_layers is 4 there and 5 here",
+        "base-mismatch",
+        "num_hidden_layers is 4",
     ),
     "other_vocabulary": (
         tiny.adapter,
         edit("config.json", vocab_size=32000),
-        "vocab_size is 2048 there and 32000",
+        "base-mismatch",
+        "vocab_size is 2048",
     ),
     "smaller_vocabulary": (
         tiny.adapter,
         edit("config.json", vocab_size=2000),
-        "vocab_size is 2048 there and 2000",
+        "base-mismatch",
+        "vocab_size is 2048",
     ),
-    "images_without_config": (
-        tiny.adapter,
-        drop("config.json"),
-        "trained with images, but there is no config.json",
-    ),
-    "code_in_bin": (tiny.projector_only, unpicklable, r"mm_projector\.bin: holds more than tensors"),
+    "images_without_config": (tiny.adapter, drop("config.json"), "missing-config", "config.json"),
+    "code_in_bin": (tiny.projector_only, unpicklable, "unsafe-pickle", "mm_projector.bin"),
     "projector_cut": (
         tiny.projector_only,
         cut("mm_projector.bin", 500),
-        r"mm_projector\.bin: cannot be read",
+        "unreadable-weights",
+        "mm_projector.bin",
     ),
     "other_projector": (
         tiny.projector_only,
         edit("config.json", mm_projector_type="linear"),
-        "does not fit this model's projector",
+        "projector-mismatch",
+        "mm_projector.bin",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_said_in_one_line_with_the_file(damage: str, golden: Path, tmp_path: Path) -> None:
-    build, how, message = DAMAGE[damage]
+def test_a_damaged_checkpoint_fails_with_one_line_that_names_the_file(
+    damage: str, golden: Path, tmp_path: Path
+) -> None:
+    build, how, code, fact = DAMAGE[damage]
     folder = broken(tmp_path / "model", golden, how, build)
     base = golden / tiny.LANGUAGE if build in (tiny.adapter, tiny.projector_only) else None
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with raises_code(code, CheckpointError) as caught:
         load_pretrained_model(folder, base, device="cpu")
+    assert fact in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (folder / "was-run").exists()
 
@@ -532,22 +549,26 @@ def test_a_path_that_is_wrong_or_a_file_is_said(golden: Path, tmp_path: Path) ->
 def test_a_base_that_is_no_language_model_is_refused(golden: Path, tmp_path: Path) -> None:
     folder = tiny.adapter(tmp_path / "adapter", golden)
     (tmp_path / "empty").mkdir()
-    for base, message in [
-        (tmp_path / "empty", "empty: has no config.json that can be read"),
-        (golden / tiny.TOWER, "has model_type 'clip_vision_model'; wanted one of"),
-        (golden / "images", "images: has no config.json"),
+    for base, code in [
+        (tmp_path / "empty", "missing-config"),
+        (golden / tiny.TOWER, "unknown-model-type"),
+        (golden / "images", "missing-config"),
     ]:
-        with pytest.raises(CheckpointError, match=message):
+        with raises_code(code, CheckpointError) as caught:
             load_pretrained_model(folder, base, device="cpu")
+        assert str(base) in str(caught.value)
 
 
 @pytest.mark.parametrize("build", [tiny.adapter, tiny.projector_only])
-def test_a_part_without_a_base_asks_for_one(build: Build, golden: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="only: give its language model as --model-base"):
-        load_pretrained_model(build(tmp_path / "part", golden), device="cpu")
+def test_an_adapter_or_projector_without_a_base_asks_for_one(
+    build: Build, golden: Path, tmp_path: Path
+) -> None:
+    with raises_code("base-needed", CheckpointError) as caught:
+        load_pretrained_model(build(tmp_path / "trained", golden), device="cpu")
+    assert "--model-base" in str(caught.value)
 
 
-def test_names_of_every_wrapper_come_down_to_the_models_own() -> None:
+def test_every_wrappers_prefix_is_stripped() -> None:
     own = "model.mm_projector.0.weight"
     for prefix in (
         "base_model.model.model.",

@@ -1,4 +1,4 @@
-"""Merged, extracted, consolidated, written: what comes out is what went in, or nothing comes out."""
+"""Merging, extracting, consolidating and writing keep every weight, or write nothing at all."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ from llava.model.loading.checkpoint import (
 from llava.model.loading.weights import read_tensors
 from llava.model.lora import add_adapter, split_trained_state, write_adapter
 from support import tiny_checkpoints as tiny
+from support.errors import raises_code
 
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
 
 
-def says_the_same(golden: Path, folder: Path, wanted: str, bound: float, **settings: Any) -> bool:
+def has_golden_logits(golden: Path, folder: Path, wanted: str, bound: float, **settings: Any) -> bool:
     """Whether a loaded folder's logits for a golden prompt are those in x_merge.npz."""
     _, model, processor, _ = load_pretrained_model(folder, device="cpu", **settings)
     ids = tiny.fields(golden / "v_vi_vii_model.json")["generate"][0]["input_ids"]
     pixels = process_images([read_image(golden / "images/a_640x480.png")], processor, model.config)
     with torch.no_grad():
-        said = model(torch.tensor([ids]), images=pixels.to(model.dtype)).logits[0].float().numpy()
-    return bool(np.abs(said - np.load(golden / "x_merge.npz")[wanted]).max() < bound)
+        found = model(torch.tensor([ids]), images=pixels.to(model.dtype)).logits[0].float().numpy()
+    return bool(np.abs(found - np.load(golden / "x_merge.npz")[wanted]).max() < bound)
 
 
 def test_the_merged_model_is_the_originals(golden: Path, repo: Path, tmp_path: Path) -> None:
@@ -61,37 +62,38 @@ def test_the_merged_model_is_the_originals(golden: Path, repo: Path, tmp_path: P
             tensor = stream.get_tensor(name)
             assert list(tensor.shape) == shape
             assert abs(tensor.double().norm().item() - norm) < 1e-6, name
-    assert says_the_same(golden, out, "D_fp16_img_logits", 2e-2, dtype="float16")
+    assert has_golden_logits(golden, out, "D_fp16_img_logits", 2e-2, dtype="float16")
     # In float32 the same half-precision weights: the original's case B, but for its tables of rotary angles.
-    assert says_the_same(golden, out, "C_fp32_img_logits", 2e-2)
+    assert has_golden_logits(golden, out, "C_fp32_img_logits", 2e-2)
     assert tiny.fields(out / "config.json")["model_type"] == "llava_llama"
 
 
 def test_merging_in_full_precision_is_exact(golden: Path, tmp_path: Path) -> None:
     adapter = tiny.adapter(tmp_path / "adapter", golden, named_base=str(golden / tiny.LANGUAGE))
     merge.merge_lora(str(adapter), None, tmp_path / "merged", dtype="float32")
-    assert says_the_same(golden, tmp_path / "merged", "C_fp32_img_logits", 5e-5)
+    assert has_golden_logits(golden, tmp_path / "merged", "C_fp32_img_logits", 5e-5)
 
 
 def test_a_merge_that_changes_answers_fails_and_leaves_nothing(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgets_the_adapter(wrapped: Any) -> Any:
+    def drop_the_adapter(wrapped: Any) -> Any:
         return wrapped.unload()
 
-    monkeypatch.setattr(merge.lora, "merge_adapter", forgets_the_adapter)
+    monkeypatch.setattr(merge.lora, "merge_adapter", drop_the_adapter)
     out = tmp_path / "out" / "merged"
-    with pytest.raises(CheckpointError, match="merging moved a logit by"):
+    with raises_code("merge-changed-logits", CheckpointError):
         merge.merge_lora(str(golden / tiny.ADAPTER), str(golden / tiny.LANGUAGE), out)
     assert list(out.parent.iterdir()) == []
 
 
-def test_a_taken_name_and_a_model_without_an_adapter_are_refused(golden: Path, tmp_path: Path) -> None:
+def test_an_existing_output_and_a_model_without_an_adapter_are_refused(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there/file").touch()
-    with pytest.raises(CheckpointError, match="there: is there already"):
+    with raises_code("output-exists", CheckpointError) as caught:
         merge.merge_lora(str(golden / tiny.ADAPTER), str(golden / tiny.LANGUAGE), tmp_path / "there")
-    with pytest.raises(CheckpointError, match="holds no adapter, so there is nothing to merge"):
+    assert str(tmp_path / "there") in str(caught.value)
+    with raises_code("not-an-adapter", CheckpointError):
         merge.merge_lora(str(tiny.self_trained(tmp_path / "full", golden)), None, tmp_path / "merged")
 
 
@@ -131,15 +133,15 @@ def test_the_projector_is_extracted_from_every_kind(source: str, golden: Path, t
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_checkpoint_without_a_projector_is_said_in_one_line(
+def test_extracting_from_a_model_without_a_projector_fails_in_one_line(
     golden: Path, repo: Path, tmp_path: Path
 ) -> None:
     script, out = repo / "scripts/extract_mm_projector.py", tmp_path / "mm_projector.bin"
     result = run_script(script, "--model-path", golden / tiny.LANGUAGE, "--output", out)
     assert (result.returncode, out.exists()) == (2, False)
-    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: {golden / tiny.LANGUAGE}: holds no mm_projector weights"
-    ]
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert str(golden / tiny.LANGUAGE) in error
+    assert "mm_projector" in error
     assert "Traceback" not in result.stderr
 
 
@@ -207,7 +209,7 @@ def test_a_written_projector_has_the_originals_names(golden: Path, tmp_path: Pat
     assert written.keys() == read_tensors(golden / tiny.PROJECTOR / "mm_projector.bin").keys()
 
 
-def test_vicunas_sampling_settings_do_not_stop_a_save(golden: Path, tmp_path: Path) -> None:
+def test_a_model_with_vicunas_generation_config_can_be_saved(golden: Path, tmp_path: Path) -> None:
     model = LlavaLlamaForCausalLM.from_pretrained(golden / tiny.LANGUAGE, dtype=torch.float16)
     for settings in (
         {"temperature": 0.9, "top_p": 0.6, "do_sample": False},
@@ -222,6 +224,6 @@ def test_vicunas_sampling_settings_do_not_stop_a_save(golden: Path, tmp_path: Pa
 def test_damaged_input_leaves_no_output(golden: Path, tmp_path: Path) -> None:
     adapter = tiny.adapter(tmp_path / "adapter", golden)
     (adapter / "non_lora_trainables.bin").unlink()
-    with pytest.raises(CheckpointError, match="the projector's weights are missing"):
+    with raises_code("no-projector", CheckpointError):
         merge.merge_lora(str(adapter), str(golden / tiny.LANGUAGE), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]

@@ -1,4 +1,4 @@
-"""Prompts behind a shared prefix: the answers of one at a time, each position read once, memory run out."""
+"""Groups of prompts with a shared prefix: same answers as one at a time, each position read once."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from llava.infer.engine.engine import Engine
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.kv_cache import PreallocatedLayer
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.packed import Prompts, continue_groups, count_fitting_groups
+from llava.infer.engine.packed import PromptGroup, continue_groups, count_fitting_groups
 from llava.infer.engine.requests import Generation, ImageFile, Reply, Request
 from llava.infer.jobs.prompting import prompt_of
+from support.errors import raises_code
 from support.tiny_model import tiny_model
 
 REPO = Path(__file__).resolve().parents[2]
 IMAGES = ["a_640x480.png", "b_333x500.png", "c_100x37.png"]
-RESTS = [(), (5,), (9, 8, 7, 6, 400, 401, 402), (5,), (300, 301), tuple(range(500, 530))]
+SUFFIXES = [(), (5,), (9, 8, 7, 6, 400, 401, 402), (5,), (300, 301), tuple(range(500, 530))]
 
 
-def groups_of(loaded: Loaded) -> list[Prompts]:
-    """Three groups: prefixes of unlike length, several prompts, one prompt, none of them whole."""
+def groups_of(loaded: Loaded) -> list[PromptGroup]:
+    """Three groups with prefixes of different lengths: several prompts, two, and one without a suffix."""
     words = loaded.model.get_input_embeddings()
     long, short, whole = (words(torch.arange(3, 3 + length)).detach() for length in (40, 11, 25))
     return [
-        Prompts(long, tuple(range(10, 16)), tuple(RESTS)),
-        Prompts(short, (0, 1), ((77,), (78, 79, 80))),
-        Prompts(whole, (2,), ((),)),
+        PromptGroup(long, tuple(range(10, 16)), tuple(SUFFIXES)),
+        PromptGroup(short, (0, 1), ((77,), (78, 79, 80))),
+        PromptGroup(whole, (2,), ((),)),
     ]
 
 
-def alone(
-    loaded: Loaded, groups: list[Prompts], steps: int, stop_ids: Collection[int] = ()
+def continued_alone(
+    loaded: Loaded, groups: list[PromptGroup], steps: int, stop_ids: Collection[int] = ()
 ) -> dict[int, Continuation]:
     words = loaded.model.get_input_embeddings()
     return {
@@ -56,7 +57,7 @@ def alone(
             stop_ids=stop_ids,
         )
         for group in groups
-        for name, rest in zip(group.names, group.rests, strict=True)
+        for name, rest in zip(group.indices, group.suffixes, strict=True)
     }
 
 
@@ -76,10 +77,10 @@ def passes(golden: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int
 
 
 @pytest.mark.parametrize("budget", [Budget(1, 1), Budget(20, 100), Budget(1000, 4), Budget(1000, 1000)])
-def test_packed_prompts_continue_as_each_does_alone(golden: Path, budget: Budget) -> None:
+def test_prompts_continue_in_groups_as_each_does_alone(golden: Path, budget: Budget) -> None:
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
-    wanted = alone(loaded, groups, steps=20)
+    wanted = continued_alone(loaded, groups, steps=20)
     found = dict(continue_groups(loaded.model, groups, budget, max_new_tokens=20, stop_ids=()))
     assert found.keys() == wanted.keys()
     for name, one in found.items():
@@ -87,21 +88,21 @@ def test_packed_prompts_continue_as_each_does_alone(golden: Path, budget: Budget
         assert one.margin == pytest.approx(wanted[name].margin, abs=1e-4)
 
 
-def test_a_prefix_is_read_once_and_there_is_no_padding_behind_it(
+def test_a_prefix_is_read_once_and_its_prompts_without_padding(
     golden: Path, passes: list[tuple[int, int]]
 ) -> None:
     loaded = tiny_model(golden)
     group = groups_of(loaded)[0]
     list(continue_groups(loaded.model, [group], Budget(1000, 1000), max_new_tokens=3, stop_ids=()))
-    assert passes == [(1, 40), (1, sum(map(len, RESTS))), (1, len(RESTS)), (1, len(RESTS))]
+    assert passes == [(1, 40), (1, sum(map(len, SUFFIXES))), (1, len(SUFFIXES)), (1, len(SUFFIXES))]
 
 
-def test_finished_prompts_leave_and_groups_with_them(golden: Path, passes: list[tuple[int, int]]) -> None:
+def test_finished_prompts_and_groups_are_dropped(golden: Path, passes: list[tuple[int, int]]) -> None:
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
-    free = alone(loaded, groups, steps=12)
+    free = continued_alone(loaded, groups, steps=12)
     stop_ids = {free[name].ids[1] for name in (0, 1, 2, 12)}
-    wanted = alone(loaded, groups, 12, stop_ids)
+    wanted = continued_alone(loaded, groups, 12, stop_ids)
     assert {len(one.ids) for one in wanted.values()} > {1, 12}
     passes.clear()
     found = dict(
@@ -114,21 +115,19 @@ def test_finished_prompts_leave_and_groups_with_them(golden: Path, passes: list[
     assert passes[-1][1] < passes[2][1]
 
 
-def test_a_budget_holds_for_prefixes_and_for_what_follows(
-    golden: Path, passes: list[tuple[int, int]]
-) -> None:
+def test_a_budget_limits_prefixes_and_suffixes(golden: Path, passes: list[tuple[int, int]]) -> None:
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
     assert [count_fitting_groups(groups, Budget(tokens, 99)) for tokens in (1, 79, 80, 120)] == [1, 1, 2, 3]
     assert count_fitting_groups(groups, Budget(1000, 2)) == 2
     list(continue_groups(loaded.model, groups[:1], Budget(1000, 2), max_new_tokens=2, stop_ids=()))
-    assert max(width for _, width in passes[1::2]) <= sum(map(len, RESTS))
+    assert max(width for _, width in passes[1::2]) <= sum(map(len, SUFFIXES))
     passes.clear()
     list(continue_groups(loaded.model, groups[:1], Budget(12, 99), max_new_tokens=1, stop_ids=()))
     assert passes == [(1, 40), (1, 11), (1, 30)]
 
 
-def test_a_roomy_layer_holds_what_transformers_layer_holds() -> None:
+def test_a_preallocated_layer_holds_what_transformers_layer_holds() -> None:
     torch.manual_seed(0)
     ours, theirs = PreallocatedLayer(), DynamicLayer()
     for columns in (5, 1, 300, 1, 1):
@@ -143,9 +142,9 @@ def test_a_roomy_layer_holds_what_transformers_layer_holds() -> None:
 
 
 def requests_about(golden: Path, count: int = 13) -> list[Request]:
-    """Unlike questions about three images in turn, the first one also about nothing and about two."""
+    """Questions of different lengths about three images in turn, one about two images, one about none."""
     files = [ImageFile(golden / "images" / name) for name in IMAGES]
-    asked = [
+    questions = [
         Request(
             prompt_of("vicuna_v1", f"{'Is it so? ' * (number % 5)}{number}", "<image>\n"),
             (files[number % 3],),
@@ -153,7 +152,13 @@ def requests_about(golden: Path, count: int = 13) -> list[Request]:
         for number in range(count)
     ]
     both = Request(prompt_of("vicuna_v1", "Compare <image> with <image>."), (files[0], files[1]))
-    return [*asked, asked[0], both, dataclasses.replace(both), Request(prompt_of("vicuna_v1", "Hello."))]
+    return [
+        *questions,
+        questions[0],
+        both,
+        dataclasses.replace(both),
+        Request(prompt_of("vicuna_v1", "Hello.")),
+    ]
 
 
 def replies(engine: Engine, requests: list[Request]) -> list[Reply]:
@@ -179,15 +184,16 @@ def test_images_in_tiles_are_shared_as_well(golden: Path, monkeypatch: pytest.Mo
         assert one.margin == pytest.approx(other.margin, abs=1e-3)
 
 
-def test_a_prompt_that_its_question_makes_too_long_names_itself(golden: Path) -> None:
+def test_a_prompt_that_is_too_long_names_its_request(golden: Path) -> None:
     loaded = dataclasses.replace(tiny_model(golden), context_length=90)
     first, *_ = requests_about(golden)
     long = dataclasses.replace(first, prompt=first.prompt + " why" * 40, name="question 2")
-    with pytest.raises(DataError, match=r"question 2: the prompt takes .* positions"):
+    with raises_code("prompt-too-long", DataError) as caught:
         texts(Engine(loaded, Generation(max_new_tokens=1)), [first, long])
+    assert str(caught.value).startswith("question 2: ")
 
 
-def test_close_calls_of_half_precision_are_asked_again_and_counted(
+def test_close_calls_of_half_precision_are_computed_again_and_counted(
     golden: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny = tiny_model(golden)
@@ -199,7 +205,7 @@ def test_close_calls_of_half_precision_are_asked_again_and_counted(
     with caplog.at_level(logging.INFO, logger="llava.infer.engine.engine"):
         assert texts(engine, requests) == wanted
     assert 0 < engine.asked_again <= len(requests)
-    assert f"{engine.asked_again} of {len(requests)} answers were close calls" in caplog.text
+    assert f"{engine.asked_again} of {len(requests)}" in caplog.text
     quick = Engine(loaded, generation, exact=False)
     texts(quick, requests)
     assert quick.asked_again == 0
@@ -208,7 +214,7 @@ def test_close_calls_of_half_precision_are_asked_again_and_counted(
 @pytest.mark.parametrize(
     ("dtype", "reach"), [(torch.float32, 1.9e-4), (torch.float16, 0.195), (torch.bfloat16, 0.78)]
 )
-def test_the_reach_of_rounding_grows_with_logits_and_the_precisions_step(
+def test_a_close_call_is_measured_by_the_logits_scale_and_the_precision(
     golden: Path, dtype: torch.dtype, reach: float
 ) -> None:
     tiny = tiny_model(golden)
@@ -220,7 +226,7 @@ def test_the_reach_of_rounding_grows_with_logits_and_the_precisions_step(
 
 
 class ShortOfMemory:
-    """Stands before a function: raises as a GPU does when more than `most` positions or images come in."""
+    """Wraps a function to run out of memory, as a GPU does, on more than `most` positions or images."""
 
     def __init__(self, function: Any, most: int) -> None:
         self.function, self.most = function, most
@@ -235,7 +241,7 @@ class ShortOfMemory:
 
 
 @pytest.mark.parametrize("place", ["layers", "tower"])
-def test_when_memory_runs_out_half_as_much_is_tried(
+def test_running_out_of_memory_halves_the_budget(
     golden: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
     loaded = tiny_model(golden)
@@ -251,31 +257,31 @@ def test_when_memory_runs_out_half_as_much_is_tried(
     with caplog.at_level(logging.INFO, logger="llava.infer.engine.engine"):
         assert texts(Engine(loaded, generation), requests) == wanted
     assert short.failed > 0
-    said = [record.message for record in caplog.records if "out of memory" in record.message]
-    assert len(said) == short.failed
-    assert "out of memory: from here on 256 positions at a time" in said[0]
+    messages = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert len(messages) == short.failed
+    assert "256 positions" in messages[0]
 
 
-def test_when_one_prompt_is_too_much_the_run_ends_in_one_line(
+def test_too_little_memory_for_one_prompt_is_a_users_error(
     golden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = tiny_model(golden)
     never = ShortOfMemory(loaded.model.get_decoder().forward, 0)
     monkeypatch.setattr(loaded.model.get_decoder(), "forward", never)
-    with pytest.raises(SettingsError, match=r"out of memory with a single prompt at a time; .* 4 or 8 bits"):
+    with raises_code("out-of-memory", SettingsError):
         texts(Engine(loaded, Generation(max_new_tokens=1)), requests_about(golden))
 
 
 def test_a_gpus_budget_follows_its_free_memory(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model(golden)
-    assert measure_budget(loaded, None).tokens == measure_budget(loaded, 3).tokens == 512
-    assert measure_budget(loaded, 3).rows == 3
-    a_position = estimate_position_bytes(loaded.model)
-    assert 2 * 4 * 2 * 128 * 4 < a_position < 100_000  # keys and values of 4 layers, 128 wide, in float32
+    assert measure_budget(loaded, None).positions == measure_budget(loaded, 3).positions == 512
+    assert measure_budget(loaded, 3).prompts == 3
+    position_bytes = estimate_position_bytes(loaded.model)
+    assert 2 * 4 * 2 * 128 * 4 < position_bytes < 100_000  # keys and values of 4 layers, 128 wide, in float32
     monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
-    for free, tokens in ((10**7, 512), (4000 * a_position, 2000), (10**11, 16384)):
+    for free, tokens in ((10**7, 512), (4000 * position_bytes, 2000), (10**11, 16384)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
-        assert measure_budget(loaded, None).tokens == tokens
+        assert measure_budget(loaded, None).positions == tokens
 
 
 def test_the_speed_comparison_finds_equal_answers(tmp_path: Path) -> None:

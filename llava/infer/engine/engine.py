@@ -1,16 +1,16 @@
-"""The engine: any list of requests in, their replies out, images decoded and encoded once each.
+"""Answer a list of requests, encoding each image once and reading each shared prefix once.
 
-Knows nothing of files, questions or benchmarks. Greedy requests about the same images are read as one group,
-others go through transformers' `generate`, one at a time. L positions, D width, P patches.
+See the package's docstring for the terms. Shapes: L positions, D width, P patches.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
+from transformers import PretrainedConfig
+from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
@@ -19,7 +19,7 @@ from llava.infer.engine.generate import find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.packed import Prompts, continue_groups, count_fitting_groups
+from llava.infer.engine.packed import PromptGroup, continue_groups, count_fitting_groups
 from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
 from llava.infer.engine.schedule import Group, plan_windows
 from llava.model.splice import splice
@@ -27,15 +27,15 @@ from llava.prompts.encode import tokenizer_image_token
 
 logger = logging.getLogger(__name__)
 
-# Batching moves logits by rounding, in steps: the precision's epsilon times the largest logit. Where two
-# tokens were closer than this many, the prompt is asked again alone. Why so many: scripts/bench/README.md.
+# Batching changes logits by rounding. One step is the precision's epsilon times the largest logit; an answer
+# whose margin is below this many steps is computed again on its own. scripts/bench/README.md has the reasons.
 _ROUNDING_STEPS = {torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}
 
 Features = dict[ImageSource, torch.Tensor]
 
 
 class Engine:
-    """Answers requests with one model and one way of picking tokens."""
+    """Answers requests with one model and one set of generation parameters."""
 
     def __init__(
         self, loaded: Loaded, generation: Generation, *, batch_size: int | None = None, exact: bool = True
@@ -44,11 +44,11 @@ class Engine:
 
         Args:
             loaded: The model.
-            generation: How tokens are picked.
-            batch_size: The most greedy prompts at a time; 1 asks each alone, None takes what the device has
-                room for.
-            exact: Ask again alone where the batch could have tipped the answer, so that replies are those of
-                one prompt at a time.
+            generation: How tokens are chosen.
+            batch_size: The most greedy prompts of a pass; 1 answers one prompt at a time, None uses what fits
+                into the device's memory.
+            exact: Compute an answer again on its own if rounding in the batch could have changed it, so that
+                replies are the same as one prompt at a time.
         """
         self._loaded = loaded
         self._generation = generation
@@ -57,67 +57,69 @@ class Engine:
         self._exact = exact
         self._stop_ids = find_stop_ids(loaded)
         self.asked_again = 0
-        """How many of the last `answer`'s requests were close calls."""
+        """How many requests of the last `answer` call were computed again on their own."""
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PretrainedConfig:
         """The model's config."""
-        return self._loaded.model.config
+        config: PretrainedConfig = self._loaded.model.config
+        return config
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """(index in `requests`, reply), each once, in the order they are found.
+        """Yield (index in `requests`, reply) once for each request, in the order of the schedule.
 
         Raises:
-            DataError: An image is broken, a prompt leaves no room for an answer, or has more or fewer
-                `<image>` than images; the message opens with the request's name.
+            DataError: An image is broken, a prompt leaves no room for an answer, or its numbers of `<image>`
+                and images differ. The message starts with the request's name.
         """
         self.asked_again = 0
-        prompts = [self._encode(request) for request in requests]
-        lengths = [self._positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
+        prompts = [self._tokenize(request) for request in requests]
+        lengths = [self._count_positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
         windows = plan_windows(
             [request.images for request in requests], prompts, lengths, self._budget.groups
         )
         features: Features = {}
         names = {source: request.name for request in reversed(requests) for source in request.images}
-        for window, images in decode_ahead(windows, names, self._pixels):
-            features |= self._features({s: image for s, image in images.items() if s not in features})
-            for index, reply in self._replies(window.groups, requests, prompts, features):
+        for window, images in decode_ahead(windows, names, self._load_pixels):
+            features |= self._encode_images({s: image for s, image in images.items() if s not in features})
+            for index, reply in self._answer_groups(window.groups, requests, prompts, features):
                 if self._is_doubtful(reply):
-                    reply = self._reply_alone(requests[index], prompts[index], images)
+                    reply = self._answer_again(requests[index], prompts[index], images)
                 yield index, reply
             for source in window.last:
                 del features[source]
         if self.asked_again:
             logger.info(
-                f"{self.asked_again} of {len(requests)} answers were close calls and asked again alone"
+                f"{self.asked_again} of {len(requests)} answers were close calls and computed again on their own"
             )
 
-    def reply_streaming(self, request: Request, streamer: Any) -> Reply:
-        """The reply to one request, each token shown to a `streamer` of transformers as it comes."""
-        row = self._embed(
-            request,
-            self._encode(request),
-            self._features({image: self._pixels(image) for image in request.images}),
-        )
-        return Reply(self._text(generate(self._loaded, row, self._generation, streamer=streamer)))
+    def reply_streaming(self, request: Request, streamer: BaseStreamer) -> Reply:
+        """Answer one request, passing each token to `streamer` at once."""
+        features = self._encode_images({image: self._load_pixels(image) for image in request.images})
+        prompt = self._embed(request, self._tokenize(request), features)
+        return Reply(self._decode(generate(self._loaded, prompt, self._generation, streamer=streamer)))
 
-    def _encode(self, request: Request) -> list[int]:
+    def _tokenize(self, request: Request) -> list[int]:
         ids = tokenizer_image_token(request.prompt, self._loaded.tokenizer, IMAGE_TOKEN_INDEX)
         slots = ids.count(IMAGE_TOKEN_INDEX)
         if slots != len(request.images):
             raise DataError(
                 f"{request.name}: the prompt has {slots} <image> and the request {len(request.images)} "
-                "images; each needs the other"
+                "images; each needs the other",
+                code="image-count",
             )
         if request.images and self._loaded.image_processor is None:
-            raise DataError(f"{request.name}: has an image, but the model is a plain language model")
+            raise DataError(
+                f"{request.name}: has an image, but the model is a plain language model",
+                code="no-vision-tower",
+            )
         return ids
 
-    def _positions(self, request: Request, ids: Sequence[int]) -> int:
-        """How many positions the prompt takes, an image counted without its tiles.
+    def _count_positions(self, request: Request, ids: Sequence[int]) -> int:
+        """Count the prompt's positions, with one view per image.
 
         Raises:
-            DataError: They leave no room for an answer. The original cut the prompt, cue to answer included.
+            DataError: They leave no room for an answer. The original cuts the prompt's end instead.
         """
         patches = self._loaded.model.get_vision_tower().num_patches if request.images else 0
         positions = len(ids) + len(request.images) * (patches - 1)
@@ -128,27 +130,27 @@ class Engine:
         if positions >= self._loaded.context_length:
             raise DataError(
                 f"{request.name}: the prompt takes {positions} positions with its images, and the model has "
-                f"{self._loaded.context_length}; shorten the question"
+                f"{self._loaded.context_length}; shorten the question",
+                code="prompt-too-long",
             )
 
-    def _pixels(self, source: ImageSource) -> Pixels:
+    def _load_pixels(self, source: ImageSource) -> Pixels:
         return load_pixels(source, self._loaded.image_processor, self.config)
 
     @torch.inference_mode()
-    def _features(self, images: Mapping[ImageSource, Pixels]) -> Features:
-        """One (P, D) block an image; images without tiles are encoded a batch at a time."""
+    def _encode_images(self, images: Mapping[ImageSource, Pixels]) -> Features:
+        """Encode each image to a (P, D) block; images without tiles are encoded in batches."""
         model, device = self._loaded.model, self._loaded.device
         features: Features = {}
         plain = [source for source, image in images.items() if image.tensor.ndim == 3]
         while plain:
-            count = max(
-                min(self._budget.tokens // model.get_vision_tower().num_patches, self._budget.rows), 1
-            )
+            patches = model.get_vision_tower().num_patches
+            count = max(min(self._budget.positions // patches, self._budget.prompts), 1)
             stacked = torch.stack([images[source].tensor for source in plain[:count]])
             try:
                 encoded = model.encode_views(stacked.to(device, model.dtype))
             except torch.cuda.OutOfMemoryError as error:
-                self._take_half(error)
+                self._halve_budget(error)
                 continue
             features |= zip(plain[:count], encoded, strict=True)
             del plain[:count]
@@ -160,98 +162,99 @@ class Engine:
 
     @torch.inference_mode()
     def _embed(self, request: Request, ids: Sequence[int], features: Features) -> torch.Tensor:
-        """The prompt, or a part of it that has all its images, as (L, D) embeddings, images in place."""
+        """Embed a prompt, or a part of it with all its images, as (L, D)."""
         words = self._loaded.model.get_input_embeddings()
         blocks = [features[source] for source in request.images] or [words.weight[:0]]
         spliced = splice(torch.tensor([ids], device=self._loaded.device), None, None, words, blocks)
         self._require_room(request, len(spliced.embeds[0]))
         return spliced.embeds[0]
 
-    def _replies(
+    def _answer_groups(
         self,
         groups: Sequence[Group],
         requests: Sequence[Request],
         prompts: Sequence[Sequence[int]],
         features: Features,
     ) -> Iterator[tuple[int, Reply]]:
-        """(index in `requests`, reply) of all in the groups."""
+        """Yield (index in `requests`, reply) for all requests of the groups."""
         if self._one_at_a_time:
             for group in groups:
                 for index in group.requests:
-                    yield index, self._reply(self._embed(requests[index], prompts[index], features))
+                    yield index, self._answer_one(self._embed(requests[index], prompts[index], features))
             return
         waiting = []
         for group in groups:
             first, ids = requests[group.requests[0]], prompts[group.requests[0]]
             prefix = self._embed(first, ids[: group.shared], features)
-            rests = tuple(tuple(prompts[index][group.shared :]) for index in group.requests)
-            for index, rest in zip(group.requests, rests, strict=True):
-                self._require_room(requests[index], len(prefix) + len(rest))
-            waiting.append(Prompts(prefix, group.requests, rests))
-        for index, found in self._continue(waiting):
-            yield index, self._said(found)
+            suffixes = tuple(tuple(prompts[index][group.shared :]) for index in group.requests)
+            for index, suffix in zip(group.requests, suffixes, strict=True):
+                self._require_room(requests[index], len(prefix) + len(suffix))
+            waiting.append(PromptGroup(prefix, group.requests, suffixes))
+        for index, continuation in self._continue(waiting):
+            yield index, self._make_reply(continuation)
 
-    def _continue(self, waiting: list[Prompts]) -> Iterator[tuple[int, Continuation]]:
-        """What `continue_groups` finds for all groups; with half the budget where memory runs out."""
+    def _continue(self, waiting: list[PromptGroup]) -> Iterator[tuple[int, Continuation]]:
+        """Yield from `continue_groups` for all groups, halving the budget whenever memory runs out."""
         while waiting:
-            together = waiting[: count_fitting_groups(waiting, self._budget)]
+            batch = waiting[: count_fitting_groups(waiting, self._budget)]
             done = set()
             try:
-                for index, found in continue_groups(
+                for index, continuation in continue_groups(
                     self._loaded.model,
-                    together,
+                    batch,
                     self._budget,
                     max_new_tokens=self._generation.max_new_tokens,
                     stop_ids=self._stop_ids,
                 ):
                     done.add(index)
-                    yield index, found
+                    yield index, continuation
             except torch.cuda.OutOfMemoryError as error:
-                self._take_half(error)
-            left = [group.without(done) for group in together]
-            waiting = [group for group in left if group.names] + waiting[len(together) :]
+                self._halve_budget(error)
+            left = [group.without(done) for group in batch]
+            waiting = [group for group in left if group.indices] + waiting[len(batch) :]
 
-    def _take_half(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Go on with half the budget after memory ran out, or raise a `SettingsError` if it is the least."""
+    def _halve_budget(self, error: torch.cuda.OutOfMemoryError) -> None:
+        """Halve the budget after memory ran out; raise a `SettingsError` if it is a single prompt already."""
         try:
             self._budget = self._budget.halved()
-        except SettingsError as hopeless:
-            raise hopeless from error
-        logger.info(f"out of memory: from here on {self._budget.tokens} positions at a time")
+        except SettingsError as exhausted:
+            raise exhausted from error
+        logger.info(f"out of memory: from here on {self._budget.positions} positions at a time")
         if self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _reply(self, prompt: torch.Tensor) -> Reply:
-        """The reply to one prompt, (L, D), alone."""
+    def _answer_one(self, prompt: torch.Tensor) -> Reply:
+        """Answer one prompt, (L, D), on its own."""
         if not self._generation.is_greedy:
-            return Reply(self._text(generate(self._loaded, prompt, self._generation)))
-        found = continue_prompt(
+            return Reply(self._decode(generate(self._loaded, prompt, self._generation)))
+        continuation = continue_prompt(
             self._loaded.model,
             prompt,
             max_new_tokens=self._generation.max_new_tokens,
             stop_ids=self._stop_ids,
         )
-        return self._said(found)
+        return self._make_reply(continuation)
 
-    def _reply_alone(
+    def _answer_again(
         self, request: Request, ids: Sequence[int], images: Mapping[ImageSource, Pixels]
     ) -> Reply:
-        """The reply with nothing else in the batch, neither prompt nor image."""
+        """Answer a request with no other prompt or image in the batch."""
         self.asked_again += 1
         features: Features = {}
         for source in request.images:
-            features |= self._features({source: images[source]})
-        return self._reply(self._embed(request, ids, features))
+            features |= self._encode_images({source: images[source]})
+        return self._answer_one(self._embed(request, ids, features))
 
     def _is_doubtful(self, reply: Reply) -> bool:
+        """Return whether rounding in the batch could have changed the reply."""
         if not self._exact or self._one_at_a_time or reply.margin is None or reply.scale is None:
             return False
         dtype = self._loaded.model.dtype
         return reply.margin < _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps * reply.scale
 
-    def _said(self, found: Continuation) -> Reply:
-        return Reply(self._text(found.ids), found.margin, found.scale)
+    def _make_reply(self, continuation: Continuation) -> Reply:
+        return Reply(self._decode(continuation.ids), continuation.margin, continuation.scale)
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()

@@ -1,4 +1,4 @@
-"""One prompt at a time through transformers' own `generate`: sampling, beam search, streaming."""
+"""Generate from one prompt with transformers' `generate`: sampling, beam search, streaming."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
+from transformers.generation.streamers import BaseStreamer
 
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.requests import Generation
@@ -14,16 +15,16 @@ from llava.infer.engine.requests import Generation
 
 @torch.inference_mode()
 def generate(
-    loaded: Loaded, prompt: torch.Tensor, generation: Generation, *, streamer: Any = None
+    loaded: Loaded, prompt: torch.Tensor, generation: Generation, *, streamer: BaseStreamer | None = None
 ) -> list[int]:
-    """The new token ids after `prompt`, (L, D) embeddings.
+    """Return the new token ids after `prompt`, (L, D) embeddings.
 
-    A `streamer` of transformers is given each token as it comes. Sampling starts from `generation.seed` every
-    time, so one prompt has one answer whatever was asked before it.
+    Each token is passed to the `streamer` at once. The random generator is seeded with `generation.seed`, so
+    that a prompt's answer does not depend on earlier requests.
     """
     if generation.temperature > 0:
         torch.manual_seed(generation.seed)
-    # The model's own generate would encode the images again.
+    # Not LlavaLlamaForCausalLM.generate, which would encode the images again.
     output = GenerationMixin.generate(
         loaded.model,
         inputs_embeds=prompt[None],
@@ -36,7 +37,7 @@ def generate(
 
 
 def build_generation_config(loaded: Loaded, generation: Generation) -> GenerationConfig:
-    """`generation` in transformers' words, every field stated that the checkpoint could otherwise fill in."""
+    """Convert `generation` for transformers, setting every field that the checkpoint could otherwise set."""
     sampled: dict[str, Any] = {}
     if generation.temperature > 0:
         sampled = {
@@ -59,8 +60,8 @@ def build_generation_config(loaded: Loaded, generation: Generation) -> Generatio
 
 
 def find_stop_ids(loaded: Loaded) -> Collection[int]:
-    """The ids that end an answer, as the checkpoint says, else the tokenizer's."""
-    stated = loaded.model.generation_config.eos_token_id
-    if stated is None:
-        stated = loaded.tokenizer.eos_token_id
-    return frozenset(stated if isinstance(stated, list) else [stated])
+    """Return the ids that end an answer: the checkpoint's if it has some, else the tokenizer's."""
+    ids = loaded.model.generation_config.eos_token_id
+    if ids is None:
+        ids = loaded.tokenizer.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [ids])

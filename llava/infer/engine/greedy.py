@@ -1,6 +1,6 @@
-"""Greedy continuation of one prompt alone, with how narrowly each token was decided.
+"""Continue one prompt greedily, tracking the smallest margin between the top-1 and top-2 logits.
 
-L positions of the prompt, D width, R rows, V vocabulary.
+Shapes: L positions of the prompt, D width, N prompts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 
 @dataclass(slots=True)
 class Continuation:
-    """New token ids, without the one that ended them.
+    """The new tokens of one prompt.
 
-    `margin` is the smallest lead of a chosen token, `scale` the largest logit of any token, sign ignored.
+    Attributes:
+        ids: The new token ids, without the stop id.
+        margin: The smallest difference between the top-1 and top-2 logits over all steps.
+        scale: The largest absolute logit over all steps.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -27,42 +30,47 @@ class Continuation:
 
 @torch.inference_mode()
 def continue_prompt(
-    model: Any, prompt: torch.Tensor, *, max_new_tokens: int, stop_ids: Collection[int]
+    model: PreTrainedModel, prompt: torch.Tensor, *, max_new_tokens: int, stop_ids: Collection[int]
 ) -> Continuation:
-    """Continue a prompt with its likeliest tokens until a stop id or the limit, as `generate` would.
+    """Continue a prompt with its most likely tokens until a stop id or the limit, as `generate` does.
 
     Args:
         model: A causal language model of transformers.
         prompt: Embeddings, (L, D).
-        max_new_tokens: The most tokens to add, stop id included.
+        max_new_tokens: The most tokens to generate, stop id included.
         stop_ids: Ids that end an answer.
     """
     cache = DynamicCache(config=model.config)
-    found = Continuation()
+    continuation = Continuation()
     inputs: dict[str, Any] = {"inputs_embeds": prompt[None]}
     for _ in range(max_new_tokens):
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        token = append_likeliest(logits, [found], stop_ids)[0]
+        token = append_likeliest(logits, [continuation], stop_ids)[0]
         if token is None:
             break
         inputs = {"input_ids": torch.tensor([[token]], device=prompt.device)}
-    return found
+    return continuation
 
 
 def append_likeliest(
-    logits: torch.Tensor, rows: Sequence[Continuation], stop_ids: Collection[int]
+    logits: torch.Tensor, continuations: Sequence[Continuation], stop_ids: Collection[int]
 ) -> list[int | None]:
-    """Give every row its likeliest token by `logits` (R, V); the tokens, None for rows that end here."""
+    """Append to each continuation its most likely token by `logits` (N, V).
+
+    Returns:
+        The tokens, with None for continuations that end with a stop id.
+    """
     logits = logits.float()
     best = logits.topk(2, dim=1).values
-    # topk does not promise the first of equals; argmax is what generate() takes.
+    # topk may return any of equal logits; generate() uses argmax.
     chosen: list[int] = logits.argmax(dim=1).tolist()
-    leads, scales = (best[:, 0] - best[:, 1]).tolist(), logits.abs().amax(dim=1).tolist()
-    taken: list[int | None] = []
-    for row, token, lead, scale in zip(rows, chosen, leads, scales, strict=True):
-        row.margin, row.scale = min(row.margin, lead), max(row.scale, scale)
+    margins, scales = (best[:, 0] - best[:, 1]).tolist(), logits.abs().amax(dim=1).tolist()
+    tokens: list[int | None] = []
+    for continuation, token, margin, scale in zip(continuations, chosen, margins, scales, strict=True):
+        continuation.margin = min(continuation.margin, margin)
+        continuation.scale = max(continuation.scale, scale)
         is_end = token in stop_ids
         if not is_end:
-            row.ids.append(token)
-        taken.append(None if is_end else token)
-    return taken
+            continuation.ids.append(token)
+        tokens.append(None if is_end else token)
+    return tokens

@@ -1,11 +1,11 @@
-"""Images as the model sees them, decoded in threads ahead of their use, once each."""
+"""Decode and preprocess images in threads, one window ahead of their use, each image once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,22 +14,27 @@ from llava.images import load_image_from_base64, process_images, read_image
 from llava.infer.engine.requests import ImageFile, ImageSource
 from llava.infer.engine.schedule import Window
 
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, PretrainedConfig
+
 _DECODERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An image as the model sees it, (3, S, S) or in tiles (views, 3, S, S); its first (width, height)."""
+    """A preprocessed image."""
 
-    tensor: torch.Tensor
-    size: tuple[int, int]
+    tensor: torch.Tensor  # (3, S, S), or (views, 3, S, S) for an image in tiles
+    size: tuple[int, int]  # (width, height) of the original image
 
 
-def load_pixels(source: ImageSource, image_processor: Any, config: Any) -> Pixels:
-    """The image, read and prepared as the model's config says.
+def load_pixels(
+    source: ImageSource, image_processor: CLIPImageProcessorPil | None, config: PretrainedConfig
+) -> Pixels:
+    """Read an image and preprocess it as the model's config says.
 
     Raises:
-        DataError: There is no such image, or it is broken.
+        DataError: The image is missing or broken.
     """
     if isinstance(source, ImageFile):
         image = read_image(source.path)
@@ -43,17 +48,17 @@ def decode_ahead(
     names: Mapping[ImageSource, str],
     decode: Callable[[ImageSource], Pixels],
 ) -> Iterator[tuple[Window, dict[ImageSource, Pixels]]]:
-    """Each window with its images; while one is answered the next one's are decoded.
+    """Yield each window with its images, decoding the next window's images meanwhile.
 
-    A window with a broken image comes without the groups that need it, and is the last.
+    If an image is broken, its window is yielded without the groups that need it; then the error is raised.
 
     Args:
-        windows: What is answered, in this order.
-        names: What errors about an image open with.
+        windows: The windows, in order.
+        names: What error messages about an image start with.
         decode: Called once for each image, in a thread.
 
     Raises:
-        DataError: An image cannot be decoded; all else in its window is answered first.
+        DataError: An image cannot be decoded.
     """
     decoding: dict[ImageSource, Future[Pixels]] = {}
     pool = ThreadPoolExecutor(_DECODERS)
@@ -71,9 +76,9 @@ def decode_ahead(
                 except LlavaError as error:
                     broken[source] = error
             if broken:
-                yield _without(window, broken), images
+                yield _drop_images(window, broken), images
                 source, reason = next(iter(broken.items()))
-                raise DataError(f"{names[source]}: {reason}") from reason
+                raise DataError(f"{names[source]}: {reason}", code=reason.code) from reason
             yield window, images
             for source in window.last:
                 del decoding[source]
@@ -81,9 +86,10 @@ def decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _without(window: Window, broken: Collection[ImageSource]) -> Window:
-    groups = [group for group in window.groups if not any(image in broken for image in group.images)]
-    images, last = (
-        tuple(image for image in some if image not in broken) for some in (window.images, window.last)
+def _drop_images(window: Window, broken: Collection[ImageSource]) -> Window:
+    """Return the window without the broken images and the groups that need them."""
+    return Window(
+        images=tuple(image for image in window.images if image not in broken),
+        groups=tuple(group for group in window.groups if not any(image in broken for image in group.images)),
+        last=tuple(image for image in window.last if image not in broken),
     )
-    return Window(images, tuple(groups), last)

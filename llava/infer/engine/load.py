@@ -1,45 +1,51 @@
-"""A model loaded for answering, and how long that took."""
+"""Load a model for inference and resolve the device and precision to load it with."""
 
 from __future__ import annotations
 
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llava.infer.engine.requests import ModelChoice
 from llava.model.loading.placement import plan_placement
 
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to answer. `image_processor` is None for a plain language model."""
+    """A model with what belongs to it. `image_processor` is None for a plain language model.
 
-    tokenizer: Any
+    `model` is a `LlavaLlamaForCausalLM`, or any causal language model of transformers.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
     model: Any
-    image_processor: Any
+    image_processor: CLIPImageProcessorPil | None
     context_length: int
 
     @property
     def device(self) -> torch.device:
-        """Where prompts go in."""
+        """The device of the input embeddings."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
 
 def resolve_device(choice: ModelChoice, local_rank: int | None = None) -> ModelChoice:
-    """`choice` with `auto` decided: the device there is, and the precision that goes with it.
+    """Return `choice` with `auto` replaced by an existing device and a precision that suits it.
 
     Args:
         choice: Weights, device and precision as asked for.
-        local_rank: Which of the machine's GPUs a launcher meant for this process.
+        local_rank: The index of the GPU that a launcher assigned to this process.
 
     Raises:
-        SettingsError: The device is not there.
+        SettingsError: The device does not exist.
     """
     placement = plan_placement(
         device=None if choice.device == "auto" else choice.device,
@@ -49,7 +55,7 @@ def resolve_device(choice: ModelChoice, local_rank: int | None = None) -> ModelC
         load_4bit=choice.load_4bit,
         use_flash_attn=False,
     )
-    device_map = placement.settings["device_map"]
+    device_map = placement.arguments["device_map"]
     device = str(device_map[""]) if isinstance(device_map, dict) else "cuda"
     if device == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
         device = f"cuda:{local_rank % torch.cuda.device_count()}"
@@ -61,9 +67,9 @@ def load(choice: ModelChoice) -> Loaded:
 
     Raises:
         CheckpointError: The weights cannot be loaded.
-        SettingsError: The device is not there.
+        SettingsError: The device does not exist.
     """
-    from llava.model.builder import load_pretrained_model  # slow, and a run with nothing to ask only settles
+    from llava.model.builder import load_pretrained_model  # slow, and not needed by resolve_device
 
     choice = resolve_device(choice)
     began = time.monotonic()

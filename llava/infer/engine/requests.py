@@ -1,4 +1,7 @@
-"""What the engine is asked and what it replies. Needs no torch."""
+"""The engine's inputs and outputs: requests and replies, generation parameters, the choice of a model.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ DType = Literal["auto", "float16", "bfloat16", "float32"]
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that lies in a file. Equal paths are one image: it is read and encoded once."""
+    """An image in a file. Equal paths are one image, which is read and encoded once."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class ImageText:
-    """An image whose file content is given in base64."""
+    """An image file's content in base64."""
 
     base64: str
 
@@ -29,9 +32,12 @@ ImageSource = ImageFile | ImageText
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt, complete with template, holding `<image>` once for each of `images`.
+    """One prompt for the engine.
 
-    `name` is how errors speak of it, e.g. "questions.jsonl: question 17 (id 42)".
+    Attributes:
+        prompt: The full text, template included, with one `<image>` for each of `images`.
+        images: The images, in order.
+        name: What error messages call it, e.g. "questions.jsonl: question 17 (id 42)".
     """
 
     prompt: str
@@ -41,11 +47,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said, without special tokens and outer spaces.
+    """The model's answer to one request.
 
-    `margin` is by how many logits the closest choice between two tokens was decided; None when sampled or
-    searched. A small one, measured by `scale`, the largest logit met, means that another batch could have
-    tipped it.
+    Attributes:
+        text: The answer without special tokens and surrounding white space.
+        margin: The smallest difference between the logits of the best and second-best token over all steps;
+            None if the answer was sampled or beam-searched.
+        scale: The largest absolute logit. If `margin` is small relative to it, rounding in another batch
+            could have changed the answer.
     """
 
     text: str
@@ -57,9 +66,9 @@ class Reply:
 class Generation:
     """How answers are generated: greedily unless `temperature` is above 0 or there are several beams.
 
-    Every field a checkpoint's generation_config could fill in behind the caller's back is stated: Vicuna's
-    says temperature 0.9 and top_p 0.6. `top_k` is transformers 4's default, which the original sampled with.
-    Each request is sampled from `seed` afresh, so neither order nor chunks change what is drawn.
+    All fields are explicit, so that a checkpoint's generation_config cannot change them (Vicuna's sets
+    temperature 0.9 and top_p 0.6). `top_k` is the default of transformers 4, with which the original samples.
+    The random generator is seeded anew for each request, so that neither order nor sharding changes answers.
     """
 
     temperature: float = 0.0
@@ -71,13 +80,13 @@ class Generation:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether every token is simply the likeliest."""
+        """Whether each token is the most likely one."""
         return self.temperature <= 0 and self.num_beams == 1
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which weights to load, and how. `auto` leaves device and precision to what the machine has."""
+    """Which weights to load, and how. `auto` chooses device and precision by what the machine has."""
 
     path: str
     base: str | None = None

@@ -1,4 +1,4 @@
-"""In which order requests are answered, and which share how much of their prompts. Pure; needs no torch."""
+"""Group requests by shared prefix and order the groups in windows. Pure functions; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from llava.infer.engine.requests import ImageSource
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Requests (their indices) whose prompts open with the same `shared` ids, about the same images."""
+    """Requests that share a prefix.
+
+    Attributes:
+        requests: The requests' indices.
+        shared: The number of token ids in the prefix.
+        images: The images of each request; all of them are in the prefix.
+    """
 
     requests: tuple[int, ...]
     shared: int
@@ -20,9 +26,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Groups answered with one set of images at hand, those of like shape side by side.
+    """Groups that are answered while one set of images is in memory.
 
-    `images` are all that the groups need, each once. `last` are those that no later window needs.
+    Attributes:
+        images: The images that the groups need, each once.
+        groups: The groups, sorted so that those of similar shape are neighbours.
+        last: The images that no later window needs.
     """
 
     images: tuple[ImageSource, ...]
@@ -36,42 +45,42 @@ def plan_windows(
     lengths: Sequence[int],
     size: int,
 ) -> list[Window]:
-    """Windows of a few groups each, in the order in which images are first asked about.
+    """Split requests into windows, in the order in which their images first occur.
 
     Args:
         images: Each request's images.
-        ids: Each request's token ids, -200 where an image goes.
-        lengths: How many positions each prompt takes.
-        size: The most groups in a window: as many may be read in one pass, and so many images lie at hand.
+        ids: Each request's token ids, with -200 for an image.
+        lengths: The number of positions of each prompt.
+        size: The most groups in a window.
     """
-    groups = _groups(images, ids, lengths)
-    shares = [groups[start : start + size] for start in range(0, len(groups), size)]
-    last_share = {
-        image: number for number, share in enumerate(shares) for group in share for image in group.images
+    groups = _group_requests(images, ids, lengths)
+    batches = [groups[start : start + size] for start in range(0, len(groups), size)]
+    last_use = {
+        image: number for number, batch in enumerate(batches) for group in batch for image in group.images
     }
     windows = []
-    for number, share in enumerate(shares):
-        needed = tuple(dict.fromkeys(image for group in share for image in group.images))
-        alike = sorted(share, key=lambda group: (len(group.requests), lengths[group.requests[0]]))
-        windows.append(Window(needed, tuple(alike), tuple(i for i in needed if last_share[i] == number)))
+    for number, batch in enumerate(batches):
+        needed = tuple(dict.fromkeys(image for group in batch for image in group.images))
+        by_shape = sorted(batch, key=lambda group: (len(group.requests), lengths[group.requests[0]]))
+        windows.append(Window(needed, tuple(by_shape), tuple(i for i in needed if last_use[i] == number)))
     return windows
 
 
-def _groups(
+def _group_requests(
     images: Sequence[tuple[ImageSource, ...]], ids: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> list[Group]:
-    """Requests that are the same up to their last image; each request without an image by itself."""
+    """Group requests that are equal up to their last image. A request without an image is its own group."""
     members: dict[Hashable, list[int]] = {}
     for index, prompt in enumerate(ids):
         key: Hashable = index
         if images[index]:
-            slots = [place for place, token in enumerate(prompt) if token == IMAGE_TOKEN_INDEX]
-            key = (images[index], tuple(prompt[: slots[-1] + 1]))
+            last_slot = max(place for place, token in enumerate(prompt) if token == IMAGE_TOKEN_INDEX)
+            key = (images[index], tuple(prompt[: last_slot + 1]))
         members.setdefault(key, []).append(index)
     groups = [
         Group(
             tuple(sorted(indices, key=lambda index: lengths[index])),
-            _shared([ids[index] for index in indices]),
+            _count_shared([ids[index] for index in indices]),
             images[indices[0]],
         )
         for indices in members.values()
@@ -80,8 +89,8 @@ def _groups(
     return sorted(groups, key=lambda group: first_seen[group.images])
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """How many ids all prompts open with: the questions' common beginning counts, too."""
+def _count_shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Count the ids that all prompts start with, the common beginning of their questions included."""
     shared = 0
     for tokens in zip(*prompts, strict=False):
         if len(set(tokens)) > 1:

@@ -1,16 +1,18 @@
-"""LLaVA on LLaMA, under the original's class names and state-dict keys.
+"""LLaVA on LLaMA, with the original's class names and state-dict keys.
 
-B rows, T token ids, L positions once images are in, V the vocabulary. Source: LLaVA v1.2.2 llava_llama.py.
+Source: LLaVA v1.2.2 llava_llama.py.
+Shapes: B rows, T token ids, L positions with images in place, V vocabulary.
 """
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -27,24 +29,24 @@ from llava.model.packed_attention import segment_arguments
 from llava.model.shortcuts import Shortcuts
 from llava.model.splice import splice, splice_packed
 
-# LLaMA itself is what training starts from; `llava` is what checkpoints of before 2024 call themselves.
+# Training starts from `llama`; checkpoints from before 2024 have the type `llava`.
 READABLE_TYPES = ("llava_llama", "llava", "llama")
 
 
 class LlavaConfig(LlamaConfig):
-    """LLaMA's fields and those of the image side, None where a checkpoint leaves a field out.
+    """LLaMA's config with the fields of the image side. A field that a checkpoint lacks is None.
 
-    Fields not listed here are kept as they are read, and written back.
+    Fields not listed here are kept and written back unchanged.
     """
 
     model_type = "llava_llama"
 
-    mm_vision_tower: str | None = None  # its presence makes the model multimodal
+    mm_vision_tower: str | None = None  # set for multimodal models only
     mm_hidden_size: int | None = None
-    mm_projector_type: str | None = None  # None: linear
+    mm_projector_type: str | None = None  # None means linear
     mm_vision_select_layer: int | None = None
-    mm_vision_select_feature: str | None = None  # None: patch
-    mm_patch_merge_type: str | None = None  # None: flat
+    mm_vision_select_feature: str | None = None  # None means patch
+    mm_patch_merge_type: str | None = None  # None means flat
     mm_use_im_start_end: bool | None = None
     mm_use_im_patch_token: bool | None = None
     use_mm_proj: bool | None = None
@@ -60,40 +62,46 @@ class LlavaConfig(LlamaConfig):
 
     @property
     def is_unpadded(self) -> bool:
-        """Whether tiles are put back without their padding, each row ending in `image_newline`."""
+        """Whether an image's tiles are merged without their padding, each row ending with `image_newline`."""
         return "unpad" in (self.mm_patch_merge_type or "")
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """The fields in config.json, whichever of our names the model type has there.
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the fields of config.json, with our model type in place of any in `READABLE_TYPES`.
 
         Raises:
-            CheckpointError: It is another kind of model.
+            CheckpointError: There is no config.json, or it is of another kind of model.
         """
         try:
             fields, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except OSError:
             fields, rest = {}, {}
         if not fields:
-            raise CheckpointError(f"{pretrained_model_name_or_path}: has no config.json that can be read")
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: has no config.json that can be read", code="missing-config"
+            )
         kind = fields.get("model_type", "llama")
         where = f"{pretrained_model_name_or_path}: config.json"
         if "text_config" in fields:
             raise CheckpointError(
                 f"{where} is in Hugging Face's own LLaVA format (it has text_config); wanted the "
-                "original's, such as liuhaotian/llava-v1.5-7b"
+                "original's, such as liuhaotian/llava-v1.5-7b",
+                code="huggingface-format",
             )
         if kind not in READABLE_TYPES:
             raise CheckpointError(
-                f"{where} has model_type {kind!r}; wanted one of {', '.join(READABLE_TYPES)}"
+                f"{where} has model_type {kind!r}; wanted one of {', '.join(READABLE_TYPES)}",
+                code="unknown-model-type",
             )
         return {**fields, "model_type": cls.model_type}, rest
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: our fields that are set, and two that transformers 4 looks for."""
+        """Return what to write to config.json: our fields that are set, and two that transformers 4 needs."""
         fields = super().to_diff_dict()
         ours = LlavaConfig.__annotations__
-        # Readers of the original ask whether a field exists, not whether it is null.
+        # The original asks whether a field exists, not whether it is null.
         fields = {name: value for name, value in fields.items() if value is not None or name not in ours}
         rope = self.rope_parameters or {}
         if rope.get("rope_type", "default") == "default" and "rope_theta" in rope:
@@ -110,12 +118,12 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
 
 class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
-    """LLaMA that reads images: `forward` and `generate` take them beside token ids."""
+    """LLaMA that reads images: `forward` and `generate` accept images besides token ids."""
 
     config_class = LlavaConfig
-    # The mean of micro-batch means, as the original trains: the trainer must not rescale by token counts.
+    # As in the original, losses of micro-batches are averaged: the trainer must not weight them by tokens.
     accepts_loss_kwargs = False
-    # The tower is read from `mm_vision_tower`; old checkpoints hold tables of rotary angles.
+    # The tower is loaded from `mm_vision_tower`. Old checkpoints also hold tables of rotary angles.
     _keys_to_ignore_on_load_unexpected = [r"vision_tower\.", r"rotary_emb\.inv_freq"]  # noqa: RUF012
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -134,7 +142,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -225,22 +233,25 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         image_sizes: Sizes = None,
         **kwargs: Any,
     ) -> Any:
-        """The new tokens only, without a leading BOS, for text with or without images.
+        """Generate from text with or without images. Returns the new tokens only, without a leading BOS.
 
-        Rows of unequal length need an `attention_mask`; on which side they are padded does not matter here.
-        `inputs_embeds` go to the language model as they are. All else is as in transformers' `generate`.
+        Rows of different lengths need an `attention_mask`, and may be padded on either side. `inputs_embeds`
+        go to the language model unchanged. Other arguments are those of transformers' `generate`.
 
         Raises:
-            DataError: Images and image slots differ in number, or a prompt is longer than the model reads.
+            DataError: The numbers of images and image slots differ, or a prompt exceeds the context length.
         """
         if inputs is None:
             if images is not None:
-                raise DataError("images were given to generate() without the token ids they belong to")
+                raise DataError(
+                    "images were given to generate() without the token ids they belong to",
+                    code="images-without-ids",
+                )
             return super().generate(**kwargs)
         if "inputs_embeds" in kwargs:
-            raise DataError("generate() takes token ids or inputs_embeds, not both")
+            raise DataError("generate() takes token ids or inputs_embeds, not both", code="ids-and-embeds")
         mask = kwargs.pop("attention_mask", None)
-        kwargs.pop("position_ids", None)  # of the text without images; made anew from the mask
+        kwargs.pop("position_ids", None)  # count without images; generate() makes them from the mask
         require_images_for_slots(inputs, images)
         if images is None:
             embed = self.get_input_embeddings()
@@ -252,10 +263,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask.long(), **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model. Sampling settings that vicuna-v1.5 ships without `do_sample` no longer stop it."""
-        settings = self.generation_config
-        if settings is not None and (settings.temperature is not None or settings.top_p is not None):
-            settings.do_sample = True
+        """Write the model, also with vicuna-v1.5's generation config, which samples but lacks `do_sample`."""
+        generation = self.generation_config
+        if generation is not None and (generation.temperature is not None or generation.top_p is not None):
+            generation.do_sample = True
         super().save_pretrained(*args, **kwargs)
 
     def _check_prompt_fits(self, length: int) -> None:
@@ -263,22 +274,24 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if length > longest:
             raise DataError(
                 f"a prompt is {length} positions long with its images, the model reads {longest}: shorten "
-                "the text, it is not cut here because the end of a prompt is what asks for the answer"
+                "the text; it is not cut automatically, because its end asks for the answer",
+                code="prompt-too-long",
             )
 
 
 def next_token_loss(
     logits: torch.Tensor, labels: torch.Tensor, supervised: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean cross-entropy of each position's logits against the next position's label.
+    """Return the mean cross-entropy of each position's logits against the next position's label.
 
-    Labels of -100 do not count. Where none counts the loss is 0, with gradients of 0: a batch that trains
-    nothing (the original gives NaN there, which bf16 training then keeps in the weights).
+    Labels of -100 are ignored. If all are, loss and gradients are 0 (the original's are NaN, which bf16
+    training then keeps in the weights).
 
     Args:
-        logits: (B, L, V); computed with in float32.
+        logits: (B, L, V), converted to float32.
         labels: (B, L).
-        supervised: How many labels count in the batch that these rows are of; None if they are all of it.
+        supervised: The number of supervised labels to divide by, if these rows are a part of a batch; None
+            counts those of these rows.
     """
     return _mean_cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), supervised)
 
@@ -286,27 +299,28 @@ def next_token_loss(
 def supervised_loss(
     hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, supervised: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As `next_token_loss`, with logits computed only where the next label counts.
+    """Return `next_token_loss`, computing logits only where the next label is supervised.
 
     Args:
-        hidden: (B, L, D), of which `head` makes logits.
+        hidden: (B, L, D) hidden states.
         labels: (B, L).
-        head: (N, D) to (N, V).
-        supervised: As there.
+        head: Maps (N, D) hidden states to (N, V) logits.
+        supervised: As in `next_token_loss`.
     """
-    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
-    places = (wanted != IGNORE_INDEX).nonzero()[:, 0]
-    return _mean_cross_entropy(head(hidden.flatten(0, 1).index_select(0, places)), wanted[places], supervised)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+    indices = (targets != IGNORE_INDEX).nonzero()[:, 0]
+    logits = head(hidden.flatten(0, 1).index_select(0, indices))
+    return _mean_cross_entropy(logits, targets[indices], supervised)
 
 
 def _mean_cross_entropy(
-    logits: torch.Tensor, wanted: torch.Tensor, supervised: torch.Tensor | None
+    logits: torch.Tensor, targets: torch.Tensor, supervised: torch.Tensor | None
 ) -> torch.Tensor:
-    wanted = wanted.to(logits.device)
-    total = F.cross_entropy(logits.float(), wanted, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / ((wanted != IGNORE_INDEX).sum() if supervised is None else supervised).clamp(min=1)
+    targets = targets.to(logits.device)
+    total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / ((targets != IGNORE_INDEX).sum() if supervised is None else supervised).clamp(min=1)
 
 
-# `llava` is not registered: transformers has a class of its own under that name.
+# `llava` is not registered, because transformers has its own class of that name.
 AutoConfig.register(LlavaConfig.model_type, LlavaConfig, exist_ok=True)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What a folder of weights is, told from its files, and the parts a LLaVA run leaves behind.
+"""Detect what a checkpoint folder holds; read and write the files that LLaVA training adds to it.
 
-`mm_projector.bin`, `non_lora_trainables.bin`, adapters: reading them under every name they have had, writing
-them under the original's. Knows no model class.
+`mm_projector.bin` and `non_lora_trainables.bin` are read under every key prefix that LLaVA versions have
+used, and written with the original's. Knows no model class.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 
 
 def detect_kind(folder: Path) -> Kind:
-    """What `folder` holds, whatever it is called.
+    """Return what `folder` holds, judged by its files and never by its name.
 
-    An adapter wins over whole weights beside it: under ZeRO-3 a LoRA run writes both, and the whole ones lack
-    the adapter.
+    An adapter wins over full weights in the same folder: under ZeRO-3 a LoRA run writes both, and the full
+    weights lack the adapter.
 
     Raises:
-        CheckpointError: It holds none of the three.
+        CheckpointError: It holds none of the three kinds.
     """
     if (folder / ADAPTER_CONFIG).is_file():
         return "adapter"
@@ -40,49 +40,58 @@ def detect_kind(folder: Path) -> Kind:
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6])
     raise CheckpointError(
         f"{folder}: no model here; wanted {ADAPTER_CONFIG}, mm_projector.bin or model weights (.safetensors, "
-        f".bin). It holds {held or 'nothing'}"
+        f".bin). It holds {held or 'nothing'}",
+        code="no-model",
     )
 
 
 def find_first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of `names` that is in `folder`."""
+    """Return the path of the first of `names` that `folder` has, or None."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The fields of `config.json`.
+    """Return the fields of the folder's `config.json`.
 
     Raises:
-        CheckpointError: There is none, or it is not a JSON object.
+        CheckpointError: The file is missing or is not a JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; copy it from the run's output folder")
+        raise CheckpointError(
+            f"{path}: no such file; copy it from the run's output folder", code="missing-config"
+        )
     return read_json_object(path)
 
 
-def describe_owner(settings: Any) -> str:
-    """Whose fields these are, for a message: those of a checkpoint's config, or the training flags."""
-    folder = getattr(settings, "name_or_path", None)
+def describe_owner(config: object) -> str:
+    """Return what to call the owner of a field in a message: a checkpoint's config.json, or the model."""
+    folder = getattr(config, "name_or_path", None)  # training flags have none
     return f"{folder}/config.json" if folder else "the model"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a checkpoint's file, or a `CheckpointError`."""
+    """Return the JSON object in a checkpoint's file.
+
+    Raises:
+        CheckpointError: The file is missing or is not a JSON object.
+    """
     try:
         fields = read_json(path)
     except DataError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(str(error), code=error.code) from error
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: found {type(fields).__name__}, wanted a JSON object")
+        raise CheckpointError(
+            f"{path}: found {type(fields).__name__}, wanted a JSON object", code="not-an-object"
+        )
     return fields
 
 
 def read_non_lora(folder: Path) -> Tensors:
-    """The trained weights beside an adapter under the model's own names; empty where there are none.
+    """Return the weights trained besides an adapter, keyed by the model's own names; {} if there are none.
 
-    Files from different runs say `base_model.model.model.x`, `base_model.model.x`, `model.model.x` or
-    `model.x` for the same weight.
+    Files of different LLaVA versions key the same weight as `base_model.model.model.x`,
+    `base_model.model.x`, `model.model.x` or `model.x`.
     """
     path = find_first_file(folder, NON_LORA_FILES)
     return (
@@ -91,43 +100,45 @@ def read_non_lora(folder: Path) -> Tensors:
 
 
 def strip_wrappers(name: str) -> str:
-    """A weight's name in `LlavaLlamaForCausalLM`, without what wrappers put before it."""
+    """Return a weight's name in `LlavaLlamaForCausalLM`, without the prefixes that wrappers add."""
     bare = re.sub(r"^(base_model\.|module\.)*(model\.)*", "", name)
     return bare if bare.startswith("lm_head.") else f"model.{bare}"
 
 
 def write_non_lora(folder: Path, tensors: Tensors) -> None:
-    """Write `non_lora_trainables.bin`, keys as the original's: `base_model.model.model.mm_projector.…`."""
+    """Write `non_lora_trainables.bin`, keyed as in the original: `base_model.model.model.mm_projector.…`."""
     write_bin(
         folder / "non_lora_trainables.bin", {_wrapped_name(name): tensor for name, tensor in tensors.items()}
     )
 
 
 def write_projector(folder: Path, tensors: Tensors) -> None:
-    """Write `mm_projector.bin`, keys as the original's: `model.mm_projector.…`."""
+    """Write `mm_projector.bin`, keyed as in the original: `model.mm_projector.…`."""
     write_projector_file(folder / PROJECTOR_FILES[-1], tensors)
 
 
 def write_projector_file(path: Path, tensors: Tensors) -> None:
-    """`write_projector` under a name of one's own."""
+    """Write a projector to `path`, keyed as in the original."""
     write_bin(path, {strip_wrappers(name): tensor for name, tensor in tensors.items()})
 
 
 def read_projector(path: Path) -> Tensors:
-    """The projector's tensors in a stage-1 file, under the projector's own names (`0.weight`, ...).
+    """Return the projector of a stage-1 file, keyed by the projector's own names (`0.weight`, ...).
 
     Raises:
         CheckpointError: The file cannot be read, or holds no projector.
     """
-    mark = "mm_projector."
-    found = read_tensors(path, lambda name: mark in name)
+    prefix = "mm_projector."
+    found = read_tensors(path, lambda name: prefix in name)
     if not found:
-        raise CheckpointError(f"{path}: holds no mm_projector weights; wanted a stage-1 mm_projector.bin")
-    return {name.split(mark, 1)[1]: tensor for name, tensor in found.items()}
+        raise CheckpointError(
+            f"{path}: holds no mm_projector weights; wanted a stage-1 mm_projector.bin", code="no-projector"
+        )
+    return {name.split(prefix, 1)[1]: tensor for name, tensor in found.items()}
 
 
 def extract_projector(folder: Path) -> Tensors:
-    """The projector's weights in a checkpoint of any kind, under the model's own names.
+    """Return the projector's weights of a checkpoint of any kind, keyed by the model's own names.
 
     Raises:
         CheckpointError: It has none.
@@ -139,7 +150,7 @@ def extract_projector(folder: Path) -> Tensors:
     for path in files:
         found |= read_tensors(path, lambda name: "mm_projector" in name)
     if not found:
-        raise CheckpointError(f"{folder}: holds no mm_projector weights")
+        raise CheckpointError(f"{folder}: holds no mm_projector weights", code="no-projector")
     return {strip_wrappers(name): tensor for name, tensor in found.items()}
 
 

@@ -1,7 +1,4 @@
-"""Where a model's files lie: a folder as given, one beside a checkpoint, or a hub id fetched to the cache.
-
-Knows nothing of what the files hold.
-"""
+"""Find the local folder of a model: as given, near a checkpoint, or downloaded from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -27,57 +24,64 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
-# What a checkpoint at a hub id is made of; its training state and other frameworks' weights stay there.
+# The files to download for a model, and those to skip: training state and other frameworks' weights.
 _WANTED = ("*.json", "*.model", "*.txt", "*.safetensors", "*.bin")
-_LEFT = ("*/*", "training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json")
-_ALWAYS_THERE = ("config.json", "adapter_config.json")
+_SKIPPED = ("*/*", "training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json")
+_MARKER_FILES = ("config.json", "adapter_config.json")
 
 
 def locate(name: str | Path, *, near: Sequence[Path] = (), what: str = "model") -> Path:
-    """The local folder of `name`.
+    """Return the local folder of a model, downloading it from the hub if there is no such folder.
 
     Args:
         name: A folder, or a hub id such as `liuhaotian/llava-v1.5-7b`.
-        near: Checkpoints' folders: a relative name is also looked for in each and in the two above it.
-        what: What is looked for, for the message.
+        near: Checkpoint folders. A relative name is also looked up in each of them and its two parents.
+        what: What the folder is, for error messages.
 
     Raises:
-        CheckpointError: `name` is a file, or neither a folder nor a hub id that can be had.
+        CheckpointError: `name` is a file, or neither a folder nor a model that the hub can provide.
     """
     folder = find_folder(name, near=near)
     if folder is not None:
         return folder
     given = Path(name).expanduser()
     if given.is_file():
-        raise CheckpointError(f"{given}: {what} is a file, wanted the folder that holds config.json")
+        raise CheckpointError(
+            f"{given}: {what} is a file, wanted the folder that holds config.json", code="not-a-folder"
+        )
     if not _HUB_ID.fullmatch(str(name)):
-        raise CheckpointError(f"{name}: no such folder ({what})")
+        raise CheckpointError(f"{name}: no such folder ({what})", code="no-such-model")
     try:
-        return _fetch(str(name))
+        return _download(str(name))
     except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{name}: no such folder ({what}), and no such model on the hub") from error
+        raise CheckpointError(
+            f"{name}: no such folder ({what}), and no such model on the hub", code="no-such-model"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
         raise CheckpointError(
             f"{name}: no such folder ({what}), and as a hub id it is not in the cache and the hub cannot be "
-            "reached"
+            "reached",
+            code="hub-unreachable",
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{name}: no such folder ({what}), and the hub says: {first}") from error
+        raise CheckpointError(
+            f"{name}: no such folder ({what}), and the hub says: {first}", code="hub-error"
+        ) from error
 
 
 def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
-    """`name` as a folder, from here or from a checkpoint's folder; None if there is no such folder."""
+    """Return the folder `name`, or None if it does not exist; `near` is as in `locate`."""
     given = Path(name).expanduser()
-    places = [given]
+    candidates = [given]
     if not given.is_absolute():
-        here = [folder.resolve() for folder in near]
-        places += [folder / given for place in here for folder in (place, *place.parents[:2])]
-    return next((place for place in places if place.is_dir()), None)
+        starts = [folder.resolve() for folder in near]
+        candidates += [parent / given for start in starts for parent in (start, *start.parents[:2])]
+    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
 def find_hub_revision(hub_id: str) -> str | None:
-    """The commit that `locate` takes of `hub_id`; None where neither the hub nor the cache knows it."""
+    """Return the commit of `hub_id` that `locate` uses, or None if neither hub nor cache has the model."""
     if not _HUB_ID.fullmatch(hub_id):
         return None
     try:
@@ -91,24 +95,23 @@ def find_hub_revision(hub_id: str) -> str | None:
         return None
 
 
-def _fetch(hub_id: str) -> Path:
-    """The hub's files in the cache, fetched as far as they are not there yet."""
+def _download(hub_id: str) -> Path:
+    """Download what the cache lacks of a model; return its snapshot folder."""
     try:
-        about = HfApi().model_info(hub_id, revision="main")
+        info = HfApi().model_info(hub_id, revision="main")
     except (OfflineModeIsEnabled, httpx.TransportError):
         return _cached(hub_id)
-    names = _worth_fetching([sibling.rfilename for sibling in about.siblings or []])
-    fetched = [Path(hf_hub_download(hub_id, name, revision=about.sha)) for name in names]
+    names = _select_files([sibling.rfilename for sibling in info.siblings or []])
+    fetched = [Path(hf_hub_download(hub_id, name, revision=info.sha)) for name in names]
     if not fetched:
-        raise CheckpointError(f"{hub_id}: holds no model files on the hub")
-    # Noted as the newest, so that a later run without a network finds it.
-    _note_newest(fetched[0].parent)
+        raise CheckpointError(f"{hub_id}: holds no model files on the hub", code="no-model-files")
+    _point_main_to(fetched[0].parent)
     return fetched[0].parent
 
 
 def _cached(hub_id: str) -> Path:
-    """What was fetched before, for when the hub cannot be asked."""
-    for name in _ALWAYS_THERE:
+    """Return the snapshot in the cache, for when the hub cannot be reached."""
+    for name in _MARKER_FILES:
         try:
             return Path(hf_hub_download(hub_id, name, local_files_only=True)).parent
         except LocalEntryNotFoundError:
@@ -116,21 +119,22 @@ def _cached(hub_id: str) -> Path:
     raise LocalEntryNotFoundError(f"{hub_id} is not in the cache")
 
 
-def _note_newest(snapshot: Path) -> None:
+def _point_main_to(snapshot: Path) -> None:
+    """Record `snapshot` as the cache's `main`, so that a later run without a network finds it."""
     reference = snapshot.parent.parent / "refs" / "main"
     reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_text(snapshot.name, encoding="utf-8")
 
 
-def _worth_fetching(names: Sequence[str]) -> list[str]:
-    """A model's own files, without .bin weights that are there as .safetensors too."""
-    left = list(_LEFT)
+def _select_files(names: Sequence[str]) -> list[str]:
+    """Keep the names to download: no .bin weights that also exist as .safetensors."""
+    skipped = list(_SKIPPED)
     for safe, old in (("model", "pytorch_model"), ("adapter_model", "adapter_model")):
         if any(re.fullmatch(safe + r"(-\d+-of-\d+)?\.safetensors", name) for name in names):
-            left += [f"{old}.bin", f"{old}-*.bin", f"{old}.bin.index.json"]
+            skipped += [f"{old}.bin", f"{old}-*.bin", f"{old}.bin.index.json"]
     return [
         name
         for name in names
         if any(fnmatch(name, pattern) for pattern in _WANTED)
-        and not any(fnmatch(name, each) for each in left)
+        and not any(fnmatch(name, pattern) for pattern in skipped)
     ]

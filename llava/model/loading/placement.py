@@ -1,8 +1,9 @@
-"""Where a model is put and in what precision: the caller's wishes, checked, as transformers takes them."""
+"""Choose a model's device, precision and quantisation, as arguments of `from_pretrained`."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -15,27 +16,30 @@ from llava.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
-# Small or sensitive: kept whole when the rest is quantised. transformers matches these from a name's start.
+# Small or sensitive modules that are never quantised. transformers matches the start of a module's name.
 UNQUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
+
+
+DeviceMap = str | torch.device | Mapping[str, Any] | None  # as transformers takes it
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How weights are read. `settings` go to `from_pretrained`."""
+    """Device, precision and quantisation of a model; `arguments` go to `from_pretrained`."""
 
     dtype: torch.dtype
-    settings: dict[str, Any]
+    arguments: dict[str, Any]
 
     @property
     def is_quantised(self) -> bool:
         """Whether weights are stored in 4 or 8 bits."""
-        return self.settings.get("quantization_config") is not None
+        return self.arguments.get("quantization_config") is not None
 
 
 def plan_placement(
     *,
     device: str | None,
-    device_map: Any,
+    device_map: DeviceMap,
     dtype: torch.dtype | str | None,
     load_8bit: bool,
     load_4bit: bool,
@@ -43,24 +47,29 @@ def plan_placement(
 ) -> Placement:
     """Decide device, precision and quantisation.
 
-    Without a wish it is cuda with float16 where there is one, else the CPU with float32, in which a CPU is
-    both faster and exact.
+    The defaults are CUDA in float16 if there is a GPU, else the CPU in float32, which is exact and faster
+    than float16 there.
 
     Raises:
-        SettingsError: The device is not there, or two wishes exclude each other.
+        SettingsError: The device does not exist, or two arguments contradict each other.
     """
     if load_8bit and load_4bit:
-        raise SettingsError("load_8bit and load_4bit exclude each other: give one")
-    device = _device(device, device_map)
+        raise SettingsError(
+            "load_8bit and load_4bit exclude each other: give one", code="contradicting-flags"
+        )
+    device = _choose_device(device, device_map)
     chosen = parse_dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
-    settings: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "dtype": chosen,
         "device_map": device_map if device == "cuda" and device_map is not None else {"": device},
     }
     if load_4bit or load_8bit:
         if find_spec("bitsandbytes") is None:
-            raise SettingsError("load_4bit and load_8bit need bitsandbytes: pip install 'llava[quant]'")
-        settings["quantization_config"] = BitsAndBytesConfig(
+            raise SettingsError(
+                "load_4bit and load_8bit need bitsandbytes: pip install 'llava[quant]'",
+                code="missing-package",
+            )
+        arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=load_8bit,
             load_in_4bit=load_4bit,
             bnb_4bit_compute_dtype=chosen,
@@ -70,16 +79,16 @@ def plan_placement(
         )
     if use_flash_attn:
         if is_flash_attn_2_available():
-            settings["attn_implementation"] = "flash_attention_2"
+            arguments["attn_implementation"] = "flash_attention_2"
         else:
             logger.warning("flash-attn is not installed: PyTorch's own attention is used")
-    return Placement(chosen, settings)
+    return Placement(chosen, arguments)
 
 
 def avoid_unsupported_kernels(model: torch.nn.Module) -> None:
-    """Keep a 4-bit model's odd-sized layers off bitsandbytes' packed CPU kernel, which asserts on their size.
+    """Keep bitsandbytes' packed CPU kernel from 4-bit layers whose size it does not support.
 
-    The kernel is taken on processors with AVX512-BF16 only; other layers and processors go the general way.
+    The kernel fails on them with an assertion. bitsandbytes uses it only on processors with AVX512-BF16.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -88,25 +97,31 @@ def avoid_unsupported_kernels(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _device(wanted: str | None, device_map: Any) -> str:
-    """The device by name; a device_map that names one place wins over the default."""
+def _choose_device(wanted: str | None, device_map: DeviceMap) -> str:
+    """Return the device's name. A device_map that names a single device wins over the default."""
     if wanted in (None, "auto"):
-        whole = device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
-        if isinstance(whole, (str, torch.device)) and str(whole) not in ("auto", "balanced", "sequential"):
-            wanted = str(whole)
+        single = device_map
+        if isinstance(device_map, Mapping):
+            single = device_map.get("") if len(device_map) == 1 else None
+        if isinstance(single, (str, torch.device)) and str(single) not in ("auto", "balanced", "sequential"):
+            wanted = str(single)
         else:
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
     device = str(wanted)
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError(f"device {device} was asked for, but this machine shows no CUDA device: give cpu")
+        raise SettingsError(
+            f"device {device} was asked for, but this machine has no CUDA device: give cpu", code="no-cuda"
+        )
     return device
 
 
 def parse_dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
-    """A precision by name or as it is; None for no wish."""
+    """Return the precision given by name or as a dtype; None stays None."""
     if wanted is None:
         return None
     found = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise SettingsError(f"dtype is {wanted!r}; there are float16, bfloat16 and float32")
+        raise SettingsError(
+            f"dtype is {wanted!r}; there are float16, bfloat16 and float32", code="unknown-dtype"
+        )
     return found

@@ -1,6 +1,6 @@
-"""Of which folders a model is made: its own, its base's, and which of them has config and tokenizer.
+"""Decide which folders make up a model: its own, its base's, and where its config and tokenizer are.
 
-What a folder holds is told from its files, never from its name. Reads no weights.
+Only files decide, never a folder's name. Reads no weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava.model.loading.locate import locate
 
 logger = logging.getLogger(__name__)
 
-# What an adapter or a projector and its base must agree on.
+# The config fields on which an adapter or a projector and its base must agree.
 _SHAPE = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim"),
@@ -32,7 +32,7 @@ _SHAPE = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the parts of a model come from. `folder` is `base` where the model is whole."""
+    """The folders that make up a model. For a full model, `folder` and `base` are the same."""
 
     kind: Kind
     folder: Path
@@ -41,43 +41,48 @@ class Source:
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether its config is that of a LLaVA model.
+        """Whether the config is that of a LLaVA model.
 
         Raises:
-            CheckpointError: It calls itself one but names no vision tower.
+            CheckpointError: Its model type or class is LLaVA's, but it names no vision tower.
         """
         fields = read_config(self.config_folder)
         if fields.get("mm_vision_tower") or "text_config" in fields:
             return True
-        said = [str(fields.get("model_type")), *(fields.get("architectures") or [])]
-        if any(name.lower().startswith("llava") for name in said):
+        types = [str(fields.get("model_type")), *(fields.get("architectures") or [])]
+        if any(name.lower().startswith("llava") for name in types):
             raise CheckpointError(
-                f"{self.config_folder}: config.json calls itself {said[0]} but has no mm_vision_tower: name "
-                "the tower there"
+                f"{self.config_folder}: config.json has model_type {types[0]} but no mm_vision_tower: name "
+                "the tower there",
+                code="no-vision-tower",
             )
         return False
 
     @property
     def folders(self) -> list[Path]:
-        """Where a relative name in the config may start from."""
+        """The folders from which a relative path in the config is resolved."""
         return [self.config_folder, self.folder, self.base]
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder's own tokenizer if it has one, else the base's."""
+        """The folder itself if it has a tokenizer, else the base's."""
         has_own = find_first_file(self.folder, ("tokenizer.model", "tokenizer.json"))
         return self.folder if has_own else self.base
 
 
 def find_source(model_path: str | Path, model_base: str | Path | None) -> Source:
-    """Find the folders a model is made of; says so when it takes a base that was not given, or needs none."""
+    """Find the folders that make up a model. An adapter without `model_base` uses the base it names.
+
+    Raises:
+        CheckpointError: A folder is missing, a base is needed, or the base does not fit.
+    """
     folder = locate(model_path)
     kind = detect_kind(folder)
     if kind == "full":
         if model_base is not None:
-            logger.warning(f"{folder} holds a whole model: the base {model_base} is not used")
+            logger.warning(f"{folder} holds a full model: the base {model_base} is not used")
         return Source(kind, folder, folder, folder)
-    if model_base is None and kind == "adapter" and (named := _base_of(folder)):
+    if model_base is None and kind == "adapter" and (named := _read_base_name(folder)):
         logger.info(f"{folder} is an adapter; its base {named} is taken from {ADAPTER_CONFIG}")
         model_base = named
     if model_base is None:
@@ -85,42 +90,42 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
         hint = f", probably {trained_on}" if trained_on else ""
         raise CheckpointError(
             f"{folder}: holds {'an adapter' if kind == 'adapter' else 'a projector'} only: give its language "
-            f"model as --model-base{hint}"
+            f"model as --model-base{hint}",
+            code="base-needed",
         )
     base = locate(model_base, near=[folder], what="base model")
-    source = Source(kind, folder, base, _config_folder(folder, base))
+    source = Source(kind, folder, base, _find_config_folder(folder, base))
     if source.is_multimodal:
         _require_fit(source)
     elif kind == "projector":
         raise CheckpointError(
-            f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs"
+            f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs",
+            code="no-vision-tower",
         )
     return source
 
 
-def _config_folder(folder: Path, base: Path) -> Path:
-    """Whose config.json describes the model: the folder's own, its run's, its base's."""
-    places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else []), base]
-    return next((place for place in places if (place / "config.json").is_file()), folder)
+def _find_config_folder(folder: Path, base: Path) -> Path:
+    """Return the folder whose config.json describes the model: its own, its run's or its base's."""
+    candidates = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else []), base]
+    return next((place for place in candidates if (place / "config.json").is_file()), folder)
 
 
 def _require_fit(source: Source) -> None:
     config = LlavaConfig.from_pretrained(source.config_folder)
     base = LlavaConfig.from_pretrained(source.base)
-    for name in _SHAPE:
-        if getattr(config, name) != getattr(base, name):
-            raise CheckpointError(
-                f"{source.base}: does not fit {source.folder}: {name} is {getattr(base, name)} there and "
-                f"{getattr(config, name)} here; give the base it was trained on"
-            )
+    unequal = [name for name in _SHAPE if getattr(config, name) != getattr(base, name)]
     # Training may have added a patch, a start and an end token.
     if not 0 <= config.vocab_size - base.vocab_size <= 3:
+        unequal.append("vocab_size")
+    for name in unequal:
         raise CheckpointError(
-            f"{source.base}: does not fit {source.folder}: vocab_size is {base.vocab_size} there and "
-            f"{config.vocab_size} here; give the base it was trained on"
+            f"{source.base}: does not fit {source.folder}: {name} is {getattr(base, name)} there and "
+            f"{getattr(config, name)} here; give the base it was trained on",
+            code="base-mismatch",
         )
 
 
-def _base_of(folder: Path) -> str | None:
-    """The base model that an adapter names, None if it names none."""
+def _read_base_name(folder: Path) -> str | None:
+    """Return the base that an adapter names, or None."""
     return read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or None

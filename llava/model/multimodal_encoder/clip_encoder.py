@@ -1,6 +1,6 @@
-"""The vision tower: a frozen CLIP whose patch features of an inner layer are what the model sees.
+"""The vision tower: a frozen CLIP that gives the patch features of one of its layers.
 
-B images of 3 x S x S pixels, N patches, D features.
+Shapes: B images of 3 x S x S pixels, P patches, D features.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ TOWER_PREFIX = "vision_tower.vision_tower."
 
 
 class CLIPVisionTower(nn.Module):
-    """CLIP up to the layer that is read; later layers are kept for saving, and run only if told to.
+    """CLIP up to the layer whose features are read.
 
-    Weights are read by `load_model()`, so that the language model can be read, quantised and wrapped first.
-    State-dict keys are `vision_tower.vision_model.…`, as in published checkpoints.
+    Later layers are kept, so that they can be saved, but run only with `runs_unread_layers`. `load_model()`
+    loads the weights, so that the language model can be loaded, quantised and wrapped first. State-dict keys
+    are `vision_tower.vision_model.…`, as in published checkpoints.
     """
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
@@ -37,60 +38,65 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower_name = vision_tower
         if args.mm_vision_select_layer is None:
             raise CheckpointError(
-                f"{describe_owner(args)} has no mm_vision_select_layer; it is -2 for LLaVA-1.5"
+                f"{describe_owner(args)} has no mm_vision_select_layer; it is -2 for LLaVA-1.5",
+                code="missing-field",
             )
         self.select_layer = int(args.mm_vision_select_layer)
-        # A config from before the field existed has none.
+        # Older configs lack this field.
         self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
         if self.select_feature not in ("patch", "cls_patch"):
             raise CheckpointError(
                 f"{describe_owner(args)} has mm_vision_select_feature {self.select_feature!r}; there are "
-                "patch and cls_patch"
+                "patch and cls_patch",
+                code="unknown-select-feature",
             )
         self.is_loaded = False
-        self.runs_unread_layers = False  # the original does; nothing comes of it
+        self.runs_unread_layers = False  # the original runs them and discards the result
         self.image_processor: CLIPImageProcessorPil | None = None
         if not delay_load:
             self.load_model()
 
     def load_model(self, near: Sequence[Path] = (), **kwargs: Any) -> None:
-        """Read processor and weights, once; a second call does nothing.
+        """Load the image processor and the weights. A second call does nothing.
 
         Args:
-            near: Checkpoints' folders, from which a relative name is tried when there is none from here.
-            kwargs: Passed to `from_pretrained` (dtype, device_map).
+            near: Checkpoint folders near which a relative name is also looked up; see `locate`.
+            kwargs: Arguments of `from_pretrained`, such as dtype and device_map.
         """
         if self.is_loaded:
-            logger.debug("%s is loaded already", self.vision_tower_name)
+            logger.debug("%s is already loaded", self.vision_tower_name)
             return
         folder = locate(self.vision_tower_name, near=near, what="vision tower")
         check_weight_files(folder)
         try:
-            # Pillow's arithmetic, whether torchvision is installed or not: pixels must not depend on it.
+            # Always Pillow's resizing: pixels must not depend on whether torchvision is installed.
             self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
             kwargs.setdefault("dtype", torch.float32)
             with hide_load_report():
                 clip, report = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder}: not a CLIP vision model: {said}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{folder}: not a CLIP vision model: {reason}", code="not-a-clip-model"
+            ) from error
         if report["missing_keys"]:
             raise CheckpointError(
-                f"{folder}: the vision tower lacks weights, {min(report['missing_keys'])} say"
+                f"{folder}: the vision tower lacks weights, for example {min(report['missing_keys'])}",
+                code="missing-weights",
             )
         clip.requires_grad_(False)
         self.vision_tower = nn.ModuleDict({"vision_model": clip})
         self.is_loaded = True
 
     def load_trained_weights(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-        """Take a checkpoint's trained weights in place of the published ones; none at all changes nothing.
+        """Replace the published weights by those of a checkpoint that trained the tower.
 
         Args:
-            tensors: Under the names they have in a checkpoint, of transformers 4 or 5.
-            folder: Where they were, for the message.
+            tensors: Keyed as in a checkpoint of transformers 4 or 5; {} changes nothing.
+            folder: The checkpoint, for error messages.
 
         Raises:
-            CheckpointError: There are some, but not all of the tower's.
+            CheckpointError: `tensors` lacks some of the tower's weights.
         """
         if not tensors:
             return
@@ -103,26 +109,26 @@ class CLIPVisionTower(nn.Module):
             )
         except RuntimeError as error:
             raise CheckpointError(
-                f"{folder}: its vision tower does not fit {self.vision_tower_name}"
+                f"{folder}: its vision tower does not fit {self.vision_tower_name}", code="tower-mismatch"
             ) from error
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        """Features of (B, 3, S, S) as (B, N, D), in the images' dtype; a list of images gives a list."""
+        """Encode (B, 3, S, S) images to (B, P, D) features in the images' dtype; a list gives a list."""
         if not isinstance(images, torch.Tensor):
-            return [self._features(image.unsqueeze(0)) for image in images]
-        return self._features(images)
+            return [self._encode(image.unsqueeze(0)) for image in images]
+        return self._encode(images)
 
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
         clip = self._clip
         hidden = clip.pre_layrnorm(clip.embeddings(images.to(self.device, self.dtype)))
         for layer in clip.encoder.layers[: self.depth]:
             hidden = layer(hidden, None)
-        read = hidden[:, 1:] if self.select_feature == "patch" else hidden
+        features = hidden[:, 1:] if self.select_feature == "patch" else hidden
         if self.runs_unread_layers:
             for layer in clip.encoder.layers[self.depth :]:
                 hidden = layer(hidden, None)
-        return read.to(images.dtype)
+        return features.to(images.dtype)
 
     @property
     def _clip(self) -> CLIPVisionModel:
@@ -132,12 +138,13 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def depth(self) -> int:
-        """How many layers are run: hidden state 0 is the embedding, -1 the last layer's output."""
+        """Number of layers to run. Hidden state 0 is the embedding, -1 the last layer's output."""
         layers = self.config.num_hidden_layers
         depth = self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
         if not 0 <= depth <= layers:
             raise CheckpointError(
-                f"mm_vision_select_layer is {self.select_layer}, the tower has {layers} layers"
+                f"mm_vision_select_layer is {self.select_layer}, the tower has {layers} layers",
+                code="no-such-layer",
             )
         return depth
 

@@ -1,1 +1,1 @@
-"""From vision features to word-embedding space."""
+"""Map vision features to the language model's embedding space."""

@@ -1,4 +1,4 @@
-"""The projector: from the vision tower's feature width to the language model's."""
+"""Build the projector, which maps vision features to the language model's width."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ _MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
 
 
 def is_projector_type(kind: str | None) -> bool:
-    """Whether there is such a projector; None is `linear`."""
+    """Return whether `kind` names a projector type; None stands for `linear`."""
     return kind in (None, "linear", "identity") or _MLP.fullmatch(kind) is not None
 
 
 def build_vision_projector(config: LlavaConfig) -> nn.Module:
-    """The projector that `config.mm_projector_type` names: linear, mlpNx_gelu or identity.
+    """Build the projector that `config.mm_projector_type` names: linear, mlpNx_gelu or identity.
 
-    Linears lie at the even places (0, 2, ...), exact GELUs between them, so that state-dict keys are
+    An MLP has linear layers at even indices and exact GELUs between them, so that its state-dict keys are
     `0.weight`, `2.weight`, ... as in published weights. Source: LLaVA v1.2.2 multimodal_projector/builder.py.
     """
     kind = config.mm_projector_type or "linear"
     if kind == "identity":
         return nn.Identity()
     if config.mm_hidden_size is None:
-        raise CheckpointError(f"{describe_owner(config)} names a vision tower but has no mm_hidden_size")
+        raise CheckpointError(
+            f"{describe_owner(config)} names a vision tower but has no mm_hidden_size", code="missing-field"
+        )
     if kind == "linear":
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
     depth = _MLP.fullmatch(kind)
     if depth is None:
         raise CheckpointError(
             f"{describe_owner(config)} has mm_projector_type {kind!r}; there are linear, mlpNx_gelu and "
-            "identity"
+            "identity",
+            code="unknown-projector-type",
         )
     layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
     for _ in range(1, int(depth[1])):
