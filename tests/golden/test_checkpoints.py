@@ -535,15 +535,16 @@ def test_a_damaged_checkpoint_fails_with_one_line_that_names_the_file(
     assert not (folder / "was-run").exists()
 
 
-def test_a_path_that_is_wrong_or_a_file_is_said(golden: Path, tmp_path: Path) -> None:
+def test_a_wrong_path_fails_and_is_named(golden: Path, tmp_path: Path) -> None:
     cases: list[tuple[str | Path, str]] = [
-        (tmp_path / "nowhere", "nowhere: no such folder"),
-        (golden / tiny.LANGUAGE / "config.json", "is a file, wanted the folder"),
-        ("no-such/model", "no-such/model: no such folder .* the hub cannot be reached"),
+        (tmp_path / "nowhere", "no-such-model"),
+        (golden / tiny.LANGUAGE / "config.json", "not-a-folder"),
+        ("no-such/model", "hub-unreachable"),
     ]
-    for path, message in cases:
-        with pytest.raises(CheckpointError, match=message):
+    for path, code in cases:
+        with raises_code(code, CheckpointError) as caught:
             load_pretrained_model(path, device="cpu")
+        assert str(path) in str(caught.value)
 
 
 def test_a_base_that_is_no_language_model_is_refused(golden: Path, tmp_path: Path) -> None:

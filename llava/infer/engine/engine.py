@@ -90,7 +90,7 @@ class Engine:
                 del features[source]
         if self.asked_again:
             logger.info(
-                f"{self.asked_again} of {len(requests)} answers were close calls and computed again on their own"
+                f"{self.asked_again} of {len(requests)} answers were close calls, computed again on their own"
             )
 
     def reply_streaming(self, request: Request, streamer: BaseStreamer) -> Reply:
