@@ -46,7 +46,7 @@ class Record(dict[str, Any]):
         )
 
 
-def read_records(path: Path) -> Any:
+def read_json_records(path: Path) -> Any:
     """Return the JSON value in `path`, its objects as records.
 
     Raises:

@@ -113,6 +113,6 @@ def test_an_upload_with_a_missing_answer_is_not_written(tmp_path: Path) -> None:
 
 def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     (tmp_path / "SEED-Bench.json").write_text("[]")
-    with raises_code("wrong-shape", DataError) as error:
+    with raises_code("record-shape", DataError) as error:
         SEED.read_questions(tmp_path)
     assert "SEED-Bench.json" in str(error.value)

@@ -41,8 +41,9 @@ def test_the_twelve_benchmarks_are_found() -> None:
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(SettingsError, match=r"no benchmark 'sed'; there are: gqa, llava_bench, .*, seed, "):
+    with pytest.raises(SettingsError) as error:
         benchmarks.get("sed")
+    assert all(name in str(error.value) for name in ("sed", "gqa", "llava_bench", "seed"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,8 +109,9 @@ class TestContract:
         assert benchmark.read_questions(tmp_path, tiny.split) == built
 
     def test_an_unknown_split_is_named(self, benchmark: Benchmark, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="has no split 'tset'; there are: "):
+        with raises_code("unknown-split", SettingsError) as error:
             benchmark.read_questions(tmp_path, "tset")
+        assert all(fact in str(error.value) for fact in ("tset", benchmark.splits[0]))
 
     def test_an_empty_root_says_what_is_wanted(self, benchmark: Benchmark, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=str(tmp_path)):
@@ -244,20 +246,23 @@ def test_answers_are_read_in_every_shape(tmp_path: Path, name: str, content: str
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code", "facts"),
     [
-        ('{"question_id": 1}\n', "a.jsonl:1: found the keys question_id; wanted an id"),
-        ('{"question_id": 1, "text": "A"}\n{"question_id": 2, "te', "a.jsonl:2: not valid JSON"),
-        ('{"question_id": 1, "text": null}\n', "a.jsonl:1: found the keys"),
-        ('{"question_id": 1, "text": 3}\n', "a.jsonl:1: the text is 3, a int, wanted text"),
-        ('{"question_id": [1], "text": "A"}\n', r"a.jsonl:1: the id is \[1\], a list, wanted text"),
-        ('{"question_id": 1, "text": "A", "prompt": 5}\n', "a.jsonl:1: the prompt is 5"),
+        ('{"question_id": 1}\n', "missing-key", ("a.jsonl:1", "question_id")),
+        ('{"question_id": 1, "text": "A"}\n{"question_id": 2, "te', "not-json", ("a.jsonl:2",)),
+        ('{"question_id": 1, "text": null}\n', "missing-key", ("a.jsonl:1",)),
+        ('{"question_id": 1, "text": 3}\n', "wrong-type", ("a.jsonl:1", "text", "3")),
+        ('{"question_id": [1], "text": "A"}\n', "wrong-type", ("a.jsonl:1", "id", "[1]")),
+        ('{"question_id": 1, "text": "A", "prompt": 5}\n', "wrong-type", ("a.jsonl:1", "prompt", "5")),
     ],
 )
-def test_a_damaged_answers_file_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+def test_a_damaged_answers_file_is_named_with_its_line(
+    tmp_path: Path, content: str, code: str, facts: tuple[str, ...]
+) -> None:
     (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises((AnswersError, DataError), match=message):
+    with raises_code(code) as error:
         read_answers(tmp_path / "a.jsonl")
+    assert all(fact in str(error.value) for fact in facts)
 
 
 @pytest.mark.parametrize("name", benchmarks.names())
@@ -328,58 +333,70 @@ def test_scienceqa_reads_letters_as_the_original(text: str, letter: str | None) 
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "content", "message"),
+    ("name", "file", "content", "code", "facts"),
     [
         (
             "seed",
             "llava-seed-bench-image.jsonl",
             '{"question_id": 1}\n',
-            r"image\.jsonl:1: lacks the key text",
+            "missing-key",
+            ("image.jsonl:1", "text"),
         ),
-        ("vqav2", "annotations.json", '{"answers": []}', r"annotations\.json: lacks the key annotations"),
+        ("vqav2", "annotations.json", '{"answers": []}', "missing-key", ("annotations.json", "annotations")),
         (
             "vqav2",
             "annotations.json",
             '{"annotations": [{"question_id": 1, "answers": 5}]}',
-            "not of the official shape",
+            "record-shape",
+            (),
         ),
-        ("seed", "SEED-Bench.json", '{"questions": [5], "question_type": {}}', "not of the official shape"),
+        ("seed", "SEED-Bench.json", '{"questions": [5], "question_type": {}}', "record-shape", ()),
         (
             "seed",
             "SEED-Bench.json",
             '{"questions": [{"question_id": "1", "question_type_id": 1, "data_type": "image",'
             ' "answer": null}], "question_type": {}}',
-            "question 0 has the answer None, wanted A, B, C or D",
+            "wrong-label",
+            ("question 0", "None"),
         ),
-        ("vqav2", "annotations.json", "[]", r"annotations\.json: found list, wanted a JSON object"),
-        ("textvqa", "TextVQA_0.5.1_val.json", "{}", r"val\.json: lacks the key data; it has none"),
+        ("vqav2", "annotations.json", "[]", "not-an-object", ("annotations.json", "list")),
+        ("textvqa", "TextVQA_0.5.1_val.json", "{}", "missing-key", ("val.json", "data")),
         (
             "pope",
             "coco/coco_pope_random.json",
             '{"question_id": 1}\n',
-            r"random\.json:1: lacks the key label",
+            "missing-key",
+            ("random.json:1", "label"),
         ),
-        ("pope", "coco/coco_pope_random.json", '{"label": "maybe"}\n', r"random\.json:1: label is 'maybe'"),
+        (
+            "pope",
+            "coco/coco_pope_random.json",
+            '{"label": "maybe"}\n',
+            "wrong-label",
+            ("random.json:1", "maybe"),
+        ),
         (
             "mmbench",
             "mmbench_dev_20230712.tsv",
             "index\tquestion\n1\tQ\n",
-            r"tsv:1: no column A, B in this TSV",
+            "missing-column",
+            ("tsv:1", "A, B"),
         ),
-        ("scienceqa", "llava_test_CQM-A.json", '[{"id": "4"}]', r"json: element 0: "),
+        ("scienceqa", "llava_test_CQM-A.json", '[{"id": "4"}]', "record-shape", ("element 0",)),
     ],
 )
 def test_a_damaged_official_file_is_named_with_its_place(
-    tmp_path: Path, name: str, file: str, content: str, message: str
+    tmp_path: Path, name: str, file: str, content: str, code: str, facts: tuple[str, ...]
 ) -> None:
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     benchmark = benchmarks.get(name)
     answers = [Answer(1, "", "A")]
-    with pytest.raises(DataError, match=message):
+    with raises_code(code, DataError) as error:
         # VQAv2's annotations are the truth, not the questions.
         benchmark.score(tmp_path, answers) if name == "vqav2" else benchmark.read_questions(tmp_path)
+    assert all(fact in str(error.value) for fact in facts)
 
 
 def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> None:

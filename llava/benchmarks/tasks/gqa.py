@@ -21,7 +21,7 @@ from typing import Any
 from llava.benchmarks import aggregate, gqa_metrics
 from llava.benchmarks.answers import format_ids, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, find
-from llava.benchmarks.records import read_records
+from llava.benchmarks.records import read_json_records
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
@@ -57,7 +57,7 @@ def read_gqa_truth(root: Path, split: str, path: Path | None = None) -> GqaTruth
     if path is None:
         raise DataError(
             f"{root}: no {split}_questions.json here or in data/; GQA cannot be scored without it",
-            code="missing-ground-truth",
+            code="missing-file",
         )
     prefix = path.name.removesuffix("questions.json")
     return GqaTruth(
@@ -77,17 +77,17 @@ def _neighbour(folder: Path, root: Path, split: str, prefix: str, what: str) -> 
     path = find(folder, f"{prefix}{what}.json") or _find(root, split, what)
     if path is None:
         return None
-    value = read_records(path)
+    value = read_json_records(path)
     if isinstance(value, list):
         return {str(row["questionId"]): row["attention"] for row in value}
     return _read_object(path)
 
 
 def _read_object(path: Path) -> Any:
-    value = read_records(path)
+    value = read_json_records(path)
     if not isinstance(value, dict):
         raise DataError(
-            f"{path}: found {type(value).__name__}, wanted a JSON object by question id", code="wrong-shape"
+            f"{path}: found {type(value).__name__}, wanted a JSON object by question id", code="not-an-object"
         )
     return value
 

@@ -19,7 +19,7 @@ from typing import Any
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, read_jsonl_questions, require_file
-from llava.benchmarks.records import index_records, read_record_lines, read_records
+from llava.benchmarks.records import index_records, read_json_records, read_record_lines
 from llava.errors import AnswersError
 from llava.files import write_jsonl
 from llava.schema import Answer, Question, Score, Scores, Verdict
@@ -142,7 +142,7 @@ def _submit(task: Task, path: Path) -> None:
         require_file(task.root, "context.jsonl", what="the images' captions"), key="image"
     )
     gpt4 = _read_by_key(require_file(task.root, GPT4, what="GPT-4's answers"), key="question_id")
-    rules = read_records(require_file(task.root, "rule.json", what="the judge's rules"))
+    rules = read_json_records(require_file(task.root, "rule.json", what="the judge's rules"))
     rows = []
     for question, answer in zip(questions, matched.answers, strict=True):
         category = f"{PREFIX}{question.category}"

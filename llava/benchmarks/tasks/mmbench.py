@@ -108,7 +108,7 @@ def _read_truth(task: Task, tsv: str) -> list[MmbenchItem]:
     if not items or not all(item.truth for item in items):
         raise DataError(
             f"{path}: no such file, and the answers are not an upload (xlsx) that contains the truth",
-            code="missing-ground-truth",
+            code="missing-file",
         )
     return items
 

@@ -69,7 +69,7 @@ def read_mme_items(folder: Path) -> list[MmeItem]:
     if not items:
         raise DataError(
             f"{folder}: found neither <subtask>.txt nor <subtask>/ of MME, e.g. {SUBTASKS[0]}",
-            code="missing-ground-truth",
+            code="missing-file",
         )
     per_image: dict[tuple[str, str], int] = defaultdict(int)
     for item in items:
@@ -159,7 +159,7 @@ def _find_truth_folder(task: Task) -> Path:
     if folder is None:
         raise DataError(
             f"{task.root}: no ground truth; wanted MME_Benchmark_release_version/ or eval_tool/Your_Results/",
-            code="missing-ground-truth",
+            code="missing-file",
         )
     return folder
 

@@ -19,7 +19,7 @@ from typing import TypedDict
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, require_file
-from llava.benchmarks.records import read_records
+from llava.benchmarks.records import read_json_records
 from llava.errors import AnswersError
 from llava.files import atomic_write
 from llava.schema import Answer, Question, Score, Scores, Verdict
@@ -44,7 +44,7 @@ def read_graded(path: Path) -> list[Answer]:
     """Read the answers in `path`; those of a grade file have grades (one per run) and no text."""
     if path.suffix != ".json":
         return read_answers(path)
-    value = read_records(path)
+    value = read_json_records(path)
     rows = value.items() if isinstance(value, dict) else []
     graded = [(key, row) for key, row in rows if isinstance(row, dict)]
     if not graded:
@@ -69,7 +69,7 @@ def _parse_id(key: str) -> str | int:
 
 def _read_rows(root: Path, truth: Path | None = None) -> dict[str, MmvetRow]:
     path = truth or require_file(root, "mm-vet.json", what="MM-Vet's questions")
-    rows: dict[str, MmvetRow] = read_records(path)
+    rows: dict[str, MmvetRow] = read_json_records(path)
     return rows
 
 

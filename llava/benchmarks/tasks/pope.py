@@ -114,7 +114,7 @@ def read_labels(folder: Path) -> dict[str, list[Label]]:
     """
     files = sorted(folder.glob(f"{PREFIX}*.json"))
     if not files:
-        raise DataError(f"{folder}: no {PREFIX}*.json", code="missing-ground-truth")
+        raise DataError(f"{folder}: no {PREFIX}*.json", code="missing-file")
     labels: dict[str, list[Label]] = {}
     for path in files:
         rows: list[Label] = []
@@ -135,7 +135,7 @@ def find_label_folder(root: Path) -> Path:
     """Return the folder of the label files: <root>/coco or the root itself."""
     found = find(root, f"coco/{PREFIX}*.json", f"{PREFIX}*.json")
     if found is None:
-        raise DataError(f"{root}: no {PREFIX}*.json here or in coco/", code="missing-ground-truth")
+        raise DataError(f"{root}: no {PREFIX}*.json here or in coco/", code="missing-file")
     return found.parent
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 from llava.benchmarks import aggregate, letter_rules
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, find, options_text, require_keys
-from llava.benchmarks.records import read_records
+from llava.benchmarks.records import read_json_records
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
@@ -64,15 +64,17 @@ def read_problems(root: Path, split: str = SPLIT) -> list[ScienceProblem]:
     if path is None:
         raise DataError(
             f"{root}: found neither problems.json with pid_splits.json nor {QUESTION_FILE}",
-            code="missing-ground-truth",
+            code="missing-file",
         )
-    return [_from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_records(path))]
+    return [
+        _from_conversation(record, f"{path}: element {i}") for i, record in enumerate(read_json_records(path))
+    ]
 
 
 def read_tool_output(path: Path) -> list[Answer]:
     """Read the answers in an answers file or in either output file of the original's evaluator."""
     try:
-        value = read_records(path)
+        value = read_json_records(path)
     except DataError:
         return read_answers(path)
     try:
@@ -90,7 +92,7 @@ def read_tool_output(path: Path) -> list[Answer]:
 
 def read_official_problems(problems: Path, splits: Path, split: str) -> list[ScienceProblem]:
     """Read the problems that the file `splits` lists for `split` from the official download."""
-    records, ids = read_records(problems), read_records(splits)
+    records, ids = read_json_records(problems), read_json_records(splits)
     if split not in ids:
         raise DataError(f"{splits}: no split {split!r}; there are: {', '.join(ids)}", code="unknown-split")
     lacking = [key for key in ids[split] if str(key) not in records]
@@ -144,7 +146,7 @@ def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
         )
     except (KeyError, IndexError, ValueError) as error:
         raise DataError(
-            f"{where}: not a question of LLaVA's ScienceQA file ({error})", code="wrong-shape"
+            f"{where}: not a question of LLaVA's ScienceQA file ({error})", code="record-shape"
         ) from error
 
 

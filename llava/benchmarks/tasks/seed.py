@@ -16,7 +16,7 @@ from pathlib import Path
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, options_text, require_file
-from llava.benchmarks.records import read_records
+from llava.benchmarks.records import read_json_records
 from llava.errors import DataError
 from llava.files import write_jsonl
 from llava.prompts.wording import LETTER_SUFFIX
@@ -45,10 +45,10 @@ def read_seed_items(path: Path) -> list[SeedItem]:
     Raises:
         DataError: The file or one of its rows is damaged.
     """
-    value = read_records(path)
+    value = read_json_records(path)
     if not isinstance(value, dict) or not {"questions", "question_type"} <= value.keys():
         raise DataError(
-            f"{path}: wanted a JSON object with the keys questions and question_type", code="wrong-shape"
+            f"{path}: wanted a JSON object with the keys questions and question_type", code="record-shape"
         )
     skills = {number: name for name, number in value["question_type"].items()}
     items = []

@@ -21,7 +21,7 @@ from typing import NotRequired, TypedDict
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file, require_keys
-from llava.benchmarks.records import read_records
+from llava.benchmarks.records import read_json_records
 from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 from llava.files import atomic_write
@@ -67,14 +67,14 @@ def extract_question(prompt: str) -> str:
 
 def read_annotations(path: Path) -> list[Annotation]:
     """Read the official annotations, one row per question."""
-    value = read_records(path)
+    value = read_json_records(path)
     require_keys(value, ["data"], str(path))
     rows: list[Annotation] = value["data"]
     return rows
 
 
 def _read_ocr_lines(path: Path) -> dict[str, str]:
-    value = read_records(path)
+    value = read_json_records(path)
     require_keys(value, ["data"], str(path))
     return {row["image_id"]: f"{ocr_line(row['ocr_tokens'])}\n" for row in value["data"]}
 

@@ -15,7 +15,7 @@ from typing import NotRequired, TypedDict
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file
-from llava.benchmarks.records import index_records, read_records
+from llava.benchmarks.records import index_records, read_json_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX, UNANSWERABLE_LINE
@@ -35,7 +35,7 @@ class VizwizRow(TypedDict):
 
 def _read_official(root: Path, split: str) -> list[VizwizRow]:
     path = require_file(root, f"{split}.json", f"Annotations/{split}.json", what=f"VizWiz's {split}.json")
-    rows: list[VizwizRow] = read_records(path)
+    rows: list[VizwizRow] = read_json_records(path)
     return rows
 
 
@@ -54,7 +54,7 @@ def _judge(task: Task) -> Scores:
         return aggregate.collect_unjudged(
             "vizwiz", "overall", why, questions, matched, source=SOURCE, split=task.split
         )
-    rows = read_records(task.truth) if task.truth else _read_official(task.root, task.split)
+    rows = read_json_records(task.truth) if task.truth else _read_official(task.root, task.split)
     truth: dict[str, VizwizRow] = index_records(task.truth or task.root, rows, "image")
     verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in zip(questions, matched.answers, strict=True)]
     scores = [*aggregate.accuracy_by(verdicts), aggregate.accuracy(verdicts, "overall", over={})]

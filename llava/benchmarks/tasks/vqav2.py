@@ -28,7 +28,7 @@ from llava.benchmarks.base import (
     require_file,
     require_keys,
 )
-from llava.benchmarks.records import read_records
+from llava.benchmarks.records import read_json_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
@@ -66,7 +66,7 @@ def _build(root: Path, split: str) -> list[Question]:
             f"{row['question']}\n{SHORT_SUFFIX}",
             f"COCO_{folder}_{row['image_id']:012d}.jpg",
         )
-        for row in read_records(path)["questions"]
+        for row in read_json_records(path)["questions"]
     ]
 
 
@@ -79,7 +79,7 @@ def _read_truth(task: Task) -> list[VqaAnnotation] | None:
     )
     if path is None:
         return None
-    value = read_records(path)
+    value = read_json_records(path)
     require_keys(value, ["annotations"], str(path))
     rows: list[VqaAnnotation] = value["annotations"]
     return rows
