@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from llava.errors import DataError
+
+STAGING = ".saving-"  # how the names of folders that are still being written begin
 
 # The disk is full, the user's quota is used up, or the file is at its size limit.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -200,6 +203,43 @@ def atomic_write(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
             # An error from an open stream does not name the file.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a staging folder whose entries appear in `folder` at the end; an exception changes nothing.
+
+    A new folder appears in one rename. In one that exists, entries are renamed one by one: those of the same
+    name are replaced, others stay. The bytes are on disk before the first rename.
+    """
+    is_new = not folder.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder.parent if is_new else folder))
+    try:
+        yield staging
+        # mkdtemp and safetensors make private files; give ours the mode any other new file would have.
+        mode = 0o777 & ~_umask()
+        staging.chmod(mode)
+        for path in staging.rglob("*"):
+            path.chmod(mode if path.is_dir() else mode & 0o666)
+        if is_new:
+            publish_folder(staging, folder)
+        else:
+            flush_tree(staging)
+            for path in sorted(staging.iterdir()):
+                path.replace(folder / path.name)
+            flush_tree(folder, deep=False)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_folder(staging: Path, folder: Path) -> None:
+    """Flush `staging` and rename it to `folder`; an earlier `folder` is moved beside `staging`."""
+    flush_tree(staging)
+    if folder.exists():
+        folder.replace(staging.with_name("old"))
+    staging.replace(folder)
+    flush_tree(folder.parent, deep=False)
 
 
 def flush_tree(folder: Path, *, deep: bool = True) -> None:

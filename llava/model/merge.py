@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from llava.errors import CheckpointError
+from llava.files import atomic_folder
 from llava.model import lora
 from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
 from llava.model.language_model.llava_llama import LlavaConfig
@@ -104,23 +103,12 @@ def _new_folder(path: Path) -> Iterator[Path]:
             f"{path}: exists already; give another name or remove it first", code="output-exists"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})", code="not-writable") from error
-    try:
-        yield temporary
-        # mkdtemp and safetensors make files that only their owner can read.
-        temporary.chmod(0o755)
-        for entry in temporary.iterdir():
-            entry.chmod(0o644)
-        temporary.replace(path)
+        with atomic_folder(path) as staging:
+            yield staging
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: could not be written ({error}); nothing was left there", code="not-writable"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _placement(dtype: str, device: str) -> Placement:

@@ -35,7 +35,7 @@ from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import SETTINGS, explain_load_errors
-from llava.train.checkpointing.save import save_lora, save_projector, write_config, written_whole
+from llava.train.checkpointing.save import save_lora, save_projector, write_config, write_output
 from llava.train.checkpointing.signals import leave_signals_to_parent
 from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
@@ -286,7 +286,7 @@ class LLaVATrainer(ValidatingTrainer):
         elif self.kind == "projector":
             save_projector(model, folder, is_writer=is_writer)
         else:
-            with written_whole(folder, is_writer=is_writer) as staging:
+            with write_output(folder, is_writer=is_writer) as staging:
                 super().save_model(str(staging), _internal_call=True)
                 if is_writer:
                     write_config(staging, model.config)

@@ -7,7 +7,6 @@ append-only `N_I.jsonl` per chunk holds a line `{"position", "margin", "row"}` f
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from llava.errors import AnswersError
 from llava.files import read_json, write_json
@@ -231,18 +232,20 @@ def _cut_torn_end(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold the lock file `path`; the lock goes with the process, however it ends.
+    """Hold the lock file `path`. The lock ends with the process, however it ends.
 
-    Where another process holds it: refuse, saying what is `busy`, or wait if nothing is said.
+    If another process holds it, wait; or, given what is `busy`, refuse and say by whom.
     """
-    with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise AnswersError(f"{busy} by {holder}; wait for it to end, or stop it") from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if busy is None else 0)
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        raise AnswersError(
+            f"{busy} by {holder}; wait for it to end, or stop it", code="answers-in-use"
+        ) from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
+    finally:
+        lock.release()

@@ -17,10 +17,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llava.errors import CheckpointError
-from llava.files import flush_tree
+from llava.files import STAGING, publish_folder
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.resume import STATE_FILE
-from llava.train.checkpointing.save import STAGING, WRITE_ERRORS, remove_unfinished
+from llava.train.checkpointing.save import WRITE_ERRORS, remove_unfinished
 from llava.train.checkpointing.signals import Signals
 from llava.train.distributed import all_reduce_max
 
@@ -106,12 +106,7 @@ class Checkpoints:
     def _publish(self, folder: Path) -> None:
         if not self._is_writer:
             return
-        flush_tree(folder)
-        target = self._output / folder.name
-        if target.exists():  # of an earlier run
-            target.replace(folder.with_name("old"))
-        folder.replace(target)
-        flush_tree(self._output, deep=False)
+        publish_folder(folder, self._output / folder.name)
 
     def _prune(self, written: Path) -> None:
         """Remove what `written` makes needless. Renamed first: none ever looks whole that is not."""

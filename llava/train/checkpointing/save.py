@@ -1,4 +1,4 @@
-"""What a run leaves behind, by kind; each file is whole or not there.
+"""Write what a run leaves behind: an adapter, a projector or a whole model. Each file is complete or absent.
 
 Final outputs and every `checkpoint-N` hold what inference needs: config.json with the projector, or with the
 adapter and non_lora_trainables.bin, or with the whole model. Source: LLaVA v1.2.2 train.py (files, keys).
@@ -7,22 +7,20 @@ adapter and non_lora_trainables.bin, or with the whole model. Source: LLaVA v1.2
 from __future__ import annotations
 
 import copy
-import fcntl
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
 from llava.errors import CheckpointError, SettingsError
-from llava.files import flush_tree, write_json
+from llava.files import STAGING, atomic_folder, write_json
 from llava.model.loading.checkpoint import write_non_lora, write_projector
 from llava.model.loading.weights import Tensors
 from llava.model.lora import Bias, split_trained_state, write_adapter
@@ -31,28 +29,15 @@ from llava.train.planning.footprint import numel
 
 logger = logging.getLogger(__name__)
 
-# torch and safetensors say a full disk with errors of their own.
+# torch and safetensors raise errors of their own when the disk is full.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
-STAGING = ".saving-"  # how folders of what is not whole yet begin
-
-
-# The folders' descriptors that `lock_output_dir` holds its locks by.
-_locked: set[int] = set()
-
-
-def _leave_locks_to_parent() -> None:
-    """A data loader's process may outlast a run that is killed, and must not keep its successor out."""
-    while _locked:
-        os.close(_locked.pop())
-
-
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
+LOCK = ".lock"
 
 
 @contextmanager
 def lock_output_dir(folder: Path, *, is_writer: bool) -> Iterator[None]:
-    """Keep other runs out of an output folder for the length of the block; leaves no file behind.
+    """Keep other runs out of an output folder. The lock ends with the process, however it ends.
 
     Raises:
         SettingsError: Another run writes there.
@@ -60,35 +45,37 @@ def lock_output_dir(folder: Path, *, is_writer: bool) -> Iterator[None]:
     if not is_writer:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    _locked.add(descriptor)
+    lock = FileLock(folder / LOCK)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(
-                f"{folder}: another run is writing there; give another --output_dir, or wait for its end"
-            ) from error
-        except OSError as error:
-            logger.info("%s: cannot be locked against other runs (%s)", folder, error.strerror)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SettingsError(
+            f"{folder}: another run is writing there; give another --output_dir, or wait for its end",
+            code="folder-in-use",
+        ) from error
+    except OSError as error:
+        logger.info("%s: cannot be locked against other runs (%s)", folder, error.strerror)
+    try:
         yield
     finally:
-        _locked.discard(descriptor)
-        os.close(descriptor)
+        if lock.is_locked:
+            # Before the release: a run that waits for this very file then makes a new one.
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
 
 
 @contextmanager
-def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
-    """A folder to write into; on leaving the block its files appear in `folder`, one rename each.
+def write_output(folder: Path, *, is_writer: bool) -> Iterator[Path]:
+    """Yield a folder to write into, whose files appear in `folder` on leaving the block.
 
     Files of the same name are replaced, others stay. If writing fails, `folder` stays as it was.
 
     Args:
-        folder: Made if it is not there.
-        is_writer: Whether this process writes; another gets `folder` itself and must not.
+        folder: Created if it does not exist.
+        is_writer: Whether this rank writes. Another rank gets `folder` itself and must not write.
 
     Raises:
-        CheckpointError: The files cannot be written: the disk is full, say.
+        CheckpointError: The files cannot be written, for example because the disk is full.
     """
     if not is_writer:
         yield folder
@@ -96,73 +83,68 @@ def written_whole(folder: Path, *, is_writer: bool) -> Iterator[Path]:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
-        try:
+        with atomic_folder(folder) as staging:
             yield staging
-            flush_tree(staging)
-            for path in sorted(staging.iterdir()):
-                path.replace(folder / path.name)
-            flush_tree(folder, deep=False)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove the staging folders of a killed run. The caller must hold `lock_output_dir`."""
-    for left in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for staging in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
 def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Errors of writing name the folder and say what to do."""
+    """Turn write errors into a CheckpointError that names the folder and says what to do."""
     try:
         yield
     except WRITE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{folder}: could not be written ({reason}); what was there is unchanged. Make room, or give "
-            "another --output_dir"
+            "another --output_dir",
+            code="not-writable",
         ) from error
 
 
 def require_space(model: nn.Module, folder: Path, *, whole: bool) -> None:
-    """Refuse to start a run whose result cannot be written where it is to go.
+    """Check that the disk has room for the result.
 
     Args:
-        model: What is trained.
+        model: The model to train.
         folder: Where the result goes.
-        whole: Whether all of the model is saved, or what is trained alone.
+        whole: Whether the whole model is saved, or only its trained weights.
 
     Raises:
         CheckpointError: The disk has less room than the weights take.
     """
-    saved = [each for each in model.parameters() if whole or each.requires_grad]
-    needed = 2 * sum(numel(each) for each in saved)  # half precision is the least that is written
+    saved = [parameter for parameter in model.parameters() if whole or parameter.requires_grad]
+    needed = 2 * sum(numel(parameter) for parameter in saved)  # in half precision, the smallest there is
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
             f"{folder}: {free / 1e9:.2f} GB free, the result takes {needed / 1e9:.2f} GB: make room, or give "
-            "another --output_dir"
+            "another --output_dir",
+            code="disk-full",
         )
 
 
 def write_config(folder: Path, config: Any) -> None:
-    """Write config.json as those who load the result need it: with the cache on, which training turns off."""
+    """Write config.json with the key-value cache on, which training turns off."""
     fields = copy.deepcopy(config)
     fields.use_cache = True
-    # The language model it came from: what loads a projector or adapter names it when it is not given.
+    # Names the base that a projector or an adapter is loaded on if no other is given.
     write_json(folder / "config.json", {"_name_or_path": config.name_or_path, **fields.to_diff_dict()})
 
 
 def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool) -> None:
-    """Write adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every process must call this."""
+    """Write the adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every rank must call this."""
     state = split_trained_state(model.named_parameters(), bias)
-    # A frozen projector goes along: nobody else may have the one it was trained with.
+    # A frozen projector is saved too: the adapter only works with the one it was trained with.
     frozen = gather_parameters(
         model.named_parameters(), lambda name: "mm_projector" in name and name not in state.non_lora
     )
-    with written_whole(folder, is_writer=is_writer) as staging:
+    with write_output(folder, is_writer=is_writer) as staging:
         if is_writer:
             model.create_or_update_model_card(str(staging))
             write_adapter(staging, model, state.adapter, dtype)
@@ -171,10 +153,10 @@ def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None
 
 
 def save_projector(model: Any, folder: Path, *, is_writer: bool) -> None:
-    """Write mm_projector.bin (with the embeddings, if image tokens were added to them) and config.json."""
+    """Write config.json and mm_projector.bin, which holds the embeddings too if image tokens were added."""
     marks = ("mm_projector", "embed_tokens") if model.config.mm_use_im_start_end else ("mm_projector",)
     tensors = gather_parameters(model.named_parameters(), lambda name: any(mark in name for mark in marks))
-    with written_whole(folder, is_writer=is_writer) as staging:
+    with write_output(folder, is_writer=is_writer) as staging:
         if is_writer:
             write_projector(staging, tensors)
             write_config(staging, model.config)
@@ -183,27 +165,23 @@ def save_projector(model: Any, folder: Path, *, is_writer: bool) -> None:
 def gather_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Callable[[str], bool]
 ) -> Tensors:
-    """Some parameters on the CPU, each whole even if ZeRO-3 has it in parts."""
-    chosen = [(name, parameter) for name, parameter in named_parameters if wanted(name)]
-    tensors: Tensors = {}
-    for name, parameter in chosen:
-        tensors[name] = gather_copy(parameter)
-    return tensors
+    """Copy the parameters with `wanted` names to the CPU, gathered from all ranks under ZeRO-3."""
+    return {name: gather_copy(parameter) for name, parameter in named_parameters if wanted(name)}
 
 
 def get_mm_adapter_state_maybe_zero_3(
     named_params: Iterable[tuple[str, nn.Parameter]], keys_to_match: Iterable[str]
 ) -> Tensors:
-    """The original's name: whole copies of the parameters whose name holds one of the keys."""
+    """Copy the parameters whose name contains one of the keys (the original's name for it)."""
     keys = tuple(keys_to_match)
     return gather_parameters(named_params, lambda name: any(key in name for key in keys))
 
 
 def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]], bias: Bias) -> Tensors:
-    """The original's name: the adapter's tensors, as `adapter_model.safetensors` has them."""
+    """Return the adapter's tensors as in `adapter_model.safetensors` (the original's name for it)."""
     return split_trained_state(named_params, bias).adapter
 
 
 def get_peft_state_non_lora_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
-    """The original's name: what was trained beside the adapter."""
+    """Return what was trained besides the adapter (the original's name for it)."""
     return split_trained_state(named_params).non_lora
