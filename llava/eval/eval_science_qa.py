@@ -41,7 +41,7 @@ def main() -> None:
     if matched.missing:
         logger.warning("%d of %d problems have no answer and count as FAILED", matched.missing, len(problems))
     given = {p.id: answer for p, answer in zip(problems, matched.answers, strict=True) if answer}
-    analysis = scienceqa.analyse(problems, given, args.options)
+    analysis = scienceqa.build_analysis(problems, given, args.options)
     result = scienceqa.build_result_file(problems, given, args.options)
     scienceqa.write_json_as_original(args.output_file, analysis)
     scienceqa.write_json_as_original(args.output_result, result)

@@ -101,17 +101,18 @@ def _relative(
 ) -> list[Score]:
     """Return the relative score over `category` (None: all questions), and both means."""
     selected = {key: (gpt4, model) for key, (kind, gpt4, model) in points.items() if category in (None, kind)}
-    gpt4, model = [one for one, _ in selected.values()], [two for _, two in selected.values()]
-    mean_gpt4, mean_model = round(fmean(gpt4), 3), round(fmean(model), 3)
+    gpt4_points = {key: gpt4 for key, (gpt4, _) in selected.items()}
+    model_points = {key: model for key, (_, model) in selected.items()}
+    mean_gpt4, mean_model = (round(fmean(p.values()), 3) for p in (gpt4_points, model_points))
     means = [
-        aggregate.mean_of_units(name, {key: TOP_GRADE * one for key, (one, _) in selected.items()},
+        aggregate.mean_of_units(name, {key: TOP_GRADE * value for key, value in gpt4_points.items()},
                               group=GPT4_POINTS, value=TOP_GRADE * mean_gpt4),
-        aggregate.mean_of_units(name, {key: TOP_GRADE * two for key, (_, two) in selected.items()},
+        aggregate.mean_of_units(name, {key: TOP_GRADE * value for key, value in model_points.items()},
                               group=MODEL_POINTS, value=TOP_GRADE * mean_model),
     ]  # fmt: skip
     if not mean_gpt4:
         return [aggregate.not_available(name, "GPT-4's answers have no points", group=group), *means]
-    values = intervals.ratio_units(model, gpt4)
+    values = intervals.ratio_units([*model_points.values()], [*gpt4_points.values()])
     units = {key: PERCENT * value for key, value in zip(selected, values, strict=True)}
     value = PERCENT * (mean_model / mean_gpt4)
     return [aggregate.mean_of_units(name, units, group=group, value=value, note="% of GPT-4"), *means]

@@ -72,13 +72,13 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
     """Score `task.answers` against the TSV `tsv` in the root, or against the truth in an upload."""
     items = _read_truth(task, tsv)
     questions = [Question(item.index, item.text) for item in items]
-    given = [answer for answer in task.answers if not answer.extra.get(BLANK)]
-    rounds = max((round_of(answer) for answer in given), default=0)
+    answers = [answer for answer in task.answers if not answer.extra.get(BLANK)]
+    rounds = max((round_of(answer) for answer in answers), default=0)
     if rounds:
         items = [rotated for item in items for rotated in _rotations(item)]
-        given = [replace(a, question_id=f"{a.question_id}#{round_of(a)}") for a in given]
+        answers = [replace(a, question_id=f"{a.question_id}#{round_of(a)}") for a in answers]
         questions = [Question(f"{item.index}#{item.rotation}", item.text) for item in items]
-    matched = match(questions, given, allow_missing=task.allow_missing, name=benchmark)
+    matched = match(questions, answers, allow_missing=task.allow_missing, name=benchmark)
     if not any(item.truth for item in items):
         why = "this TSV has no answers; MMBench's server has them"
         return aggregate.collect_unjudged(

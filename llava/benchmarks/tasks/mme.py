@@ -246,10 +246,10 @@ def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
     table = {name: pairs.count(pair) for name, pair in CONFUSION.items()}
     table["other"] = len(pairs) - sum(table.values())
     scores = [Score(f"{subtask} {name}", count, len(pairs), "confusion") for name, count in table.items()]
-    for name, lost in (("precision", "FP"), ("recall", "FN")):
-        tp, bottom = table["TP"], table["TP"] + table[lost]
+    for name, error in (("precision", "FP"), ("recall", "FN")):
+        tp, denominator = table["TP"], table["TP"] + table[error]
         terms = {
-            image: (own.count(CONFUSION["TP"]), own.count(CONFUSION["TP"]) + own.count(CONFUSION[lost]))
+            image: (own.count(CONFUSION["TP"]), own.count(CONFUSION["TP"]) + own.count(CONFUSION[error]))
             for image, own in images.items()
         }
         scores.append(
@@ -257,7 +257,7 @@ def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:
                 f"{subtask} {name}",
                 terms,
                 group="confusion",
-                value=tp / bottom if bottom else 0.0,
+                value=tp / denominator if denominator else 0.0,
                 n=len(pairs),
                 scale=1.0,
             )

@@ -267,7 +267,7 @@ def build_result_file(
     }
 
 
-def analyse(
+def build_analysis(
     problems: Sequence[ScienceProblem], answers: Mapping[str, Answer], letters: str = LETTERS
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the original's analysis: the problems answered correctly and incorrectly, with their answers."""
@@ -287,7 +287,7 @@ def analyse(
     return rows
 
 
-def _answered(task: Task) -> tuple[list[ScienceProblem], dict[str, Answer]]:
+def _match_problems(task: Task) -> tuple[list[ScienceProblem], dict[str, Answer]]:
     problems = read_problems(task.truth or task.root, task.split)
     questions = [Question(problem.id, problem.text) for problem in problems]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="scienceqa")
@@ -295,11 +295,11 @@ def _answered(task: Task) -> tuple[list[ScienceProblem], dict[str, Answer]]:
 
 
 def _submit(task: Task, path: Path) -> None:
-    write_json_as_original(path, build_result_file(*_answered(task)))
+    write_json_as_original(path, build_result_file(*_match_problems(task)))
 
 
 def _write_analysis(task: Task, path: Path) -> None:
-    write_json_as_original(path, analyse(*_answered(task)))
+    write_json_as_original(path, build_analysis(*_match_problems(task)))
 
 
 def write_json_as_original(path: Path, value: object) -> None:

@@ -88,7 +88,7 @@ def _read_truth(task: Task) -> list[VqaAnnotation] | None:
 def _judge(task: Task) -> Scores:
     truth = _read_truth(task)
     if truth is None:
-        return _server_only(task)
+        return _collect_unjudged(task)
     questions = [Question(row["question_id"], "") for row in truth]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="vqav2")
     texts = _question_texts(task)
@@ -111,7 +111,7 @@ def _mark_raw(scores: Sequence[Score], group: str) -> list[Score]:
     return [replace(score, group=group, over=None) for score in scores]
 
 
-def _server_only(task: Task) -> Scores:
+def _collect_unjudged(task: Task) -> Scores:
     questions = BENCHMARK.read_questions(task.root, task.split)
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="vqav2")
     why = f"only the server (eval.ai) has the answers of {task.split}"
