@@ -303,6 +303,15 @@ def test_every_path_of_a_page_exists(document: str) -> None:
             assert name.rstrip("/") in tracked(), f"{document} names {name}"
 
 
+def test_the_readme_shows_the_quickstarts_recorded_results() -> None:
+    results = (REPO / "playground/demo/RESULTS.md").read_text(encoding="utf-8")
+    section = results[results.index("## The quickstart") :].split("\n## ")[0]
+    rows = re.findall(r"^\| (?:\d|all)\b.*\|$", section, re.M)
+    assert len(rows) == 10
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    assert [row for row in rows if row not in readme] == []
+
+
 @pytest.mark.parametrize("fact", ["`--allow-missing`", "`answer_id`", "`<unk>`"])
 def test_differences_from_the_original_are_documented(fact: str) -> None:
     assert fact in (REPO / "llava/DIFFERENCES.md").read_text(encoding="utf-8")
