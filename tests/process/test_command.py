@@ -1,4 +1,4 @@
-"""Commands: one line for the user's mistakes, exit codes that a script can trust."""
+"""Commands report users' errors on one line and exit with codes that scripts can rely on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_python(body: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2() -> None:
+def test_a_users_error_is_one_line_and_exit_code_2() -> None:
     result = run_python("def main(): raise DataError('a.json:3: found 1,\\n wanted 2')\nrun(main)")
     assert (result.returncode, result.stderr) == (2, "error: a.json:3: found 1, wanted 2\n")
 
@@ -26,13 +26,13 @@ def test_a_missing_file_is_one_line_and_exit_code_2() -> None:
     assert (result.returncode, result.stderr) == (2, "error: gone/x: No such file or directory\n")
 
 
-def test_the_traceback_is_there_when_asked_for() -> None:
+def test_a_traceback_is_shown_on_request() -> None:
     result = run_python("def main(): raise DataError('no')\nrun(main)", LLAVA_TRACEBACK="1")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
 
-def test_our_own_bugs_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     result = run_python("run(lambda: 1 / 0)")
     assert result.returncode == 1
     assert "ZeroDivisionError" in result.stderr
@@ -51,13 +51,13 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 0), (["nonsense"], 2)])
-def test_the_llava_command_lists_what_there_is(arguments: list[str], code: int) -> None:
+def test_the_llava_command_lists_its_subcommands(arguments: list[str], code: int) -> None:
     result = subprocess.run([sys.executable, "-m", "llava.cli", *arguments], capture_output=True, text=True)
     assert result.returncode == code
     assert "report" in result.stdout + result.stderr
 
 
-def test_the_doctor_names_versions() -> None:
+def test_the_doctor_shows_versions() -> None:
     result = subprocess.run([sys.executable, "-m", "llava.cli", "doctor"], capture_output=True, text=True)
     assert result.returncode == 0
     assert "transformers" in result.stdout

@@ -1,4 +1,4 @@
-"""The public surface: names that other people's code imports, and commands that answer `--help`."""
+"""The public names that other code imports stay, and every command answers `--help`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Names that evaluation suites, forks and notebooks import from the original.
+# Names that evaluation suites, forks and notebooks import from the original LLaVA.
 PUBLIC_NAMES = {
     "llava.constants": [
         "CONTROLLER_HEART_BEAT_EXPIRATION",

@@ -1,4 +1,4 @@
-"""Checkpoint folders as LLaVA runs leave them, rebuilt from the golden weights."""
+"""Write checkpoint folders in every layout of LLaVA, from the golden weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 def write_config(folder: Path, golden: Path, source: str, **changes: Any) -> None:
-    """`source`'s config.json with changes; None takes a field out. The tower's path is made absolute."""
+    """Write `source`'s config.json with changes (None removes a field) and an absolute path of the tower."""
     folder.mkdir(parents=True, exist_ok=True)
     config = fields(golden / source / "config.json") | {"mm_vision_tower": str(golden / TOWER)} | changes
     kept = {name: value for name, value in config.items() if value is not None}
@@ -36,7 +36,7 @@ def write_tokenizer(folder: Path, golden: Path) -> None:
 
 
 def multimodal(golden: Path, *, tower_prefix: str | None = None) -> Tensors:
-    """All weights of the golden model; the tower's under `tower_prefix`, or not at all."""
+    """Return the golden model's weights, the tower's under `tower_prefix` or left out."""
     tensors = load_file(golden / LANGUAGE / "model.safetensors")
     tensors |= torch.load(golden / PROJECTOR / "mm_projector.bin", weights_only=True)
     if tower_prefix is not None:
@@ -46,7 +46,7 @@ def multimodal(golden: Path, *, tower_prefix: str | None = None) -> Tensors:
 
 
 def write_weights(folder: Path, tensors: Tensors, *, suffix: str, shards: int = 1) -> None:
-    """Weights in one file or in shards with an index, `.bin` or `.safetensors`."""
+    """Write weights to one file or to shards with an index, `.bin` or `.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = "model" if suffix == ".safetensors" else "pytorch_model"
     names = sorted(tensors)
@@ -65,7 +65,7 @@ def write_weights(folder: Path, tensors: Tensors, *, suffix: str, shards: int = 
 
 
 def released(folder: Path, golden: Path) -> Path:
-    """liuhaotian/llava-v1.5-7b: .bin shards, no tower, model type `llava`, old and null fields."""
+    """Write the layout of liuhaotian/llava-v1.5-7b: .bin shards, no tower, type `llava`, null fields."""
     tensors = multimodal(golden)
     for layer in range(4):
         tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
@@ -93,7 +93,7 @@ def self_trained(
     prefix: str = "model.vision_tower.vision_tower.vision_model.",
     shards: int = 1,
 ) -> Path:
-    """A full fine-tuning's output: everything in .safetensors, the frozen tower too."""
+    """Write a full fine-tuning's output: all weights in .safetensors, also the frozen tower's."""
     write_weights(folder, multimodal(golden, tower_prefix=prefix), suffix=".safetensors", shards=shards)
     write_config(folder, golden, PROJECTOR)
     write_tokenizer(folder, golden)
@@ -101,7 +101,7 @@ def self_trained(
 
 
 def projector_only(folder: Path, golden: Path) -> Path:
-    """Stage 1, and its checkpoint-N: config.json and mm_projector.bin."""
+    """Write the output of stage 1 (or its checkpoint-N): config.json and mm_projector.bin."""
     write_config(folder, golden, PROJECTOR, architectures=["LlamaForCausalLM"])
     shutil.copy(golden / PROJECTOR / "mm_projector.bin", folder)
     return folder
@@ -117,7 +117,7 @@ def adapter(
     model_type: str = "llava_llama",
     named_base: str | None = None,
 ) -> Path:
-    """A LoRA run's output. `.bin` comes with the short adapter_config.json of PEFT 0.4."""
+    """Write a LoRA run's output. `.bin` comes with the short adapter_config.json of PEFT 0.4."""
     write_config(folder, golden, ADAPTER, model_type=model_type)
     weights = load_file(golden / ADAPTER / "adapter_model.safetensors")
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""The tiny golden model for tests: loaded once a process, asked as the original asks."""
+"""Load the tiny golden model once per process, and generate as the original does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava.prompts.encode import tokenizer_image_token
 
 @functools.cache
 def tiny_model(golden: Path, adapter: bool = False) -> Loaded:
-    """The golden projector (or LoRA adapter) over the golden language model, in float32 on the CPU."""
+    """Load the golden projector or LoRA adapter with its language model, in float32 on the CPU."""
     path = golden / ("viii_lora" if adapter else "weights/tiny-pretrain")
     base = str(golden / "weights/tiny-vicuna-v1.5")
     return load(ModelChoice(str(path), base, path.name, device="cpu", dtype="float32"))
@@ -24,7 +24,7 @@ def tiny_model(golden: Path, adapter: bool = False) -> Loaded:
 
 @torch.inference_mode()
 def generate_alone(loaded: Loaded, prompt: str, image: Path | None, **settings: Any) -> str:
-    """The model's own `generate` on one prompt, as the original's programs call it."""
+    """Answer one prompt by the model's `generate`, called as in the original's programs."""
     ids = torch.tensor([tokenizer_image_token(prompt, loaded.tokenizer)])
     pixels, sizes = None, None
     if image is not None:
