@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("llava.data.check", "look at training data: records, images, lengths"),
     "engine": ("llava.data_engine", "convert data-engine records and mix them into the training data"),
     "train": ("llava.train.train", "train (the flags of scripts/v1_5/*.sh)"),
+    "eval": ("llava.eval", "evaluate a model on benchmarks: answer, score, write submissions"),
     "ask": ("llava.eval.run_llava", "ask one question about one image"),
     "chat": ("llava.serve.cli", "talk about one image"),
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),

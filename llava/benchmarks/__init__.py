@@ -1,26 +1,28 @@
 """The benchmarks, one module each in `tasks/`: the file's name is the benchmark's, its `BENCHMARK` the value.
 
 Text side only: questions and answers in, scores and submission files out; no torch, no models, no images.
-Adding one is adding a file; `names()` finds it, `python -m llava.benchmarks` runs it, the tests test it.
+To add a benchmark, add a file: `llava eval` and `llava benchmarks` find it.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 from llava.benchmarks import tasks
 from llava.benchmarks.base import Benchmark
+from llava.benchmarks.evaluation import ModelEvaluation
 from llava.errors import SettingsError
 
 
 def names() -> list[str]:
-    """The benchmarks there are, by file name."""
+    """Return the names of all benchmarks."""
     return sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
 
 
 def get(name: str) -> Benchmark:
-    """The benchmark called `name` (or one of its aliases).
+    """Return the benchmark called `name`, or with that alias.
 
     Raises:
         SettingsError: There is none; the message lists those there are.
@@ -30,4 +32,13 @@ def get(name: str) -> Benchmark:
         benchmark: Benchmark = importlib.import_module(f"{tasks.__name__}.{candidate}").BENCHMARK
         if name in (benchmark.name, *benchmark.aliases):
             return benchmark
-    raise SettingsError(f"no benchmark {name!r}; there are: {', '.join(known)}")
+    raise SettingsError(f"no benchmark {name!r}; there are: {', '.join(known)}", code="unknown-benchmark")
+
+
+def evaluation_of(name: str, split: str | None, eval_root: Path, model_name: str) -> ModelEvaluation:
+    """Return the evaluation of one model on the benchmark called `name`, under `eval_root`.
+
+    `split` is a split's name or its question file's without suffix; None is the usual split.
+    """
+    benchmark = get(name)
+    return ModelEvaluation(benchmark, eval_root / benchmark.folder, benchmark.pick_split(split), model_name)

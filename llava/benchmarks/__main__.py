@@ -1,4 +1,4 @@
-"""The command `python -m llava.benchmarks`: prepare, score, submit and more, the same for every one.
+"""The command `llava benchmarks`: prepare, score, submit and more, the same for every benchmark.
 
 python -m llava.benchmarks score seed --root playground/data/eval/seed_bench \
         --answers answers/llava-v1.5-7b/merge.jsonl --save-path answers/llava-v1.5-7b
@@ -9,21 +9,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava import benchmarks, command
 from llava.benchmarks import paper
-from llava.benchmarks.base import Benchmark
+from llava.benchmarks.base import Benchmark, Task
+from llava.benchmarks.evaluation import score_file
 from llava.errors import DataError
-from llava.schema import Scores
-from llava.scoring.metrics import (
-    DETAILS,
-    format_interval,
-    format_table,
-    format_value,
-    read_scores,
-    write_scores,
-)
+from llava.scoring.metrics import format_table, read_scores
 
 logger = logging.getLogger(__name__)
 
@@ -37,58 +31,77 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llava.benchmarks", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("list", help="name the benchmarks").set_defaults(run=_list)
+    listing = commands.add_parser("list", help="list the benchmarks")
+    listing.add_argument("--markdown", action="store_true", help="as the table of llava/benchmarks/README.md")
+    listing.set_defaults(run=_list)
     prepare = _add(commands, "prepare", _prepare, "write the question file from the official download")
-    prepare.add_argument("--output", type=Path, help="another place for the question file")
-    prepare.add_argument("--force", action="store_true", help="write it even where there is one")
-    score = _add(commands, "score", _score, "judge an answers file by the official rule")
+    prepare.add_argument("--output", type=Path, help="the question file, if not at its usual place")
+    prepare.add_argument("--force", action="store_true", help="replace an existing question file")
+    score = _add(commands, "score", _score, "score an answers file by the official rule")
     score.add_argument("--answers", type=Path, required=True, help="answers or submission file")
     score.add_argument("--save-path", type=Path, help="folder that gets metrics.json")
-    score.add_argument("--truth", type=Path, help="ground truth, where it is not at its usual place in ROOT")
+    score.add_argument("--truth", type=Path, help="the ground truth, if not at its usual place in ROOT")
     score.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
     submit = _add(commands, "submit", _submit, "write the file for the benchmark's server or judge")
     submit.add_argument("--answers", type=Path, required=True)
     submit.add_argument("--output", type=Path, required=True)
     submit.add_argument("--allow-missing", action="store_true", help="leave out what has no answer")
-    present = commands.add_parser("present", help="print those of the named benchmarks whose data is there")
-    told = "NAME=FILE asks for another split's, by its question file's name without suffix"
-    present.add_argument("benchmarks", nargs="+", metavar="NAME", help=told)
+    present = commands.add_parser("present", help="print which of the named benchmarks have their data")
+    present.add_argument("benchmarks", nargs="+", metavar="NAME", help="or NAME=SPLIT for another split")
     present.add_argument("--eval-root", type=Path, required=True, help="holds the benchmarks' folders")
-    present.add_argument("--need-all", action="store_true", help="fail where one's data is not there")
+    present.add_argument("--need-all", action="store_true", help="fail if one lacks its data")
     present.set_defaults(run=_present)
-    row = commands.add_parser("row", help="the paper's row of one model, beside the published ones")
+    row = commands.add_parser("row", help="print the paper's row of one model, with the published ones")
     row.add_argument("metrics", nargs="*", type=Path, metavar="METRICS", help="its metrics.json files")
-    row.add_argument("--name", required=True, help="what the model is called")
+    row.add_argument("--name", required=True, help="the model's name")
     row.set_defaults(run=_row)
     return parser
 
 
 def _add(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("benchmark", metavar="NAME", help="`python -m llava.benchmarks list` names them")
+    parser.add_argument("benchmark", metavar="NAME", help="one that `list` shows")
     parser.add_argument("--root", type=Path, required=True, help="the benchmark's folder")
-    parser.add_argument("--split", help="which questions, where there are several files")
+    parser.add_argument("--split", help="which questions, if there are several files")
     parser.set_defaults(run=run)
     return parser
 
 
-def _list(_: argparse.Namespace) -> None:
-    rows = [(b.name, ", ".join(b.splits), b.title) for b in map(benchmarks.get, benchmarks.names())]
+def _list(args: argparse.Namespace) -> None:
+    found = [benchmarks.get(name) for name in benchmarks.names()]
+    if args.markdown:
+        sys.stdout.write(markdown_table(found))
+        return
+    rows = [(b.name, ", ".join(b.splits), b.title) for b in found]
     sys.stdout.write(format_table(("name", "splits", "benchmark"), rows) + "\n")
+
+
+def markdown_table(found: Sequence[Benchmark]) -> str:
+    """Return the table of benchmarks in llava/benchmarks/README.md."""
+    lines = [
+        "| benchmark | name | files under `playground/data/eval` | from | result |",
+        "|---|---|---|---|---|",
+    ]
+    for benchmark in found:
+        names = ", ".join(f"`{name}`" for name in (benchmark.name, *benchmark.aliases))
+        choices = [" or ".join(f"`{file}`" for file in choice) for choice in benchmark.needs]
+        files = f"in `{benchmark.folder}/`: " + ", ".join(choices)
+        lines.append(f"| {benchmark.title} | {names} | {files} | {benchmark.download} | {benchmark.result} |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _present(args: argparse.Namespace) -> None:
     lacking = []
     for word in args.benchmarks:
-        name, _, question_file = word.partition("=")
-        benchmark = benchmarks.get(name)
-        root = args.eval_root / benchmark.folder
-        if missing := benchmark.missing(root, question_file or None):
-            lacking.append(f"{name}: {root} lacks {', '.join(missing)}; get it from {benchmark.download}")
+        name, _, split = word.partition("=")
+        try:
+            benchmarks.evaluation_of(name, split or None, args.eval_root, "").check_data()
+        except DataError as error:
+            lacking.append(str(error))
         else:
             sys.stdout.write(f"{name}\n")
     if lacking and args.need_all:
-        raise DataError("; ".join(lacking))
+        raise DataError("; ".join(lacking), code="missing-download")
     for line in lacking:
         logger.warning("left out: %s", line)
 
@@ -102,7 +115,7 @@ def _prepare(args: argparse.Namespace) -> None:
     path = args.output or benchmark.question_path(args.root, args.split)
     if path.is_file() and not args.force:
         questions = benchmark.read_questions(args.root, args.split)
-        sys.stdout.write(f"{path} is there: {len(questions)} questions (--force writes it anew)\n")
+        sys.stdout.write(f"{path} exists: {len(questions)} questions (--force replaces it)\n")
         return
     count = benchmark.prepare(args.root, path, split=args.split)
     sys.stdout.write(f"wrote {path}: {count} questions\n")
@@ -110,29 +123,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     benchmark = benchmarks.get(args.benchmark)
-    answers = benchmark.read_answers(args.answers)
-    scores = benchmark.score(
-        args.root, answers, split=args.split, truth=args.truth, allow_missing=args.allow_missing
-    )
-    sys.stdout.write(score_table(scores) + "\n")
-    if args.save_path:
-        write_scores(args.save_path, scores)
-    if scores.get(scores.headline).value is None:
-        _leave_submission(benchmark, args)
-
-
-def _leave_submission(benchmark: Benchmark, args: argparse.Namespace) -> None:
-    if args.save_path is None:
-        logger.warning(
-            "%s has no local score; `submit` writes the file for its server or judge", benchmark.name
-        )
-        return
-    path = args.save_path / f"submission{benchmark.submission_suffix}"
-    answers = benchmark.read_answers(args.answers)
-    benchmark.write_submission(
-        args.root, answers, path, split=args.split, truth=args.truth, allow_missing=args.allow_missing
-    )
-    sys.stdout.write(f"{benchmark.name} has no local score; wrote {path} for its server or judge\n")
+    task = Task(args.root, benchmark.pick_split(args.split), (), args.allow_missing, args.truth)
+    score_file(benchmark, task, args.answers, args.save_path)
 
 
 def _submit(args: argparse.Namespace) -> None:
@@ -142,24 +134,6 @@ def _submit(args: argparse.Namespace) -> None:
         args.root, answers, args.output, split=args.split, allow_missing=args.allow_missing
     )
     sys.stdout.write(f"wrote {args.output}\n")
-
-
-def score_table(scores: Scores) -> str:
-    """The scores as lines for a terminal: group and name, n, value, 95 % interval, note; then the counts."""
-    rows = [
-        (
-            s.name if s.group in {"total", "type"} else f"{s.group}: {s.name}",
-            str(s.n),
-            format_value(s.value),
-            format_interval(s.low, s.high),
-            s.note,
-        )
-        for s in scores.scores
-        if s.group not in DETAILS
-    ]
-    told = ", ".join(f"{name} {count}" for name, count in scores.counts.items())
-    table = format_table((scores.benchmark, "n", "score", "95 % interval", ""), rows)
-    return "\n".join([table, told, *scores.notes])
 
 
 if __name__ == "__main__":

@@ -238,12 +238,16 @@ class Benchmark:
         split: str | None = None,
         truth: Path | None = None,
         allow_missing: bool = False,
+        writer: Writer | None = None,
     ) -> None:
-        """Write the file that the benchmark's server (or judge) takes, byte for byte as the original does."""
+        """Write the file that the benchmark's server (or judge) takes, byte for byte as the original does.
+
+        `writer` writes another file than the submission, one of `also_submit`.
+        """
         if not answers:
             raise AnswersError(f"{self.name}: there are no answers to send in", code="no-answers")
         with self._explaining_data_faults(truth or root):
-            self.submit(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
+            (writer or self.submit)(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
 
 
 def read_jsonl_questions(path: Path, required: Sequence[str] = ("question_id", "text")) -> list[Question]:

@@ -8,6 +8,7 @@ from llava.schema import Score, Scores
 from llava.scoring.metrics import format_table
 from llava.scoring.published import DATA_ENGINE, DATA_ENGINE_BASELINE, LLAVA_LORA, PUBLISHED
 
+BENCHMARKS = {"seed", "mmbench", "mme", "gqa", "vqav2", "scienceqa"}
 COLUMNS = ("SEED", "MMBench", "MME", "GQA", "VQAv2", "ScienceQA")
 COMPARED = (DATA_ENGINE_BASELINE, DATA_ENGINE, LLAVA_LORA)
 NOTE = "SEED: image part. MME: perception/cognition (total). ScienceQA: ALL/IMG. -: not scored here."

@@ -1,4 +1,4 @@
-"""COMMAND: answer a jsonl of questions about images at length (up to 1,024 tokens).
+"""Command: answer a jsonl of questions about images with long answers (up to 1,024 tokens).
 
 python -m llava.eval.model_vqa --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
         --conv-mode vicuna_v1 --question-file questions.jsonl --image-folder images \
@@ -17,16 +17,16 @@ from llava.infer.jobs.flags import (
     add_model_flags,
     add_run_flags,
     add_sampling_flags,
-    answering_run,
-    generation,
+    answer_job,
+    generation_settings,
 )
-from llava.infer.jobs.run import Ask, Run, answer, asks_about_images
+from llava.infer.jobs.run import AnswerJob, Ask, answer, asks_about_images
 
 
 def read_jsonl_job(
     argv: Sequence[str] | None, description: str | None, *, max_new_tokens: int, limit_is_a_flag: bool = False
-) -> tuple[Run, list[Ask]]:
-    """The run that the flags describe, and its questions; `limit_is_a_flag` adds --max_new_tokens."""
+) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job that the flags describe and its questions; `limit_is_a_flag` adds --max_new_tokens."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,14 +37,18 @@ def read_jsonl_job(
         parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
     flags = parser.parse_args(argv)
     limit = flags.max_new_tokens if limit_is_a_flag else max_new_tokens
-    asked = answering_run(flags, generation(flags, max_new_tokens=limit))
-    questions = read_jsonl_questions(asked.question_file)
-    folder = Path(flags.image_folder).expanduser()
-    return asked, asks_about_images(questions, folder, source=asked.question_file)
+    job = answer_job(flags, generation_settings(flags, max_new_tokens=limit))
+    return job, read_jsonl_asks(job.question_file, Path(flags.image_folder).expanduser())
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
-    """The run and the questions that `argv` names (None: the command line)."""
+def read_jsonl_asks(question_file: Path, image_folder: Path) -> list[Ask]:
+    """Return what to ask for LLaVA's jsonl of questions about images."""
+    questions = read_jsonl_questions(question_file)
+    return asks_about_images(questions, image_folder, source=question_file)
+
+
+def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job and the questions that `argv` names (None: the command line)."""
     return read_jsonl_job(argv, __doc__, max_new_tokens=1024)
 
 

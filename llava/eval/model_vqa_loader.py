@@ -1,4 +1,4 @@
-"""COMMAND: answer a jsonl of questions about images with short answers.
+"""Command: answer a jsonl of questions about images with short answers.
 
 python -m llava.eval.model_vqa_loader --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
         --conv-mode vicuna_v1 --question-file questions.jsonl --image-folder images \
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from llava.command import run
 from llava.eval.model_vqa import read_jsonl_job
-from llava.infer.jobs.run import Ask, Run, answer
+from llava.infer.jobs.run import AnswerJob, Ask, answer
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
-    """The run and the questions that `argv` names (None: the command line)."""
+def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job and the questions that `argv` names (None: the command line)."""
     return read_jsonl_job(argv, __doc__, max_new_tokens=128, limit_is_a_flag=True)
 
 

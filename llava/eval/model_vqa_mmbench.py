@@ -1,4 +1,4 @@
-"""COMMAND: answer the multiple-choice questions of an MMBench TSV, images included in it.
+"""Command: answer the multiple-choice questions of an MMBench TSV, images included in it.
 
     python -m llava.eval.model_vqa_mmbench --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
         --conv-mode vicuna_v1 --single-pred-prompt --question-file mmbench_dev_20230712.tsv \
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from llava.benchmarks.tasks.mmbench import LETTERS, MmbenchItem, read_mmbench_items
 from llava.benchmarks.tasks.mmbench_cn import LETTER_CN
@@ -21,26 +22,26 @@ from llava.infer.jobs.flags import (
     add_model_flags,
     add_run_flags,
     add_sampling_flags,
-    answering_run,
-    generation,
+    answer_job,
+    generation_settings,
 )
-from llava.infer.jobs.run import Ask, Run, answer
+from llava.infer.jobs.run import AnswerJob, Ask, answer
 from llava.prompts.wording import LETTER_SUFFIX
 
 
 def asks_of(item: MmbenchItem, where: str, *, rounds: bool, suffix: str | None) -> Iterator[Ask]:
-    """One question; with `rounds`, as many as it has options, each with the options moved on by one.
+    """Yield the question of `item`; with `rounds`, once for each option, rotated.
 
-    Displayed letters stay A, B, ...; `option_char` says which option stood behind each at first. The sentence
-    that asks for a letter, `suffix`, is not logged.
+    The letters shown stay A, B, ...; `option_char` gives the original letter of each. The line that asks for
+    a letter, `suffix`, is not logged.
 
     Raises:
-        DataError: The item, which is in the file `where`, has no question, no option, or no image.
+        DataError: The item of the file `where` has no question, no option, or no image.
     """
     needed = {"question": item.question.strip(), "option A": item.options, "image": item.image}
     for what, found in needed.items():
         if not found:
-            raise DataError(f"{where}: question {item.index}: has no {what}")
+            raise DataError(f"{where}: question {item.index}: has no {what}", code="bad-question")
     letters = list(LETTERS[: len(item.options)])
     for number in range(len(letters) if rounds else 1):
         asked = item.rotate(number)
@@ -52,26 +53,29 @@ def asks_of(item: MmbenchItem, where: str, *, rounds: bool, suffix: str | None) 
         )
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
-    """The run and the questions that `argv` names (None: the command line)."""
+def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job and the questions that `argv` names (None: the command line)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_flags(parser)
     add_run_flags(parser, question_file="tables/question.jsonl", conv_mode="llava_v1")
     add_sampling_flags(parser)
-    parser.add_argument("--all-rounds", action="store_true", help="ask once an option, options moved on")
+    parser.add_argument("--all-rounds", action="store_true", help="ask once for each option, options rotated")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
-    parser.add_argument("--lang", choices=("en", "cn"), default="en", help="of that sentence")
+    parser.add_argument("--lang", choices=("en", "cn"), default="en", help="language of that line")
     flags = parser.parse_args(argv)
-    asked = answering_run(flags, generation(flags, max_new_tokens=1024))
+    job = answer_job(flags, generation_settings(flags, max_new_tokens=1024))
     sentence = LETTER_CN if flags.lang == "cn" else LETTER_SUFFIX
     suffix = sentence if flags.single_pred_prompt else None
-    items = read_mmbench_items(asked.question_file)
-    where = str(asked.question_file)
-    return asked, [
-        ask for item in items for ask in asks_of(item, where, rounds=flags.all_rounds, suffix=suffix)
-    ]
+    return job, read_mmbench_asks(job.question_file, rounds=flags.all_rounds, suffix=suffix)
+
+
+def read_mmbench_asks(question_file: Path, *, rounds: bool, suffix: str | None) -> list[Ask]:
+    """Return what to ask for an MMBench TSV."""
+    where = str(question_file)
+    items = read_mmbench_items(question_file)
+    return [ask for item in items for ask in asks_of(item, where, rounds=rounds, suffix=suffix)]
 
 
 def main() -> None:

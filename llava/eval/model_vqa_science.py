@@ -1,4 +1,4 @@
-"""COMMAND: answer ScienceQA questions, with and without image, from a JSON list of conversations.
+"""Command: answer ScienceQA questions, with and without image, from a JSON list of conversations.
 
     python -m llava.eval.model_vqa_science --model-path liuhaotian/llava-v1.5-7b --temperature 0 \
         --conv-mode vicuna_v1 --single-pred-prompt --question-file llava_test_CQM-A.json \
@@ -23,41 +23,42 @@ from llava.infer.jobs.flags import (
     add_model_flags,
     add_run_flags,
     add_sampling_flags,
-    answering_run,
-    generation,
+    answer_job,
+    generation_settings,
 )
-from llava.infer.jobs.run import Ask, Run, answer
+from llava.infer.jobs.run import AnswerJob, Ask, answer
 from llava.prompts.wording import LETTER_SUFFIX
 
 
 def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> Ask:
-    """The question of one conversation: what the human says first.
+    """Return the question of one conversation: its first human turn.
 
-    The logged prompt tells by its image token whether there is an image; that is how scores are split.
+    The logged prompt starts with the image token if there is an image; scores are split by that.
 
     Raises:
-        DataError: The row has no id or no conversation.
+        DataError: The row has no id or no conversation, or its image is no path.
     """
     try:
-        identifier, said = row["id"], row["conversations"][0]["value"]
+        identifier, value = row["id"], row["conversations"][0]["value"]
         image = row.get("image")
-        text = said.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        text = value.replace(DEFAULT_IMAGE_TOKEN, "").strip()
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{where}: wanted an object with id and conversations, the first with its value ({error!r})"
+            f"{where}: wanted an object with id and conversations, the first with its value ({error!r})",
+            code="bad-question",
         ) from error
     if suffix is not None:
         text = f"{text}\n{suffix}"
     if image is None:
         return Ask({"question_id": identifier, "prompt": text}, text)
     if not isinstance(image, str) or not image:
-        raise DataError(f"{where}: image is {image!r}, wanted a path under --image-folder")
+        raise DataError(f"{where}: image is {image!r}, wanted a path under --image-folder", code="no-image")
     logged = f"{DEFAULT_IMAGE_TOKEN}\n{text}"
     return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(image_folder / image))
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
-    """The run and the questions that `argv` names (None: the command line)."""
+def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job and the questions that `argv` names (None: the command line)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,15 +68,27 @@ def read_job(argv: Sequence[str] | None = None) -> tuple[Run, list[Ask]]:
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
     parser.add_argument("--answer-prompter", action="store_true", help="accepted; never had an effect")
     flags = parser.parse_args(argv)
-    asked = answering_run(flags, generation(flags, max_new_tokens=1024, beams=False))
-    rows = read_json(asked.question_file)
-    if not isinstance(rows, list):
-        raise DataError(f"{asked.question_file}: found {type(rows).__name__}, wanted a list of conversations")
+    job = answer_job(flags, generation_settings(flags, max_new_tokens=1024, beams=False))
     suffix = LETTER_SUFFIX if flags.single_pred_prompt else None
-    folder = Path(flags.image_folder).expanduser()
-    return asked, [
-        ask_of(row, f"{asked.question_file}: element {place}", folder, suffix=suffix)
-        for place, row in enumerate(rows)
+    return job, read_conversation_asks(
+        job.question_file, Path(flags.image_folder).expanduser(), suffix=suffix
+    )
+
+
+def read_conversation_asks(question_file: Path, image_folder: Path, *, suffix: str | None) -> list[Ask]:
+    """Return what to ask for a JSON list of conversations.
+
+    Raises:
+        DataError: The file holds no list, or one of its rows no conversation.
+    """
+    rows = read_json(question_file)
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{question_file}: found {type(rows).__name__}, wanted a list of conversations", code="not-a-list"
+        )
+    return [
+        ask_of(row, f"{question_file}: element {index}", image_folder, suffix=suffix)
+        for index, row in enumerate(rows)
     ]
 
 

@@ -1,9 +1,9 @@
-"""COMMAND: ask one question about one or several images and print the answer.
+"""Command: ask one question about one or several images and print the answer.
 
     python -m llava.eval.run_llava --model-path liuhaotian/llava-v1.5-7b --image-file view.jpg \
         --query "What are the things I should be cautious about?"
 
-`<image-placeholder>` in the query says where an image goes; without it images go in front.
+`<image-placeholder>` in the query marks the place of an image; without it, images go first.
 Source of the rules: LLaVA v1.2.2 llava/eval/run_llava.py.
 """
 
@@ -18,7 +18,7 @@ from llava.constants import IMAGE_PLACEHOLDER
 from llava.errors import DataError
 from llava.infer.engine.requests import Request
 from llava.infer.fetch import resolve_image
-from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation, model_choice
+from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation_settings, model_choice
 from llava.infer.jobs.prompting import image_line, image_token, prompt_of, template_for_chat
 
 
@@ -26,8 +26,8 @@ def eval_model(args: Any) -> None:
     """Answer `args.query` about `args.image_file` and print the answer.
 
     Args:
-        args: Any object with the flags as attributes (`model_path`, `image_file`, `query`, ...); what it
-            lacks has the flag's default.
+        args: Any object with the flags as attributes (`model_path`, `image_file`, `query`, ...). A missing
+            attribute has the flag's default.
     """
     given = {
         name: value
@@ -36,17 +36,17 @@ def eval_model(args: Any) -> None:
     }
     flags = argparse.Namespace(**{**_defaults(), **given})
     choice = model_choice(flags)
-    picking = generation(flags, max_new_tokens=flags.max_new_tokens)
+    settings = generation_settings(flags, max_new_tokens=flags.max_new_tokens)
     conversation = template_for_chat(flags.conv_mode, choice.name)
     names = flags.image_file.split(flags.sep)
     images = tuple(resolve_image(name) for name in names)
     if not flags.query.strip():
-        raise DataError("--query is empty")
+        raise DataError("--query is empty", code="empty-question")
 
     from llava.infer.engine.engine import Engine  # torch, only once the flags are known to be good
     from llava.infer.engine.load import load
 
-    engine = Engine(load(choice), picking)
+    engine = Engine(load(choice), settings)
     query, opening = flags.query, ""
     if IMAGE_PLACEHOLDER in query:
         query = query.replace(IMAGE_PLACEHOLDER, image_token(engine.config))
@@ -62,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_flags(parser)
-    parser.add_argument("--image-file", required=True, help="path or http address; several joined by --sep")
+    parser.add_argument("--image-file", required=True, help="path or URL; several are joined by --sep")
     parser.add_argument("--query", required=True)
-    parser.add_argument("--conv-mode", help="the conversation template (default: by the model's name)")
+    parser.add_argument("--conv-mode", help="conversation template (default: by the model's name)")
     parser.add_argument("--sep", default=",")
     add_sampling_flags(parser)
     parser.add_argument("--max_new_tokens", type=int, default=512)

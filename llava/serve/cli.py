@@ -16,14 +16,14 @@ from llava.command import run
 from llava.conversation import conv_templates
 from llava.infer.engine.requests import Request
 from llava.infer.fetch import resolve_image
-from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation, model_choice
+from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation_settings, model_choice
 from llava.infer.jobs.prompting import image_line, template_for_chat
 
 
 def chat(flags: argparse.Namespace) -> None:
     """Stream an answer to each line of input until a line is empty."""
     choice = model_choice(flags)
-    sampling = generation(flags, max_new_tokens=flags.max_new_tokens, beams=False)
+    sampling = generation_settings(flags, max_new_tokens=flags.max_new_tokens, beams=False)
     conversation = conv_templates[template_for_chat(flags.conv_mode, choice.name)].copy()
     roles = ("user", "assistant") if "mpt" in choice.name.lower() else conversation.roles
     image = resolve_image(flags.image_file)

@@ -13,9 +13,9 @@ import pytest
 
 from llava import benchmarks
 from llava.benchmarks import letter_rules, paper
-from llava.benchmarks.__main__ import score_table
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark
+from llava.benchmarks.evaluation import score_table
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.schema import Answer, Question, Score, Scores
 from llava.scoring.metrics import read_scores, write_scores

@@ -17,7 +17,7 @@ from llava.errors import AnswersError, SettingsError
 from llava.files import read_json, read_jsonl
 from llava.infer.jobs.fingerprint import checkpoint_fingerprint
 from llava.infer.jobs.journal import Entry, Journal, Key
-from llava.infer.jobs.shards import bounds, choose_chunk, merge, share
+from llava.infer.jobs.shards import choose_shard, merge_shards, shard_bounds, shard_positions
 
 ABOUT = {"model": "tiny", "conv_mode": "vicuna_v1"}
 
@@ -45,28 +45,28 @@ def test_chunks_are_the_originals(golden: Path) -> None:
     for case in cases:
         lengths = [len(chunk) for chunk in case["chunks"]]
         count = case["k"]
-        spans = [bounds(case["n"], count, index) for index in range(count)]
+        spans = [shard_bounds(case["n"], count, index) for index in range(count)]
         assert [stop - start for start, stop in spans if stop > start] == lengths
 
 
 @pytest.mark.parametrize(("total", "count"), [(0, 1), (1, 4), (9, 8), (10, 3), (14233, 7)])
 def test_chunks_cover_every_question_once_even_where_the_original_failed(total: int, count: int) -> None:
-    spans = [bounds(total, count, index) for index in range(count)]
+    spans = [shard_bounds(total, count, index) for index in range(count)]
     assert [position for start, stop in spans for position in range(start, stop)] == list(range(total))
 
 
 def test_chunks_keep_an_images_questions_together_and_the_originals_sizes() -> None:
     images = [*"abcabcabca", None, None, "a"]
-    chunks = [share(images, 4, index) for index in range(4)]
+    chunks = [shard_positions(images, 4, index) for index in range(4)]
     assert chunks == [[0, 3, 6, 9], [1, 4, 7, 12], [2, 5, 8, 10], [11]]
-    assert [share(images, 1, 0), share(images, 14, 13)] == [list(range(13)), []]
+    assert [shard_positions(images, 1, 0), shard_positions(images, 14, 13)] == [list(range(13)), []]
     grouped = [*"aabbbc", None]
-    assert [share(grouped, 3, index) for index in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [shard_positions(grouped, 3, index) for index in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_gqas_chunks_share_as_much_as_the_whole_file(realdata: Path) -> None:
     images = [row["image"] for _, row in read_jsonl(realdata / "gqa/llava_gqa_testdev_balanced.jsonl")]
-    chunks = [share(images, 8, index) for index in range(8)]
+    chunks = [shard_positions(images, 8, index) for index in range(8)]
     assert sorted(position for chunk in chunks for position in chunk) == list(range(len(images)))
     assert [len(chunk) for chunk in chunks] == [1573] * 7 + [1567]
     read = sum(len({images[position] for position in chunk}) for chunk in chunks)
@@ -76,7 +76,7 @@ def test_gqas_chunks_share_as_much_as_the_whole_file(realdata: Path) -> None:
 @pytest.mark.parametrize(("count", "index"), [(2, 2), (2, -1), (0, 0)])
 def test_a_chunk_outside_the_count_is_refused(count: int, index: int) -> None:
     with pytest.raises(SettingsError, match=f"--chunk-idx {index} of --num-chunks {count}"):
-        choose_chunk(count, index, {})
+        choose_shard(count, index, {})
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_a_chunk_outside_the_count_is_refused(count: int, index: int) -> None:
 def test_a_launcher_names_the_chunk_that_flags_do_not(
     environment: dict[str, str], wanted: tuple[int, int, int | None]
 ) -> None:
-    chunk = choose_chunk(None, None, environment)
+    chunk = choose_shard(None, None, environment)
     assert (chunk.count, chunk.index, chunk.device) == wanted
-    assert choose_chunk(3, 2, environment).name == "3_2"
+    assert choose_shard(3, 2, environment).name == "3_2"
 
 
 def test_answers_of_any_chunks_merge_in_question_order(tmp_path: Path) -> None:
     answered(tmp_path / "journal", "2_1", [3, 2])
     answered(tmp_path / "journal", "1_0", [1, 0])
-    assert merge(tmp_path / "journal", tmp_path / "merge.jsonl") == 4
+    assert merge_shards(tmp_path / "journal", tmp_path / "merge.jsonl") == 4
     prompts = [row["prompt"] for _, row in read_jsonl(tmp_path / "merge.jsonl")]
     assert prompts == [prompt for _, prompt in keys(4)]
 
@@ -110,7 +110,7 @@ def test_answers_of_any_chunks_merge_in_question_order(tmp_path: Path) -> None:
 def test_a_missing_answer_merges_nothing(tmp_path: Path) -> None:
     answered(tmp_path / "journal", "2_0", [0, 1])
     with pytest.raises(AnswersError, match="2 of 4 questions have no answer, the first is number 3"):
-        merge(tmp_path / "journal", tmp_path / "merge.jsonl")
+        merge_shards(tmp_path / "journal", tmp_path / "merge.jsonl")
     assert not (tmp_path / "merge.jsonl").exists()
 
 

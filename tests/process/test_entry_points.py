@@ -54,12 +54,12 @@ PUBLIC_NAMES = {
 COMMANDS = [
     ["-m", "llava.benchmarks"],
     ["-m", "llava.data_engine"],
+    ["-m", "llava.eval"],
     ["-m", "llava.eval.model_vqa"],
     ["-m", "llava.eval.model_vqa_loader"],
     ["-m", "llava.eval.model_vqa_mmbench"],
     ["-m", "llava.eval.model_vqa_science"],
     ["-m", "llava.eval.run_llava"],
-    ["-m", "llava.infer.jobs.shards"],
     ["-m", "llava.layout"],
     ["-m", "llava.model.consolidate"],
     ["-m", "llava.report"],

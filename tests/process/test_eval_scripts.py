@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llava import benchmarks
 from llava.files import read_json, read_jsonl, write_json
 from support.tiny_benchmarks import write_benchmark
 from support.tiny_model import generate_alone, tiny_model
@@ -70,17 +71,17 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_jsonl(path)]
 
 
-def child_of(process: subprocess.Popen[str], chunk: str) -> int:
-    """The pid of the script's process for the chunk called `chunk`."""
+def child_of(process: subprocess.Popen[str], index: int) -> int:
+    """Return the pid of the script's process for shard `index`."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_text()
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except (OSError, IndexError):
             continue
-        if parent == process.pid and f"/{chunk}.jsonl" in line:
+        if parent == process.pid and line.endswith(f"--chunk-idx\0{index}\0"):
             return int(folder.name)
-    raise AssertionError(f"no process answers chunk {chunk}")
+    raise AssertionError(f"no process answers shard {index}")
 
 
 def wait_until(holds: Any, process: subprocess.Popen[str]) -> None:
@@ -107,7 +108,7 @@ def test_a_killed_shard_fails_the_script_and_a_rerun_asks_only_the_rest(
     first = started(repo, "seed.sh", model, "tiny", SHARDS="2", **settings)
     journal = answers / "journal/2_1.jsonl"
     wait_until(lambda: journal.is_file() and journal.read_bytes().count(b"\n") >= 3, first)
-    os.kill(child_of(first, "2_1"), signal.SIGKILL)
+    os.kill(child_of(first, 1), signal.SIGKILL)
     code, _, error = finished(first)
     assert code == 1
     assert "shard 1 of 2 was killed by signal 9 (KILL); nothing was merged or scored" in error
@@ -167,7 +168,7 @@ def sleeping(process: subprocess.Popen[str]) -> list[int]:
 def test_an_interrupted_script_leaves_no_process(repo: Path, golden: Path, tmp_path: Path) -> None:
     seed_bench(tmp_path, golden, total=2)
     python = tmp_path / "python"
-    asleep = '[ "$2" = llava.eval.model_vqa_loader ] && exec sleep 300'
+    asleep = 'case "$*" in *"--steps answer"*) exec sleep 300;; esac'
     python.write_text(f'#!/bin/sh\n{asleep}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     process = started(
@@ -189,9 +190,9 @@ from llava.infer.engine.requests import Reply
 
 loading = types.SimpleNamespace(resolve_device=lambda choice, local_rank: choice)
 sys.modules["llava.infer.engine.load"] = loading
-run._replies = lambda run, asks, positions, *rest: ((place, Reply("A")) for place in positions)
-module = sys.argv[2]
-sys.argv = [module, *sys.argv[3:]]
+run._replies = lambda job, asks, positions, *rest: ((position, Reply("A")) for position in positions)
+module = "llava.eval.__main__"
+sys.argv = ["llava eval", *sys.argv[3:]]
 if "CANNED_FAILS" in os.environ and sys.argv[-1] == "1":
     sys.exit(3)
 runpy.run_module(module, run_name="__main__")
@@ -203,7 +204,9 @@ def canned(folder: Path) -> dict[str, str]:
     (folder / "canned.py").write_text(CANNED)
     python = folder / "python"
     replies = f'exec {sys.executable} {folder / "canned.py"} "$@"'
-    python.write_text(f'#!/bin/sh\ncase "$2" in llava.eval.*) {replies};; esac\nexec {sys.executable} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *"--steps answer"*) {replies};; esac\nexec {sys.executable} "$@"\n'
+    )
     python.chmod(0o755)
     return {"EVAL_ROOT": str(folder), "SHARDS": "2", "PYTHON": str(python)}
 
@@ -355,8 +358,7 @@ def test_llava_bench_without_what_its_judge_is_told_is_not_asked(repo: Path, tmp
 
 # Notes which device, threads and flags an answering process got, and fails as a broken machine would.
 NOTING = """
-case "$2" in llava.eval.*)
-    shift
+case "$*" in *"--steps answer"*)
     printf '%s|%s|%s\\n' "${CUDA_VISIBLE_DEVICES-unset}" "$OMP_NUM_THREADS" "$*" >>"$NOTES"
     exit 3
 esac
@@ -389,9 +391,9 @@ def test_each_process_gets_its_device_and_chunk(
     got = sorted(line.split("|") for line in notes.read_text().splitlines())
     assert sorted(device for device, _, _ in got) == sorted(devices)
     count, ranks = (4, [3]) if "RANK" in settings else (len(devices), list(range(len(devices))))
-    wanted = {f"{count}_{rank}.jsonl --num-chunks {count} --chunk-idx {rank}" for rank in ranks}
-    assert all("mm-vet/answers/7b/" in flags for _, _, flags in got)
-    assert {flags.rsplit("/", 1)[1] for _, _, flags in got} == wanted
+    wanted = {f"--steps answer --num-chunks {count} --chunk-idx {rank}" for rank in ranks}
+    assert all("eval mmvet --model-path org/7b/ --name 7b " in flags for _, _, flags in got)
+    assert {flags[flags.index("--steps") :] for _, _, flags in got} == wanted
 
 
 @pytest.mark.parametrize(
@@ -495,7 +497,7 @@ def test_a_benchmark_that_cannot_be_scored_does_not_cost_the_others_theirs(
     code, out, error = finished(started(repo, "all.sh", "org/7b", "7b", "pope", "mme", **settings))
     assert code == 1
     assert "error: POPE random: 1 questions but 2 labels" in error
-    assert error.endswith("error: all.sh: failed, see the message of each above: pope\n")
+    assert error.endswith("error: failed, see the message of each above: pope\n")
     assert read_json(tmp_path / "MME/answers/7b/metrics.json")
     assert [line.split()[0] for line in out.splitlines()].count("published:") == 3
 
@@ -545,10 +547,9 @@ def test_torchruns_processes_share_the_questions_and_the_first_merges(
 
 
 def test_all_knows_its_benchmarks_by_their_scripts(repo: Path, tmp_path: Path) -> None:
-    code, _, error = finished(started(repo, "all.sh", "path", "name", "scienceqa", EVAL_ROOT=str(tmp_path)))
-    assert code == 1
-    assert "no benchmark 'scienceqa'; there are: seed mmbench mme gqa sqa " in error
-    names = error.rsplit(": ", 1)[1].split()
+    code, _, error = finished(started(repo, "all.sh", "path", "name", "sed", EVAL_ROOT=str(tmp_path)))
+    assert code == 2
+    assert "no benchmark 'sed'; there are: gqa, llava_bench, mmbench, " in error
     folder = repo / "scripts/v1_5/eval"
     scripts = {path.stem for path in folder.glob("[a-z]*.sh") if not path.stem.endswith("_lora")}
-    assert set(names) == scripts - {"all"}
+    assert {benchmarks.get(script).name for script in scripts - {"all"}} == set(benchmarks.names())

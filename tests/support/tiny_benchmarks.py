@@ -56,6 +56,7 @@ def write_benchmark(script: str, root: Path) -> None:
             "llava_test_CQM-A.json": [{"id": "1", "conversations": said}, {"id": "2", "conversations": said}],
             "problems.json": {"1": problem, "2": problem},
             "pid_splits.json": {"test": ["1", "2"]},
+            "images/test/1/x.jpg": None,
         },
         "vizwiz": {
             "llava_test.jsonl": questions,

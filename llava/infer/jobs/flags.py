@@ -1,6 +1,6 @@
-"""The flags that the answering commands share, defined once. Needs no torch.
+"""The flags that the answering commands share. Needs no torch.
 
-Names and defaults are the original's, except that the model must be named: facebook/opt-350m was never meant.
+Names and defaults are the original's, except that --model-path is required: facebook/opt-350m was a leftover.
 Source: LLaVA v1.2.2 llava/eval/model_vqa*.py, run_llava.py and llava/serve/cli.py.
 """
 
@@ -13,12 +13,12 @@ from typing import get_args
 from llava.errors import SettingsError
 from llava.infer.engine.requests import Device, DType, Generation, ModelChoice
 from llava.infer.jobs.names import get_model_name_from_path
-from llava.infer.jobs.run import Run
-from llava.infer.jobs.shards import choose_chunk
+from llava.infer.jobs.run import AnswerJob
+from llava.infer.jobs.shards import choose_shard
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, on which device, in which precision."""
+    """Add the flags for the model, its device and its precision."""
     parser.add_argument(
         "--model-path", required=True, help="folder or hub id of the model, adapter or projector"
     )
@@ -34,42 +34,47 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, *, beams: bool = True) -> None:
-    """How to pick tokens; temperature 0 is greedy."""
-    parser.add_argument("--temperature", type=float, default=0.2, help="0: always the likeliest token")
+    """Add the flags for generation; temperature 0 is greedy."""
+    parser.add_argument("--temperature", type=float, default=0.2, help="0: greedy")
     if beams:
         parser.add_argument("--top_p", type=float)
         parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the draws when temperature is above 0")
+    parser.add_argument("--seed", type=int, default=0, help="for sampling, with temperature above 0")
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, question_file: str, conv_mode: str) -> None:
-    """Questions in, answers out, chunks, batches."""
+    """Add the flags for questions, answers, shards and batches."""
     parser.add_argument("--image-folder", default="")
     parser.add_argument("--question-file", default=question_file)
     parser.add_argument("--answers-file", default="answer.jsonl")
     parser.add_argument("--conv-mode", default=conv_mode, help="the conversation template")
-    parser.add_argument("--num-chunks", type=int, help="default: what torchrun or srun says, else 1")
-    parser.add_argument("--chunk-idx", type=int, help="which chunk to answer, from 0")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        help="most prompts at a time, 1: each alone (default: what there is room for)",
-    )
-    parser.add_argument(
-        "--exact",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="ask again alone where a batch could have tipped the answer",
-    )
+    parser.add_argument("--num-chunks", type=int, help="number of shards (default: of torchrun or srun)")
+    parser.add_argument("--chunk-idx", type=int, help="which shard to answer, from 0")
+    add_batch_flags(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="discard earlier answers of this answers file"
     )
 
 
+def add_batch_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for batches."""
+    parser.add_argument(
+        "--batch-size", type=int, help="most prompts in a batch (default: as many as fit in memory)"
+    )
+    parser.add_argument(
+        "--exact",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask again on its own where a batch could have changed the answer",
+    )
+
+
 def model_choice(flags: argparse.Namespace) -> ModelChoice:
-    """The model that `flags` name."""
+    """Return the model that `flags` name."""
     if flags.load_8bit and flags.load_4bit:
-        raise SettingsError("--load-8bit and --load-4bit exclude each other; give one")
+        raise SettingsError(
+            "--load-8bit and --load-4bit exclude each other; give one", code="conflicting-flags"
+        )
     path = str(Path(flags.model_path).expanduser()) if flags.model_path.startswith("~") else flags.model_path
     return ModelChoice(
         path=path,
@@ -82,35 +87,35 @@ def model_choice(flags: argparse.Namespace) -> ModelChoice:
     )
 
 
-def generation(flags: argparse.Namespace, *, max_new_tokens: int, beams: bool = True) -> Generation:
-    """How `flags` say tokens are picked.
+def generation_settings(flags: argparse.Namespace, *, max_new_tokens: int, beams: bool = True) -> Generation:
+    """Return how `flags` say answers are generated.
 
     Raises:
         SettingsError: A value is out of its range.
     """
     top_p, num_beams = (flags.top_p, flags.num_beams) if beams else (None, 1)
-    for name, value, good in (
+    for name, value, is_valid in (
         ("--temperature", flags.temperature, flags.temperature >= 0),
         ("--top_p", top_p, top_p is None or 0 < top_p <= 1),
         ("--num_beams", num_beams, num_beams >= 1),
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1),
     ):
-        if not good:
-            raise SettingsError(f"{name} {value} is out of range")
+        if not is_valid:
+            raise SettingsError(f"{name} {value} is out of range", code="out-of-range")
     return Generation(flags.temperature, top_p, num_beams, max_new_tokens, seed=flags.seed)
 
 
-def answering_run(flags: argparse.Namespace, picking: Generation) -> Run:
-    """The run that `flags` describe."""
+def answer_job(flags: argparse.Namespace, generation: Generation) -> AnswerJob:
+    """Return the job that `flags` describe."""
     if flags.batch_size is not None and flags.batch_size < 1:
-        raise SettingsError(f"--batch-size {flags.batch_size}: want at least 1")
-    return Run(
+        raise SettingsError(f"--batch-size {flags.batch_size}: want at least 1", code="out-of-range")
+    return AnswerJob(
         model=model_choice(flags),
-        generation=picking,
+        generation=generation,
         conv_mode=flags.conv_mode,
         question_file=Path(flags.question_file).expanduser(),
         answers_file=Path(flags.answers_file).expanduser(),
-        chunk=choose_chunk(flags.num_chunks, flags.chunk_idx),
+        shard=choose_shard(flags.num_chunks, flags.chunk_idx),
         batch_size=flags.batch_size,
         exact=flags.exact,
         overwrite=flags.overwrite,

@@ -1,6 +1,6 @@
-"""One run: this process's share of the questions, asked where they have no answer yet, written as they come.
+"""Answer one shard of a question file, asking only what has no answer yet and keeping answers as they come.
 
-Knows files, chunks and resuming; knows no benchmark, and of the model only that an engine answers requests.
+Knows files, shards and resuming. Knows no benchmark, and of the model only that an engine answers requests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llava.infer.engine.requests import (
 from llava.infer.jobs.fingerprint import checkpoint_fingerprint, named_base
 from llava.infer.jobs.journal import Entry, Journal, Key, row_key
 from llava.infer.jobs.prompting import image_line, prompt_of, template
-from llava.infer.jobs.shards import JOURNAL, Chunk, merge, share
+from llava.infer.jobs.shards import JOURNAL, Shard, merge_shards, shard_positions
 from llava.log import progress
 from llava.schema import Question
 
@@ -40,18 +40,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# JSON can write it, no tokenizer can read it.
+# A lone surrogate: JSON can hold one, a tokenizer cannot read it.
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-# Machines of one job start minutes apart, and the last chunk may be the longest.
-_WAIT_FOR_OTHERS_S = 24 * 3600.0
+# Machines of one job start minutes apart, and the last shard may take longest.
+WAIT_FOR_SHARDS_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question as a run puts it.
+    """One question as it is put to the model.
 
-    `head` opens its row of the answers file (`question_id` first, `prompt` among them), `tail` follows the
-    answer's `text`. `text` is what the model is asked, without image token and template.
+    Attributes:
+        head: The start of its row in the answers file: `question_id`, ..., `prompt`.
+        text: The question, without image token and template.
+        image: The image it is about.
+        tail: What follows the answer's `text` in the row.
     """
 
     head: dict[str, Any]
@@ -61,188 +64,201 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What the flags of an answering command say."""
+class AnswerJob:
+    """One question file to answer, and with what: the flags of an answering command."""
 
     model: ModelChoice
     generation: Generation
     conv_mode: str
     question_file: Path
     answers_file: Path
-    chunk: Chunk = field(default_factory=Chunk)
+    shard: Shard = field(default_factory=Shard)
     batch_size: int | None = None
     exact: bool = True
     overwrite: bool = False
 
     @property
     def journal_folder(self) -> Path:
-        """Where answers are kept as they come.
+        """The folder that keeps the answers as they come.
 
-        Chunk files N_I.jsonl of one folder share one journal, so that a rerun may use another N. Any other
-        answers file has a journal of its own.
+        Shard files N_I.jsonl of one folder share a journal, so that a rerun may use another N. Any other
+        answers file has its own.
         """
-        if self.answers_file.name == f"{self.chunk.name}.jsonl":
+        if self.answers_file.name == f"{self.shard.name}.jsonl":
             return self.answers_file.parent / JOURNAL
         return self.answers_file.with_name(self.answers_file.stem + "." + JOURNAL)
 
 
 def asks_about_images(questions: Sequence[Question], image_folder: Path, *, source: Path) -> list[Ask]:
-    """What to ask for `questions` that each name an image under `image_folder`.
+    """Return what to ask for `questions`, each about an image under `image_folder`.
 
     Raises:
-        DataError: A question names none; `source` is the file the message speaks of.
+        DataError: A question has no image; `source` is the question file that the message names.
     """
     asks = []
     for number, question in enumerate(questions, start=1):
         if not isinstance(question.image, str) or not question.image:
             raise DataError(
                 f"{source}: question {number} (question_id {question.id}) has image {question.image!r}, "
-                "wanted a path under --image-folder"
+                "wanted a path under --image-folder",
+                code="no-image",
             )
         if not isinstance(question.text, str):
-            raise DataError(f"{source}: question {number} (question_id {question.id}): its text is no text")
+            raise DataError(
+                f"{source}: question {number} (question_id {question.id}): its text is "
+                f"{type(question.text).__name__}, wanted a string",
+                code="bad-question",
+            )
         head = {"question_id": question.id, "prompt": question.text}
         asks.append(Ask(head, question.text, ImageFile(image_folder / question.image)))
     return asks
 
 
-def check_asks(run: Run, asks: Sequence[Ask], mine: Iterable[int]) -> None:
-    """Refuse, before any weight is read, what can be seen to be wrong with the questions at `mine`.
+def check_asks(job: AnswerJob, asks: Sequence[Ask], positions: Iterable[int]) -> None:
+    """Check the questions at `positions` before any weight is read.
 
     Raises:
-        DataError: There is none, one is empty, or its image file is missing.
-        SettingsError: Earlier answers are to go while other chunks may be at work.
+        DataError: There is no question, one is empty, or its image file is missing.
+        SettingsError: --overwrite with several shards, of which others may be running.
     """
     if not asks:
-        raise DataError(f"{run.question_file}: holds no question")
-    if run.overwrite and run.chunk.count > 1:
+        raise DataError(f"{job.question_file}: holds no question", code="no-questions")
+    if job.overwrite and job.shard.count > 1:
         raise SettingsError(
-            f"--overwrite is for one chunk; remove {run.journal_folder} before {run.chunk.count} start"
+            f"--overwrite is for one shard; remove {job.journal_folder} before {job.shard.count} start",
+            code="overwrite-with-shards",
         )
-    for position in mine:
+    for position in positions:
         ask = asks[position]
         if not ask.text.strip():
-            raise DataError(f"{_name(run, ask, position)}: the question is empty")
+            raise DataError(f"{_name(job, ask, position)}: the question is empty", code="empty-question")
         if HALF_CHARACTER.search(ask.text):
             raise DataError(
-                f"{_name(run, ask, position)}: its text holds half a character (a lone surrogate)"
+                f"{_name(job, ask, position)}: its text holds half a character (a lone surrogate)",
+                code="lone-surrogate",
             )
         if isinstance(ask.image, ImageFile) and not ask.image.path.is_file():
-            raise DataError(f"{_name(run, ask, position)}: {ask.image.path}: no such image file")
+            raise DataError(
+                f"{_name(job, ask, position)}: {ask.image.path}: no such image file", code="missing-image"
+            )
 
 
-def answer(run: Run, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded] | None = None) -> None:
-    """Answer this run's chunk of `asks` and write its answers file, complete or not at all.
+def answer(
+    job: AnswerJob, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded] | None = None
+) -> None:
+    """Answer this job's shard of `asks` and write its answers file, complete or not at all.
 
-    Under torchrun or srun the processes share one answers file: each answers its chunk, and the first waits
-    for the others and writes the file.
+    Under torchrun or srun the ranks share one answers file: each answers its shard, and rank 0 waits for the
+    others and writes the file.
 
     Args:
-        run: What the flags say.
+        job: The question file, the model, and which shard.
         asks: All questions of the question file.
-        loader: What loads the model where there is something to ask; one that keeps it serves several runs.
+        loader: Loads the model if there is something to ask; one that caches it serves several jobs.
 
     Raises:
-        AnswersError: Earlier answers are of another run, or another process is at work on them.
-        DataError: A question is empty or its image is missing or broken; answers given so far are kept.
+        AnswersError: Earlier answers are of another run, or another process is answering them.
+        DataError: A question is empty, or its image is missing or broken; answers so far are kept.
     """
-    mine = share([ask.image for ask in asks], run.chunk.count, run.chunk.index)
-    check_asks(run, asks, mine)
-    if not mine and not run.chunk.launched:
-        logger.info(f"chunk {run.chunk.index} of {run.chunk.count}: no question, there are only {len(asks)}")
-        write_jsonl(run.answers_file, ())
+    positions = shard_positions([ask.image for ask in asks], job.shard.count, job.shard.index)
+    check_asks(job, asks, positions)
+    if not positions and not job.shard.launched:
+        logger.info(
+            f"shard {job.shard.index} of {job.shard.count} is empty: there are only {len(asks)} questions"
+        )
+        write_jsonl(job.answers_file, ())
         return
-    run = replace(run, conv_mode=template(run.conv_mode, run.model.name))
+    job = replace(job, conv_mode=template(job.conv_mode, job.model.name))
 
     from llava.infer.engine.load import resolve_device  # torch: not before the questions are known to be good
 
-    run = replace(run, model=resolve_device(run.model, run.chunk.device))
+    job = replace(job, model=resolve_device(job.model, job.shard.device))
     keys: list[Key] = [row_key(ask.head) for ask in asks]
-    journal = Journal.open(run.journal_folder, _about(run, asks), keys, overwrite=run.overwrite)
-    with journal.writer(run.chunk.name) as writer:
+    journal = Journal.open(job.journal_folder, _about(job, asks), keys, overwrite=job.overwrite)
+    with journal.writer(job.shard.name) as writer:
         done = journal.read()
         _check_keys(journal, done, keys)
-        to_ask = [position for position in mine if position not in done]
-        _say_what_is_left(run, len(mine), len(to_ask))
-        if not run.chunk.launched:
-            run.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
+        to_ask = [position for position in positions if position not in done]
+        _log_what_is_left(job, len(positions), len(to_ask))
+        if not job.shard.launched:
+            job.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
         if to_ask:
-            for position, reply in _replies(run, asks, to_ask, len(mine), loader):
-                done[position] = Entry(_row(run, asks[position], position, reply), reply.margin)
+            for position, reply in _replies(job, asks, to_ask, len(positions), loader):
+                done[position] = Entry(_row(job, asks[position], position, reply), reply.margin)
                 writer.append(position, done[position])
-    if not run.chunk.launched:
-        write_jsonl(run.answers_file, (done[position].row for position in mine))
-    elif run.chunk.index == 0:
-        merge(run.journal_folder, run.answers_file, wait_s=_WAIT_FOR_OTHERS_S)
+    if not job.shard.launched:
+        write_jsonl(job.answers_file, (done[position].row for position in positions))
+    elif job.shard.index == 0:
+        merge_shards(job.journal_folder, job.answers_file, wait_s=WAIT_FOR_SHARDS_S)
 
 
 def _replies(
-    run: Run,
+    job: AnswerJob,
     asks: Sequence[Ask],
     positions: Sequence[int],
-    mine: int,
+    total: int,
     loader: Callable[[ModelChoice], Loaded] | None,
 ) -> Iterator[tuple[int, Reply]]:
-    """(position, reply) as the engine gives them. `mine` is how many the chunk has, answered ones too."""
+    """Yield (position, reply) as the engine answers; `total` is the size of the shard."""
     from llava.infer.engine.engine import (
         Engine,  # torch and transformers, only where there is something to ask
     )
     from llava.infer.engine.load import load
 
-    engine = Engine((loader or load)(run.model), run.generation, batch_size=run.batch_size, exact=run.exact)
+    engine = Engine((loader or load)(job.model), job.generation, batch_size=job.batch_size, exact=job.exact)
     line = image_line(engine.config)
     requests = []
     for position in positions:
         ask = asks[position]
-        prompt = prompt_of(run.conv_mode, ask.text, line if ask.image else "")
+        prompt = prompt_of(job.conv_mode, ask.text, line if ask.image else "")
         images = (ask.image,) if ask.image else ()
-        requests.append(Request(prompt, images, _name(run, ask, position)))
-    began = time.monotonic()
-    name, done = f"shard {run.chunk.index}", mine - len(requests)
-    for index, reply in progress(engine.answer(requests), name=name, total=mine, done=done):
+        requests.append(Request(prompt, images, _name(job, ask, position)))
+    start = time.monotonic()
+    name, done = f"shard {job.shard.index}", total - len(requests)
+    for index, reply in progress(engine.answer(requests), name=name, total=total, done=done):
         yield positions[index], reply
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     logger.info(f"{len(requests)} answers in {seconds:.1f} s ({len(requests) / seconds:.2f} a second)")
 
 
-def _row(run: Run, ask: Ask, position: int, reply: Reply) -> dict[str, Any]:
-    """A row of the answers file, keys in the original's order."""
-    # Derived, not drawn: the same model's answer to the same question has the same id in every run.
-    name = json.dumps([run.model.name, position, ask.head])
+def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> dict[str, Any]:
+    """Return a row of the answers file, its keys in the original's order."""
+    # Not random: the same model's answer to the same question has the same id in every run.
+    name = json.dumps([job.model.name, position, ask.head])
     return {
         **ask.head,
         "text": reply.text,
         **ask.tail,
         "answer_id": shortuuid.uuid(name=name),
-        "model_id": run.model.name,
+        "model_id": job.model.name,
         "metadata": {},
     }
 
 
-def _about(run: Run, asks: Sequence[Ask]) -> dict[str, Any]:
-    """What the answers depend on."""
+def _about(job: AnswerJob, asks: Sequence[Ask]) -> dict[str, Any]:
+    """Return what the answers depend on."""
     digest = hashlib.sha256()
     for ask in asks:
         # With its folder, so that train/1.jpg is not test/1.jpg; without the rest, so that data may move.
         file = "/".join(ask.image.path.parts[-2:]) if isinstance(ask.image, ImageFile) else None
         image = ask.image.base64 if isinstance(ask.image, ImageText) else file
         digest.update(json.dumps([ask.head, ask.text, ask.tail, image]).encode() + b"\n")
-    base = run.model.base or named_base(run.model.path)
+    base = job.model.base or named_base(job.model.path)
     about: dict[str, Any] = {
-        "model": run.model.name,
-        "weights": checkpoint_fingerprint(run.model.path),
-        "base": base and checkpoint_fingerprint(base, near=[run.model.path]),
-        "dtype": run.model.dtype,
-        "bits": 4 if run.model.load_4bit else 8 if run.model.load_8bit else 16,
+        "model": job.model.name,
+        "weights": checkpoint_fingerprint(job.model.path),
+        "base": base and checkpoint_fingerprint(base, near=[job.model.path]),
+        "dtype": job.model.dtype,
+        "bits": 4 if job.model.load_4bit else 8 if job.model.load_8bit else 16,
         "questions": f"{len(asks)}, sha256 {digest.hexdigest()[:16]}",
-        "conv_mode": run.conv_mode,
-        "temperature": run.generation.temperature,
-        "max_new_tokens": run.generation.max_new_tokens,
-        "num_beams": run.generation.num_beams,
-        "exact": run.exact,
+        "conv_mode": job.conv_mode,
+        "temperature": job.generation.temperature,
+        "max_new_tokens": job.generation.max_new_tokens,
+        "num_beams": job.generation.num_beams,
+        "exact": job.exact,
     }
-    if run.generation.temperature > 0:
-        about |= {"top_p": run.generation.top_p, "sampling_seed": run.generation.seed}
+    if job.generation.temperature > 0:
+        about |= {"top_p": job.generation.top_p, "sampling_seed": job.generation.seed}
     return about
 
 
@@ -251,15 +267,18 @@ def _check_keys(journal: Journal, done: Mapping[int, Entry], keys: Sequence[Key]
         if row_key(entry.row) != keys[position]:
             raise AnswersError(
                 f"{journal.folder}: the answer to question {position + 1} has id or prompt of another; "
-                "the file was changed by hand. Remove the folder and run again"
+                "the file was changed by hand. Remove the folder and run again",
+                code="changed-answers",
             )
 
 
-def _say_what_is_left(run: Run, mine: int, left: int) -> None:
-    chunk = f"chunk {run.chunk.index} of {run.chunk.count}: " if run.chunk.count > 1 else ""
-    known = f", {mine - left} have their answer from before (in {run.journal_folder})" if left < mine else ""
-    logger.info(f"{chunk}{mine} questions{known}; {left} to ask")
+def _log_what_is_left(job: AnswerJob, total: int, left: int) -> None:
+    shard = f"shard {job.shard.index} of {job.shard.count}: " if job.shard.count > 1 else ""
+    known = (
+        f", {total - left} have their answer from before (in {job.journal_folder})" if left < total else ""
+    )
+    logger.info(f"{shard}{total} questions{known}; {left} to ask")
 
 
-def _name(run: Run, ask: Ask, position: int) -> str:
-    return f"{run.question_file}: question {position + 1} (question_id {ask.head['question_id']})"
+def _name(job: AnswerJob, ask: Ask, position: int) -> str:
+    return f"{job.question_file}: question {position + 1} (question_id {ask.head['question_id']})"

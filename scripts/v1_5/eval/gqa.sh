@@ -10,12 +10,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start gqa gqa "$@"
-
-out=$root/answers/llava_gqa_testdev_balanced/$name
-prepare "$root/llava_gqa_testdev_balanced.jsonl"
-makes "$out/testdev_balanced_predictions.json" "$out/metrics.json"
-ask "$out" "$out/merge.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/llava_gqa_testdev_balanced.jsonl" --image-folder "$root/data/images"
-submit "$out/merge.jsonl" "$out/testdev_balanced_predictions.json"
-score "$out/merge.jsonl" "$out"
+evaluate gqa "$@"

@@ -12,15 +12,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start llava_bench llava-bench-in-the-wild "$@"
-
-"$PYTHON" -m llava.benchmarks present --eval-root "$EVAL_ROOT" --need-all "$benchmark" >/dev/null
-makes "$root/judge_input/$name.jsonl" "$root/answers/$name/metrics.json"
-ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa \
-    --question-file "$root/questions.jsonl" --image-folder "$root/images"
-reviews=$(judged "$root/answers/$name" "$root/reviews/$name.jsonl" "$root/reviews/$name-eval"[0-9]*.jsonl)
-if [[ -n $reviews ]]; then
-    score "$reviews" "$root/answers/$name"
-else
-    submit "$root/answers/$name.jsonl" "$root/judge_input/$name.jsonl"
-fi
+evaluate llavabench "$@"

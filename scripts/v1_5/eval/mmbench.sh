@@ -10,11 +10,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start mmbench mmbench "$@"
-
-split=${MMBENCH_SPLIT:-mmbench_dev_20230712}
-makes "$root/answers/$split/$name"/{metrics.json,submission.xlsx} "$root/answers_upload/$split/$name.xlsx"
-ask "$root/answers/$split/$name" "$root/answers/$split/$name.jsonl" llava.eval.model_vqa_mmbench \
-    --question-file "$root/$split.tsv" --single-pred-prompt
-score "$root/answers/$split/$name.jsonl" "$root/answers/$split/$name" --split "${split#mmbench_}"
-submit "$root/answers/$split/$name.jsonl" "$root/answers_upload/$split/$name.xlsx" --split "${split#mmbench_}"
+evaluate mmbench "$@"

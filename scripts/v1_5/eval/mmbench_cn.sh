@@ -9,11 +9,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start mmbench_cn mmbench_cn "$@"
-
-split=mmbench_dev_cn_20231003
-makes "$root/answers/$split/$name"/{metrics.json,submission.xlsx} "$root/answers_upload/$split/$name.xlsx"
-ask "$root/answers/$split/$name" "$root/answers/$split/$name.jsonl" llava.eval.model_vqa_mmbench \
-    --question-file "$root/$split.tsv" --single-pred-prompt --lang cn
-score "$root/answers/$split/$name.jsonl" "$root/answers/$split/$name"
-submit "$root/answers/$split/$name.jsonl" "$root/answers_upload/$split/$name.xlsx"
+evaluate mmbench_cn "$@"

@@ -10,11 +10,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start mme MME "$@"
-
-prepare "$root/llava_mme.jsonl"
-makes "$root/eval_tool/answers/$name"/*.txt "$root/answers/$name/metrics.json"
-ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/llava_mme.jsonl" --image-folder "$root/MME_Benchmark_release_version"
-submit "$root/answers/$name.jsonl" "$root/eval_tool/answers/$name"
-score "$root/answers/$name.jsonl" "$root/answers/$name"
+evaluate mme "$@"

@@ -11,13 +11,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start mmvet mm-vet "$@"
-
-prepare "$root/llava-mm-vet.jsonl"
-makes "$root/results/$name.json" "$root/answers/$name/metrics.json"
-ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa \
-    --question-file "$root/llava-mm-vet.jsonl" --image-folder "$root/images"
-"$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../convert_mmvet_for_eval.py" \
-    --src "$root/answers/$name.jsonl" --dst "$root/results/$name.json"
-grades=$(judged "$root/answers/$name" "$root/results/${name}_gpt-"*-grade-*runs.json)
-[[ -z $grades ]] || score "$grades" "$root/answers/$name"
+evaluate mmvet "$@"

@@ -9,10 +9,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start pope pope "$@"
-
-prepare "$root/llava_pope_test.jsonl"
-makes "$root/answers/$name/metrics.json"
-ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/llava_pope_test.jsonl" --image-folder "$root/val2014"
-score "$root/answers/$name.jsonl" "$root/answers/$name"
+evaluate pope "$@"

@@ -11,11 +11,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start seed seed_bench "$@"
-
-prepare "$root/llava-seed-bench-image.jsonl"
-makes "$root/answers/$name/metrics.json" "$root/answers_upload/$name.jsonl"
-ask "$root/answers/$name" "$root/answers/$name/merge.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/llava-seed-bench-image.jsonl" --image-folder "$root"
-score "$root/answers/$name/merge.jsonl" "$root/answers/$name"
-submit "$root/answers/$name/merge.jsonl" "$root/answers_upload/$name.jsonl"
+evaluate seed "$@"

@@ -10,13 +10,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start scienceqa scienceqa "$@"
-
-prepare "$root/llava_test_CQM-A.json"
-makes "$root/answers/${name}_output.jsonl" "$root/answers/${name}_result.json" "$root/answers/$name/metrics.json"
-ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_science \
-    --question-file "$root/llava_test_CQM-A.json" --image-folder "$root/images/test" --single-pred-prompt
-"$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/../../../llava/eval/eval_science_qa.py" --base-dir "$root" \
-    --result-file "$root/answers/$name.jsonl" --output-file "$root/answers/${name}_output.jsonl" \
-    --output-result "$root/answers/${name}_result.json"
-score "$root/answers/$name.jsonl" "$root/answers/$name"
+evaluate sqa "$@"

@@ -9,10 +9,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start textvqa textvqa "$@"
-
-prepare "$root/llava_textvqa_val_v051_ocr.jsonl"
-makes "$root/answers/$name/metrics.json"
-ask "$root/answers/$name" "$root/answers/$name.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/llava_textvqa_val_v051_ocr.jsonl" --image-folder "$root/train_images"
-score "$root/answers/$name.jsonl" "$root/answers/$name"
+evaluate textvqa "$@"

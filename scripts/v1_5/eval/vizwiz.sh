@@ -11,15 +11,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start vizwiz vizwiz "$@"
-
-split=${VIZWIZ_SPLIT:-llava_test}
-questions=${split#llava_}
-place=$name
-[[ $questions == test ]] || place=$split/$name
-prepare "$root/$split.jsonl" --split "$questions"
-makes "$root/answers_upload/$place.json" "$root/answers/$place/metrics.json"
-ask "$root/answers/$place" "$root/answers/$place.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/$split.jsonl" --image-folder "$root/$questions"
-submit "$root/answers/$place.jsonl" "$root/answers_upload/$place.json" --split "$questions"
-[[ $questions == test ]] || score "$root/answers/$place.jsonl" "$root/answers/$place" --split "$questions"
+evaluate vizwiz "$@"

@@ -12,19 +12,4 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-start vqav2 vqav2 "$@"
-
-split=${VQAV2_SPLIT:-llava_vqav2_mscoco_test-dev2015}
-questions=${split#llava_vqav2_mscoco_}
-images=$questions
-out=$root/answers/$split/$name
-prepare "$root/$split.jsonl" --split "$questions"
-if [[ $questions == test* ]]; then
-    images=test2015
-    prepare "$root/llava_vqav2_mscoco_test2015.jsonl" --split test2015
-fi
-makes "$root/answers_upload/$split/$name.json" "$out/metrics.json"
-ask "$out" "$out/merge.jsonl" llava.eval.model_vqa_loader \
-    --question-file "$root/$split.jsonl" --image-folder "$root/$images"
-submit "$out/merge.jsonl" "$root/answers_upload/$split/$name.json" --split "$questions"
-[[ $questions == test* ]] || score "$out/merge.jsonl" "$out" --split "$questions"
+evaluate vqav2 "$@"

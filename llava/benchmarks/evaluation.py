@@ -1,0 +1,176 @@
+"""The steps of evaluating one model on one benchmark that need no model: prepare, score, submit."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
+from llava.errors import DataError
+from llava.schema import Scores
+from llava.scoring.metrics import DETAILS, format_interval, format_table, format_value, write_scores
+
+logger = logging.getLogger(__name__)
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluation:
+    """One model on one split of a benchmark, with the places of its files.
+
+    Attributes:
+        benchmark: The benchmark.
+        root: The benchmark's folder.
+        split: Which questions.
+        name: What the model's files are called.
+    """
+
+    benchmark: Benchmark
+    root: Path
+    split: str
+    name: str
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How the split is asked."""
+        return self.benchmark.evaluation_for(self.split)
+
+    @property
+    def question_file(self) -> Path:
+        """The question file."""
+        return self.benchmark.question_path(self.root, self.split)
+
+    @property
+    def answers(self) -> Path:
+        """The folder of the shards' answers, their journal and metrics.json."""
+        return self._path(self.evaluation.answers)
+
+    @property
+    def merged(self) -> Path:
+        """The file of all answers."""
+        return self._path(self.evaluation.merged)
+
+    def _path(self, template: str) -> Path:
+        return self.root / template.format(name=self.name, file=self.question_file.stem)
+
+    def _submissions(self) -> Iterator[tuple[Path, Writer]]:
+        if self.evaluation.submission:
+            yield self._path(self.evaluation.submission), self.benchmark.submit
+        for template, writer in self.benchmark.also_submit.items():
+            yield self._path(template), writer
+
+    def check_data(self) -> None:
+        """Check that the benchmark's files are there.
+
+        Raises:
+            DataError: One is missing; the message says where to get it.
+        """
+        if missing := self.benchmark.missing(self.root, self.split):
+            raise DataError(
+                f"{self.benchmark.name}: {self.root} lacks {', '.join(missing)}; get it from "
+                f"{self.benchmark.download}",
+                code="missing-download",
+            )
+
+    def prepare(self) -> None:
+        """Write the question files that are not there from the official download."""
+        for split in (self.split, *self.evaluation.also_prepare):
+            path = self.benchmark.question_path(self.root, split)
+            if not path.is_file():
+                count = self.benchmark.prepare(self.root, path, split=split)
+                sys.stdout.write(f"wrote {path}: {count} questions\n")
+
+    def remove_results(self) -> None:
+        """Remove what was made of this model's answers: merged file, scores and submissions."""
+        upload = self.answers / f"submission{self.benchmark.submission_suffix}"
+        for path in (self.merged, self.answers / METRICS, upload, *(p for p, _ in self._submissions())):
+            for file in path.glob("*.txt") if path.is_dir() else [path]:
+                file.unlink(missing_ok=True)
+
+    def submit(self) -> None:
+        """Write the files that the benchmark's server, judge or own program takes."""
+        for path, writer in self._submissions():
+            answers = self.benchmark.read_answers(self.merged)
+            self.benchmark.write_submission(self.root, answers, path, split=self.split, writer=writer)
+            sys.stdout.write(f"wrote {path}\n")
+
+    def score(self, *, answered_at: Path) -> Scores | None:
+        """Print the scores and write metrics.json; None where only a server or judge can tell.
+
+        Args:
+            answered_at: A file as old as the answers: a judge's older grades are of other answers.
+        """
+        file: Path | None = self.merged
+        if self.evaluation.grades:
+            file = self._newest_grades(answered_at)
+        if file is None or not self.evaluation.is_scored:
+            logger.info(f"{self.benchmark.name}: no scores here; its server or judge takes what was written")
+            return None
+        return score_file(self.benchmark, Task(self.root, self.split, ()), file, self.answers)
+
+    def _newest_grades(self, answered_at: Path) -> Path | None:
+        newest: Path | None = None
+        for template in self.evaluation.grades:
+            pattern = template.format(name=glob.escape(self.name))
+            for file in sorted(self.root.glob(pattern)):
+                if _modified(file) < _modified(answered_at):
+                    logger.warning(f"left out: {file} is older than the answers")
+                elif newest is None or _modified(file) > _modified(newest):
+                    newest = file
+        return newest
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path | None) -> Scores:
+    """Score an answers file, print the scores, and write them to `save_path`/metrics.json.
+
+    Where only a server can score, its submission file is written there, too.
+
+    Args:
+        benchmark: The benchmark.
+        task: The benchmark's folder, the split and the settings; its answers are not used.
+        answers: The file of answers, or of a judge's grades.
+        save_path: The folder to write to, None to print only.
+    """
+    settings: dict[str, Any] = {"split": task.split, "truth": task.truth, "allow_missing": task.allow_missing}
+    given = benchmark.read_answers(answers)
+    scores = benchmark.score(task.root, given, **settings)
+    sys.stdout.write(score_table(scores) + "\n")
+    if save_path:
+        write_scores(save_path, scores)
+    if scores.get(scores.headline).value is None:
+        if save_path is None:
+            logger.warning(
+                f"{benchmark.name} has no local score; `submit` writes the file for its server or judge"
+            )
+        else:
+            path = save_path / f"submission{benchmark.submission_suffix}"
+            benchmark.write_submission(task.root, given, path, **settings)
+            sys.stdout.write(f"{benchmark.name} has no local score; wrote {path} for its server or judge\n")
+    return scores
+
+
+def score_table(scores: Scores) -> str:
+    """Format scores for a terminal: group and name, n, value, 95 % interval, note; then the counts."""
+    rows = [
+        (
+            s.name if s.group in {"total", "type"} else f"{s.group}: {s.name}",
+            str(s.n),
+            format_value(s.value),
+            format_interval(s.low, s.high),
+            s.note,
+        )
+        for s in scores.scores
+        if s.group not in DETAILS
+    ]
+    counts = ", ".join(f"{name} {count}" for name, count in scores.counts.items())
+    table = format_table((scores.benchmark, "n", "score", "95 % interval", ""), rows)
+    return "\n".join([table, counts, *scores.notes])

@@ -1,0 +1,239 @@
+r"""Evaluate a model on benchmarks: from their data to metrics.json, submission files and the paper's row.
+
+    llava eval seed mme --model-path ./checkpoints/llava-v1.5-7b
+
+`all` stands for every benchmark whose data is there. The model is loaded once. A second run asks only what
+has no answer yet. Under torchrun or srun each rank answers its shard; rank 0 merges and scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava import benchmarks
+from llava.benchmarks import paper
+from llava.benchmarks.evaluation import ModelEvaluation
+from llava.command import run
+from llava.errors import DataError, LlavaError, SettingsError
+from llava.eval.questions import JobSettings, job_of, journal_of, read_asks
+from llava.infer.jobs.flags import (
+    add_batch_flags,
+    add_model_flags,
+    add_sampling_flags,
+    generation_settings,
+    model_choice,
+)
+from llava.infer.jobs.journal import Journal
+from llava.infer.jobs.run import WAIT_FOR_SHARDS_S, answer, check_asks
+from llava.infer.jobs.shards import Shard, choose_shard, merge_shards
+from llava.schema import Scores
+
+STEPS = ("prepare", "answer", "merge", "score", "submit")
+logger = logging.getLogger("llava.eval")
+
+
+def main() -> None:
+    """Run the steps that the flags name for each benchmark.
+
+    Raises:
+        SystemExit: A benchmark failed where there are several; the others were scored, and the code is 1.
+    """
+    flags = parse_flags()
+    shard = choose_shard(flags.num_chunks, flags.chunk_idx)
+    if flags.overwrite and shard.count > 1:
+        raise SettingsError(
+            "--overwrite is for one process; remove the earlier answers before several start",
+            code="overwrite-with-shards",
+        )
+    targets = select_benchmarks(flags)
+    if "prepare" in flags.steps:
+        prepare(targets, overwrite=flags.overwrite)
+    if "answer" in flags.steps:
+        answer_questions(targets, job_settings(flags, shard))
+    if shard.launched and shard.index > 0:
+        return
+    wait_s = flags.wait_s if flags.wait_s is not None else WAIT_FOR_SHARDS_S if shard.launched else 0.0
+    if failed := finish(targets, flags.steps, name=flags.name, wait_s=wait_s):
+        sys.stderr.write(f"error: failed, see the message of each above: {' '.join(failed)}\n")
+        sys.exit(1)
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the flags of `argv` (None: the command line)."""
+    parser = argparse.ArgumentParser(
+        prog="llava eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("benchmarks", nargs="+", metavar="NAME", help="`llava benchmarks list` shows them")
+    parser.add_argument("--name", help="the model's name in files (default: the path's last part)")
+    parser.add_argument(
+        "--eval-root", type=Path, default="./playground/data/eval", help="holds the benchmarks' folders"
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=SPLIT",
+        help="ask another split of a benchmark, by its name or its question file's",
+    )
+    parser.add_argument(
+        "--steps",
+        type=lambda text: text.split(","),
+        default=STEPS,
+        help=f"which steps to run (default: {','.join(STEPS)})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="discard earlier answers and results")
+    parser.add_argument("--num-chunks", type=int, help="number of shards (default: of torchrun or srun)")
+    parser.add_argument("--chunk-idx", type=int, help="which shard to answer, from 0")
+    parser.add_argument("--wait-s", type=float, help="how long merging waits for other processes' answers")
+    add_model_flags(parser)
+    parser.add_argument("--conv-mode", default="vicuna_v1", help="conversation template")
+    parser.add_argument("--max_new_tokens", type=int, help="longest answer (default: the benchmark's)")
+    add_sampling_flags(parser)
+    add_batch_flags(parser)
+    parser.set_defaults(temperature=0.0)
+    flags = parser.parse_args(argv)
+    if unknown := [step for step in flags.steps if step not in STEPS]:
+        parser.error(f"--steps: no step {unknown[0]!r}; there are: {','.join(STEPS)}")
+    flags.name = flags.name or Path(flags.model_path).name
+    return flags
+
+
+def select_benchmarks(flags: argparse.Namespace) -> dict[str, ModelEvaluation]:
+    """Return the evaluations that the flags ask for, by the names given.
+
+    Raises:
+        SettingsError: A name or split is unknown.
+        DataError: A named benchmark lacks its data, or `all` finds none.
+    """
+    splits = {}
+    for word in flags.split:
+        name, _, split = word.partition("=")
+        splits[benchmarks.get(name).name] = split
+    is_all = "all" in flags.benchmarks
+    names = benchmarks.names() if is_all else list(dict.fromkeys(flags.benchmarks))
+    found = {}
+    for name in names:
+        split = splits.get(benchmarks.get(name).name)
+        found[name] = benchmarks.evaluation_of(name, split, flags.eval_root, flags.name)
+    needs_data = {"prepare", "answer"} & set(flags.steps)
+    lacking = {}
+    for name, target in found.items() if is_all or needs_data else ():
+        try:
+            target.check_data()
+        except DataError as error:
+            lacking[name] = str(error)
+    if lacking and not is_all:
+        raise DataError("; ".join(lacking.values()), code="missing-download")
+    if "prepare" in flags.steps:
+        for message in lacking.values():
+            logger.warning(f"left out: {message}")
+    if len(lacking) == len(found):
+        raise DataError(f"{flags.eval_root}: no benchmark's data is here", code="missing-download")
+    return {name: target for name, target in found.items() if name not in lacking}
+
+
+def prepare(targets: dict[str, ModelEvaluation], *, overwrite: bool) -> None:
+    """Write missing question files; with `overwrite`, discard this model's earlier answers and results."""
+    for target in targets.values():
+        target.prepare()
+    for target in targets.values() if overwrite else ():
+        Journal.discard(journal_of(target))
+        target.remove_results()
+
+
+def job_settings(flags: argparse.Namespace, shard: Shard) -> JobSettings:
+    """Return what the flags say about answering."""
+    limit: int | None = flags.max_new_tokens
+    return JobSettings(
+        model=model_choice(flags),
+        generation=generation_settings(flags, max_new_tokens=1 if limit is None else limit),
+        max_new_tokens=limit,
+        conv_mode=flags.conv_mode,
+        shard=shard,
+        batch_size=flags.batch_size,
+        exact=flags.exact,
+    )
+
+
+def answer_questions(targets: dict[str, ModelEvaluation], settings: JobSettings) -> None:
+    """Answer this process's shard of every benchmark, with the model loaded once.
+
+    Every question of every benchmark is checked first: a damaged file or a missing image should stop all
+    processes before hours of answering.
+    """
+    jobs = [(name, job_of(target, settings), read_asks(target)) for name, target in targets.items()]
+    for _, job, asks in jobs:
+        check_asks(job, asks, range(len(asks)))
+
+    @functools.lru_cache(maxsize=1)
+    def load_once(choice: Any) -> Any:
+        from llava.infer.engine.load import load  # imports torch; only if there is something to ask
+
+        return load(choice)
+
+    for name, job, asks in jobs:
+        logger.info(f"{name}: {len(asks)} questions")
+        answer(job, asks, load_once)
+
+
+def finish(
+    targets: dict[str, ModelEvaluation], steps: Sequence[str], *, name: str, wait_s: float
+) -> list[str]:
+    """Merge, submit and score every benchmark, and print the paper's row of the model `name`.
+
+    With several benchmarks an error of one, or a bug in its code, is printed and the others go on.
+
+    Returns:
+        The names of the benchmarks that failed.
+    """
+    scored, failed = [], []
+    for benchmark, target in targets.items():
+        work = functools.partial(finish_one, target, steps, wait_s)
+        try:
+            scores = work() if len(targets) == 1 else _printing_errors(work)
+        except _FailedError:
+            failed.append(benchmark)
+            continue
+        if scores is not None:
+            scored.append(scores)
+    if any(scores.benchmark in paper.BENCHMARKS for scores in scored):
+        sys.stdout.write(paper.table(name, scored) + "\n")
+    return failed
+
+
+def finish_one(target: ModelEvaluation, steps: Sequence[str], wait_s: float) -> Scores | None:
+    """Merge, submit and score one benchmark, as `steps` say; return its scores if there are any."""
+    if "merge" in steps:
+        merge_shards(journal_of(target), target.merged, wait_s=wait_s)
+    if "submit" in steps:
+        target.submit()
+    return target.score(answered_at=journal_of(target) / "run.json") if "score" in steps else None
+
+
+class _FailedError(Exception):
+    """A benchmark failed, and the reason is printed."""
+
+
+def _printing_errors(work: Callable[[], Scores | None]) -> Scores | None:
+    try:
+        return work()
+    except (LlavaError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise _FailedError from error
+    except Exception as error:
+        traceback.print_exc()
+        raise _FailedError from error
+
+
+if __name__ == "__main__":
+    run(main)
