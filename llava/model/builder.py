@@ -227,7 +227,7 @@ def _require_complete(source: Source, missing: set[str]) -> None:
         raise CheckpointError(
             f"{source.folder}: the projector's weights are missing ({names[0]}, ...): neither "
             "non_lora_trainables.bin nor mm_projector.bin nor the base has them",
-            code="no-projector",
+            code="missing-projector",
         )
     raise CheckpointError(
         f"{source.base}: {len(names)} weights are missing, the first is {names[0]}; fetch it again",
@@ -285,7 +285,9 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         return tokenizer
     except _LOAD_ERRORS as error:
-        raise CheckpointError(f"{folder}: no tokenizer that can be loaded", code="no-tokenizer") from error
+        raise CheckpointError(
+            f"{folder}: no tokenizer that can be loaded", code="missing-tokenizer"
+        ) from error
 
 
 def _read_context_length(config: PretrainedConfig) -> int:

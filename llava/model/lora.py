@@ -140,7 +140,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, dropout: float | Non
     if path is None:
         raise CheckpointError(
             f"{folder}: {ADAPTER_CONFIG} is here, but neither of {', '.join(ADAPTER_FILES)}",
-            code="no-adapter-weights",
+            code="missing-weights",
         )
     stored = {_drop_adapter_name(name) for name in read_tensor_names(path)}
     try:

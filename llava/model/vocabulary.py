@@ -69,7 +69,7 @@ def load_pretrained_rows(model: PreTrainedModel, adapter: Path) -> None:
         raise CheckpointError(
             f"{adapter}: holds no embed_tokens rows for <im_start> and <im_end>; train stage 1 with "
             "--mm_use_im_start_end True, or set it False here",
-            code="no-token-rows",
+            code="missing-token-rows",
         )
     table, rows = model.get_input_embeddings().weight, found[0]
     if rows.shape[1] != table.shape[1] or rows.shape[0] not in (2, table.shape[0]):

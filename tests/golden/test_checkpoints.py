@@ -298,7 +298,7 @@ def test_the_towers_precision_can_be_chosen(golden: Path, tmp_path: Path) -> Non
 def test_cuda_without_a_gpu_is_refused_only_when_asked_for(golden: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with raises_code("no-cuda", SettingsError):
+    with raises_code("missing-gpu", SettingsError):
         load_pretrained_model(golden / tiny.LANGUAGE, device="cuda")
     model = load_pretrained_model(golden / tiny.LANGUAGE)[1]
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
@@ -406,13 +406,13 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str, str]] = {
     "code_in_a_shard": (tiny.released, harmful_shard, "unsafe-pickle", SHARD),
     "truncated_bin": (tiny.released, cut(SHARD), "unreadable-weights", SHARD),
     "missing_shard": (tiny.released, drop(SHARD), "missing-shards", SHARD),
-    "no_weights": (tiny.self_trained, drop("model.safetensors"), "no-model", "config.json"),
+    "no_weights": (tiny.self_trained, drop("model.safetensors"), "missing-model", "config.json"),
     "no_config": (tiny.self_trained, drop("config.json"), "missing-config", "config.json"),
     "config_no_json": (tiny.self_trained, cut("config.json", 30), "not-json", "config.json:1"),
     "no_tower_named": (
         tiny.self_trained,
         edit("config.json", mm_vision_tower=None),
-        "no-vision-tower",
+        "missing-vision-tower",
         "llava_llama",
     ),
     "tower_no_clip": (
@@ -424,7 +424,7 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str, str]] = {
     "tower_missing": (
         tiny.self_trained,
         edit("config.json", mm_vision_tower="/no/such/tower"),
-        "no-such-model",
+        "unknown-model",
         "/no/such/tower",
     ),
     "odd_projector": (
@@ -459,11 +459,11 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str, str]] = {
         "text_config",
     ),
     "no_tokenizer": (tiny.self_trained, drop("tokenizer.model"), "missing-tokenizer", "tokenizer.model"),
-    "no_projector": (tiny.self_trained, without_projector, "no-projector", "mm_projector"),
+    "no_projector": (tiny.self_trained, without_projector, "missing-projector", "mm_projector"),
     "adapter_gone": (
         tiny.adapter,
         drop("adapter_model.safetensors"),
-        "no-adapter-weights",
+        "missing-weights",
         "adapter_model.safetensors",
     ),
     "adapter_cut": (
@@ -476,7 +476,7 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str, str]] = {
     "no_non_lora": (
         tiny.adapter,
         drop("non_lora_trainables.bin"),
-        "no-projector",
+        "missing-projector",
         "non_lora_trainables.bin",
     ),
     "adapter_without_its_rank": (
@@ -537,7 +537,7 @@ def test_a_damaged_checkpoint_fails_with_one_line_that_names_the_file(
 
 def test_a_wrong_path_fails_and_is_named(golden: Path, tmp_path: Path) -> None:
     cases: list[tuple[str | Path, str]] = [
-        (tmp_path / "nowhere", "no-such-model"),
+        (tmp_path / "nowhere", "unknown-model"),
         (golden / tiny.LANGUAGE / "config.json", "not-a-folder"),
         ("no-such/model", "hub-unreachable"),
     ]

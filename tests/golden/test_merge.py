@@ -224,6 +224,6 @@ def test_a_model_with_vicunas_generation_config_can_be_saved(golden: Path, tmp_p
 def test_damaged_input_leaves_no_output(golden: Path, tmp_path: Path) -> None:
     adapter = tiny.adapter(tmp_path / "adapter", golden)
     (adapter / "non_lora_trainables.bin").unlink()
-    with raises_code("no-projector", CheckpointError):
+    with raises_code("missing-projector", CheckpointError):
         merge.merge_lora(str(adapter), str(golden / tiny.LANGUAGE), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]

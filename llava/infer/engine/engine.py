@@ -111,7 +111,7 @@ class Engine:
         if request.images and self._loaded.image_processor is None:
             raise DataError(
                 f"{request.name}: has an image, but the model is a plain language model",
-                code="no-vision-tower",
+                code="missing-vision-tower",
             )
         return ids
 

@@ -41,7 +41,7 @@ def detect_kind(folder: Path) -> Kind:
     raise CheckpointError(
         f"{folder}: no model here; wanted {ADAPTER_CONFIG}, mm_projector.bin or model weights (.safetensors, "
         f".bin). It holds {held or 'nothing'}",
-        code="no-model",
+        code="missing-model",
     )
 
 
@@ -132,7 +132,8 @@ def read_projector(path: Path) -> Tensors:
     found = read_tensors(path, lambda name: prefix in name)
     if not found:
         raise CheckpointError(
-            f"{path}: holds no mm_projector weights; wanted a stage-1 mm_projector.bin", code="no-projector"
+            f"{path}: holds no mm_projector weights; wanted a stage-1 mm_projector.bin",
+            code="missing-projector",
         )
     return {name.split(prefix, 1)[1]: tensor for name, tensor in found.items()}
 
@@ -150,7 +151,7 @@ def extract_projector(folder: Path) -> Tensors:
     for path in files:
         found |= read_tensors(path, lambda name: "mm_projector" in name)
     if not found:
-        raise CheckpointError(f"{folder}: holds no mm_projector weights", code="no-projector")
+        raise CheckpointError(f"{folder}: holds no mm_projector weights", code="missing-projector")
     return {strip_wrappers(name): tensor for name, tensor in found.items()}
 
 

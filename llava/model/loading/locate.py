@@ -50,12 +50,12 @@ def locate(name: str | Path, *, near: Sequence[Path] = (), what: str = "model") 
             f"{given}: {what} is a file, wanted the folder that holds config.json", code="not-a-folder"
         )
     if not _HUB_ID.fullmatch(str(name)):
-        raise CheckpointError(f"{name}: no such folder ({what})", code="no-such-model")
+        raise CheckpointError(f"{name}: no such folder ({what})", code="unknown-model")
     try:
         return _download(str(name))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{name}: no such folder ({what}), and no such model on the hub", code="no-such-model"
+            f"{name}: no such folder ({what}), and no such model on the hub", code="unknown-model"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
         raise CheckpointError(
@@ -104,7 +104,7 @@ def _download(hub_id: str) -> Path:
     names = _select_files([sibling.rfilename for sibling in info.siblings or []])
     fetched = [Path(hf_hub_download(hub_id, name, revision=info.sha)) for name in names]
     if not fetched:
-        raise CheckpointError(f"{hub_id}: holds no model files on the hub", code="no-model-files")
+        raise CheckpointError(f"{hub_id}: holds no model files on the hub", code="missing-model")
     _point_main_to(fetched[0].parent)
     return fetched[0].parent
 

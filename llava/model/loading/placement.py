@@ -110,7 +110,8 @@ def _choose_device(wanted: str | None, device_map: DeviceMap) -> str:
     device = str(wanted)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SettingsError(
-            f"device {device} was asked for, but this machine has no CUDA device: give cpu", code="no-cuda"
+            f"device {device} was asked for, but this machine has no CUDA device: give cpu",
+            code="missing-gpu",
         )
     return device
 

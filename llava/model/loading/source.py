@@ -54,7 +54,7 @@ class Source:
             raise CheckpointError(
                 f"{self.config_folder}: config.json has model_type {types[0]} but no mm_vision_tower: name "
                 "the tower there",
-                code="no-vision-tower",
+                code="missing-vision-tower",
             )
         return False
 
@@ -100,7 +100,7 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
     elif kind == "projector":
         raise CheckpointError(
             f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs",
-            code="no-vision-tower",
+            code="missing-vision-tower",
         )
     return source
 

@@ -48,7 +48,7 @@ def check_weight_files(folder: Path) -> list[Path]:
     files = find_weight_files(folder)
     if not files:
         raise CheckpointError(
-            f"{folder}: no weights; wanted one of {', '.join(_SINGLE + _INDEX)}", code="no-weights"
+            f"{folder}: no weights; wanted one of {', '.join(_SINGLE + _INDEX)}", code="missing-weights"
         )
     for path in files:
         check_weight_file(path)
@@ -59,7 +59,7 @@ def check_weight_file(path: Path) -> None:
     """Raise a `CheckpointError` if `path` is missing or incomplete, without reading its tensors."""
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no such file; fetch or copy the checkpoint again", code="missing-weights-file"
+            f"{path}: no such file; fetch or copy the checkpoint again", code="missing-file"
         )
     with path.open("rb") as stream:
         start = stream.read(20)

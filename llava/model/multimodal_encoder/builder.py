@@ -16,6 +16,6 @@ def build_vision_tower(vision_tower_cfg: object, *, delay_load: bool = False) ->
     )
     if not name:
         raise CheckpointError(
-            "no vision tower is named: config.json needs mm_vision_tower", code="no-vision-tower"
+            "no vision tower is named: config.json needs mm_vision_tower", code="missing-vision-tower"
         )
     return CLIPVisionTower(name, args=vision_tower_cfg, delay_load=delay_load)

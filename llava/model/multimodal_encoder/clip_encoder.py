@@ -144,7 +144,7 @@ class CLIPVisionTower(nn.Module):
         if not 0 <= depth <= layers:
             raise CheckpointError(
                 f"mm_vision_select_layer is {self.select_layer}, the tower has {layers} layers",
-                code="no-such-layer",
+                code="unknown-layer",
             )
         return depth
 
