@@ -37,6 +37,7 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.check_data import open_checked
 from llava.train.init_adapter import locate_adapter, set_trained_beside
 from llava.train.planning.footprint import numel
+from llava.train.step.recipe import shards_weights
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +258,8 @@ def _prepare_language_model(model: Any, model_args: ModelArguments, training_arg
     """Freeze, quantise and wrap as asked; the vision side comes later and is not touched by it."""
     if model_args.freeze_backbone:
         model.model.requires_grad_(False)
-    checkpointing = {"use_reentrant": _shards_weights(training_args)}
+    # ZeRO-3 changes the shapes of weights, which the non-reentrant kind does not allow.
+    checkpointing = {"use_reentrant": shards_weights(training_args)}
     if training_args.activation_checkpointing_kwargs is None:
         training_args.activation_checkpointing_kwargs = checkpointing
     if training_args.bits in (4, 8):
@@ -280,12 +282,6 @@ def _prepare_language_model(model: Any, model_args: ModelArguments, training_arg
         dropout=training_args.lora_dropout,
         bias=bias,
     )
-
-
-def _shards_weights(training_args: TrainingArguments) -> bool:
-    """Whether this is ZeRO-3, where the non-reentrant kind of checkpointing sees weights change shape."""
-    plugin = training_args.deepspeed_plugin
-    return plugin is not None and plugin.zero_stage == 3
 
 
 def _add_vision(

@@ -40,7 +40,7 @@ from llava.train.checkpointing.signals import leave_signals_to_parent
 from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
 from llava.train.reporters import LenientTensorBoard
-from llava.train.step.recipe import settle
+from llava.train.step.recipe import resolve_recipe
 from llava.train.step.rows import deferred, rows_of
 from llava.train.validation import ValidatingTrainer
 
@@ -119,7 +119,7 @@ class LLaVATrainer(ValidatingTrainer):
         self.meter = Meter(model, args, image_positions=image_positions)
         # The original's loss is the mean of the micro-batches' means, on each process and over them.
         self.model_accepts_loss_kwargs = False
-        self.recipe = settle(args, reads_images=is_ours)
+        self.recipe = resolve_recipe(args, reads_images=is_ours)
         if self.recipe.pack:
             enable_packing(model.config)
         if is_ours and (tower := model.get_vision_tower()) is not None:

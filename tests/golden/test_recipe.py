@@ -18,11 +18,11 @@ from llava.model.builder import load_pretrained_model
 from llava.model.fused import find_fusing_obstacle, fuse_layers
 from llava.model.lora import add_adapter
 from llava.model.packed_attention import PACKED, enable_packing
-from llava.model.shortcuts import Shortcuts
+from llava.model.recipe import Recipe
 from llava.train.arguments import parse_arguments
 from llava.train.planning.memory import Batch, Sharing
 from llava.train.planning.recompute import layers_of, recompute_first
-from llava.train.step.recipe import Recipe, settle
+from llava.train.step.recipe import resolve_recipe
 from llava.train.step.rows import rows_of
 from support import tiny_checkpoints as tiny
 from support.model_sizes import BIG, GIB
@@ -81,10 +81,10 @@ BATCHES = {
     "learned from the start": batch((40, None), (25, 0), learn=0),
 }
 SHORTCUTS = {
-    "pack": Shortcuts(pack=True),
-    "sparse_loss": Shortcuts(sparse_loss=True),
-    "skip_blank_images": Shortcuts(skip_blank_images=True),
-    "all": Shortcuts(pack=True, sparse_loss=True, skip_blank_images=True),
+    "pack": Recipe(pack=True),
+    "sparse_loss": Recipe(sparse_loss=True),
+    "skip_blank_images": Recipe(skip_blank_images=True),
+    "all": Recipe(pack=True, sparse_loss=True, skip_blank_images=True),
 }
 
 
@@ -114,7 +114,7 @@ def test_a_shortcut_changes_neither_loss_nor_gradients(kind: str, shortcut: str,
     plain = learned(model, BATCHES[kind])
     assert any("mm_projector" in name for name in plain[1])
     enable_packing(model.config)
-    assert_equal(learned(model, {**BATCHES[kind], "shortcuts": SHORTCUTS[shortcut]}), plain)
+    assert_equal(learned(model, {**BATCHES[kind], "recipe": SHORTCUTS[shortcut]}), plain)
 
 
 def test_unread_layers_of_the_tower_change_neither_loss_nor_gradients(model: Any) -> None:
@@ -152,7 +152,7 @@ def test_ligers_kernels_change_loss_and_gradients_by_rounding_alone(kind: str, m
 def test_packed_rows_are_kept_apart_by_every_attention(attention: str, model: Any) -> None:
     plain = learned(model, BATCHES["both"])
     model.set_attn_implementation(attention)
-    assert_equal(learned(model, {**BATCHES["both"], "shortcuts": SHORTCUTS["all"]}), plain)
+    assert_equal(learned(model, {**BATCHES["both"], "recipe": SHORTCUTS["all"]}), plain)
     assert_equal(learned(model, BATCHES["both"]), plain)  # padded batches are read as before
 
 
@@ -169,7 +169,7 @@ def test_rows_of_a_batch_add_up_to_it(kind: str, budget: int, model: Any) -> Non
     recipe = Recipe(pack=True, micro_batch_tokens=budget, sparse_loss=True, skip_blank_images=True)
     rows = rows_of(inputs, recipe, supervised=count, image_positions=PATCHES, max_length=64)
     assert len(rows) == {0: 1, 1: len(inputs["labels"])}.get(budget, len(rows))
-    filler = {**take(inputs, []), "shortcuts": Shortcuts(pack=True, supervised=count)}
+    filler = {**take(inputs, []), "recipe": Recipe(pack=True), "supervised": count}
     assert_equal(learned(model, *rows, filler), plain)
 
 
@@ -192,7 +192,7 @@ def test_an_adapter_learns_the_same_packed_and_partly_recomputed(
     ran = [0] * 4
     for place, layer in enumerate(model.get_decoder().layers):
         layer.self_attn.register_forward_hook(lambda *_, place=place: ran.__setitem__(place, ran[place] + 1))
-    assert_equal(learned(model, {**BATCHES["both"], "shortcuts": SHORTCUTS["all"]}), plain)
+    assert_equal(learned(model, {**BATCHES["both"], "recipe": SHORTCUTS["all"]}), plain)
     assert ran == [2] * layers + [1] * (4 - layers)
 
 
@@ -228,8 +228,8 @@ def test_logits_are_made_and_images_encoded_only_where_needed(model: Any) -> Non
     model.lm_head.register_forward_hook(lambda _, __, made: logits.append(made.shape))
     inputs = BATCHES["both"]
     model(**inputs)
-    model(**inputs, shortcuts=SHORTCUTS["all"])
-    model(**BATCHES["text alone"], shortcuts=SHORTCUTS["all"])
+    model(**inputs, recipe=SHORTCUTS["all"])
+    model(**BATCHES["text alone"], recipe=SHORTCUTS["all"])
     counts = (BATCHES[name]["labels"][:, 1:] != -100 for name in ("both", "text alone"))
     assert images == [4, 2]  # no call at all for the batch of text
     assert [shape[:-1].numel() for shape in logits] == [
@@ -241,7 +241,7 @@ def test_logits_are_made_and_images_encoded_only_where_needed(model: Any) -> Non
 def test_a_missing_image_is_named_also_where_blank_ones_are_skipped(model: Any) -> None:
     inputs = BATCHES["both"]
     with pytest.raises(DataError, match="2 image slots and 2 rows that need a blank image but 3 images"):
-        model(**{**inputs, "images": inputs["images"][:3]}, shortcuts=SHORTCUTS["all"])
+        model(**{**inputs, "images": inputs["images"][:3]}, recipe=SHORTCUTS["all"])
 
 
 # ---- rows
@@ -287,33 +287,37 @@ def given(golden: Path, *more: str) -> Any:
 
 
 def test_a_recipe_sets_what_no_flag_says(golden: Path) -> None:
-    exact = settle(given(golden, "--recipe", "exact"), reads_images=True)
+    exact = resolve_recipe(given(golden, "--recipe", "exact"), reads_images=True)
     assert exact == Recipe()
-    fast = settle(given(golden), reads_images=True)
+    fast = resolve_recipe(given(golden), reads_images=True)
     assert (fast.pack, fast.sparse_loss, fast.skip_blank_images, fast.skip_unread_layers) == (True,) * 4
     assert (fast.micro_batch_tokens, fast.checkpoint_layers) == (8192, "auto")
-    one = settle(given(golden, "--recipe", "exact", "--sparse_loss", "True"), reads_images=True)
+    one = resolve_recipe(given(golden, "--recipe", "exact", "--sparse_loss", "True"), reads_images=True)
     assert one == Recipe(sparse_loss=True)
     other = ["--pack", "False", "--gradient_checkpointing", "--checkpoint_layers", "3"]
-    assert settle(given(golden, *other), reads_images=True) == Recipe(
+    assert resolve_recipe(given(golden, *other), reads_images=True) == Recipe(
         sparse_loss=True, skip_blank_images=True, skip_unread_layers=True, checkpoint_layers=3
     )
 
 
 def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
     args = given(golden)
-    assert settle(args, reads_images=False) == Recipe(checkpoint_layers="auto")
-    sharded = SimpleNamespace(**{**vars(args), "n_gpu": 1, "deepspeed_plugin": SimpleNamespace(zero_stage=3)})
-    assert not settle(sharded, reads_images=True).skip_blank_images
-    several = SimpleNamespace(**{**vars(args), "n_gpu": 4})
-    assert settle(several, reads_images=True) == Recipe(skip_unread_layers=True, checkpoint_layers="auto")
+    assert resolve_recipe(args, reads_images=False) == Recipe(checkpoint_layers="auto")
+    sharded: Any = SimpleNamespace(
+        **{**vars(args), "n_gpu": 1, "deepspeed_plugin": SimpleNamespace(zero_stage=3)}
+    )
+    assert not resolve_recipe(sharded, reads_images=True).skip_blank_images
+    several: Any = SimpleNamespace(**{**vars(args), "n_gpu": 4})
+    assert resolve_recipe(several, reads_images=True) == Recipe(
+        skip_unread_layers=True, checkpoint_layers="auto"
+    )
 
 
 def test_a_model_without_vision_refuses_shortcuts_that_it_does_not_know(golden: Path) -> None:
     """It would pass over them: rows of several samples would count as one each."""
     with pytest.raises(SettingsError, match="--pack, --sparse_loss: only a model with a vision tower"):
-        settle(given(golden, "--pack", "True", "--sparse_loss", "True"), reads_images=False)
-    assert settle(given(golden), reads_images=False) == Recipe(checkpoint_layers="auto")
+        resolve_recipe(given(golden, "--pack", "True", "--sparse_loss", "True"), reads_images=False)
+    assert resolve_recipe(given(golden), reads_images=False) == Recipe(checkpoint_layers="auto")
 
 
 def test_contradictions_between_shortcuts_are_reported_together(golden: Path) -> None:

@@ -26,7 +26,7 @@ from llava.model.llava_arch import (
     require_images_for_slots,
 )
 from llava.model.packed_attention import segment_arguments
-from llava.model.shortcuts import Shortcuts
+from llava.model.recipe import Recipe
 from llava.model.splice import splice, splice_packed
 
 # Training starts from `llama`; checkpoints from before 2024 have the type `llava`.
@@ -149,12 +149,14 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         images: Images | None = None,
         image_sizes: Sizes = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shortcuts: Shortcuts | None = None,
+        recipe: Recipe | None = None,
+        supervised: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, V) and, given labels, the loss of `next_token_loss`.
 
-        With `shortcuts`, which need labels, the same loss without logits.
+        Given a `recipe`, which needs labels, compute the same loss without logits; `supervised` () int64 is how
+        many labels count in the whole batch, None for those of these rows.
 
         `position_ids` must stay a named parameter: `generate` inspects the signature and makes them from the
         mask only if it finds them here. With labels, rows are cut at `tokenizer_model_max_length`; without
@@ -163,10 +165,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Raises:
             DataError: Images and image slots do not match in number.
         """
-        if shortcuts is not None:
-            return CausalLMOutputWithPast(
-                loss=self._shortened_loss(input_ids, attention_mask, labels, images, image_sizes, shortcuts)
-            )
+        if recipe is not None:
+            rows = (input_ids, attention_mask, labels, images, image_sizes)
+            return CausalLMOutputWithPast(loss=self._loss_by_recipe(*rows, recipe, supervised))
         if inputs_embeds is None and input_ids is not None and input_ids.shape[1] > 1:
             require_images_for_slots(input_ids, images)
             if images is not None:
@@ -191,26 +192,27 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             output.loss = next_token_loss(output.logits, labels)
         return output
 
-    def _shortened_loss(
+    def _loss_by_recipe(
         self,
         input_ids: Any,
         attention_mask: torch.Tensor | None,
         labels: Any,
         images: Images | None,
         image_sizes: Sizes,
-        shortcuts: Shortcuts,
+        recipe: Recipe,
+        supervised: torch.Tensor | None,
     ) -> torch.Tensor:
         require_images_for_slots(input_ids, images)
         if images is None:
             nothing = self.get_input_embeddings().weight.new_empty(0, self.config.hidden_size)
             features = [nothing] * len(input_ids)
-        elif shortcuts.skip_blank_images:
+        elif recipe.skip_blank_images:
             features = self.encode_nonblank_views(input_ids, attention_mask, images, image_sizes)
         else:
             features = self.encode_views(images, image_sizes)
         longest = None if images is None else self.config.tokenizer_model_max_length
         rows = (input_ids, labels, attention_mask, self.get_input_embeddings(), features)
-        if shortcuts.pack:
+        if recipe.pack:
             packed = splice_packed(*rows, max_length=longest)
             embeds, labels = packed.embeds, packed.labels
             settings = {
@@ -221,9 +223,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             padded = splice(*rows, max_length=longest)
             embeds, labels, settings = padded.embeds, padded.labels, {"attention_mask": padded.mask}
         hidden = self.model(inputs_embeds=embeds, use_cache=False, **settings).last_hidden_state
-        if shortcuts.sparse_loss:
-            return supervised_loss(hidden, labels, self.lm_head, shortcuts.supervised)
-        return next_token_loss(self.lm_head(hidden), labels, shortcuts.supervised)
+        if recipe.sparse_loss:
+            return supervised_loss(hidden, labels, self.lm_head, supervised)
+        return next_token_loss(self.lm_head(hidden), labels, supervised)
 
     @torch.no_grad()
     def generate(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llava.errors import SettingsError
+from llava.model.recipe import Recipe
 from llava.train.distributed import all_reduce_max
 from llava.train.planning.footprint import Footprint
 from llava.train.planning.memory import Batch, Sharing, layers_to_recompute
-from llava.train.step.recipe import Recipe
 
 
 def layers_of(

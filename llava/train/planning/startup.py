@@ -20,12 +20,12 @@ from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.dataset import LazySupervisedDataset
+from llava.model.recipe import Recipe
 from llava.prompts.labels import Supervised
 from llava.train.planning import memory
 from llava.train.planning.footprint import Footprint, measure
 from llava.train.planning.memory import SHARE, Batch, Plan, Sharing
 from llava.train.planning.recompute import layers_of
-from llava.train.step.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 

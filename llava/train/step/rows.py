@@ -10,9 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from llava.data.pack import count_positions, count_rows, deal, take
-from llava.model.shortcuts import Shortcuts
+from llava.model.recipe import Recipe
 from llava.train.distributed import all_reduce_max
-from llava.train.step.recipe import Recipe
 
 
 def rows_of(
@@ -34,14 +33,15 @@ def rows_of(
         image_positions: Positions one image takes.
         max_length: Positions after which a sample is cut.
     """
-    shortcuts = Shortcuts(recipe.pack, recipe.sparse_loss, recipe.skip_blank_images, supervised)
+    if not recipe.changes_forward:
+        return [inputs]
+    by_recipe = {"recipe": recipe, "supervised": supervised}
     if not recipe.pack:
-        is_plain = not (recipe.sparse_loss or recipe.skip_blank_images)
-        return [inputs if is_plain else {**inputs, "shortcuts": shortcuts}]
+        return [{**inputs, **by_recipe}]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
     (count,) = all_reduce_max(count_rows(lengths, recipe.micro_batch_tokens))
-    return [{**take(inputs, places), "shortcuts": shortcuts} for places in deal(lengths, count)]
+    return [{**take(inputs, places), **by_recipe} for places in deal(lengths, count)]
 
 
 @contextmanager
