@@ -21,6 +21,7 @@ from llava.train.checkpointing.resume import is_complete
 from llava.train.checkpointing.save import lock_output_dir
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.train import Assembled, assemble, fit, train
+from support.errors import raises_code
 from support.training_processes import equal_bits
 
 # Ten times the differences that were seen between the original and another re-implementation.
@@ -389,7 +390,7 @@ def test_a_finished_run_is_left_alone(golden: Path, tmp_path: Path, caplog: pyte
     assert "already finished" in caplog.text
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
-    with pytest.raises(SettingsError, match=r"holds a finished run of 2 steps .* 5 steps are asked for"):
+    with raises_code("other-length", SettingsError):
         train(argv=[*argv, "--max_steps", "5"])
     train(argv=[*argv, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
@@ -402,22 +403,21 @@ def test_a_run_with_other_flags_is_not_taken_for_this_one(golden: Path, tmp_path
     argv += ["--data_path", str(data)]
     train(argv=argv)
     other = [*argv, "--learning_rate", "0.5"]
-    with pytest.raises(
-        SettingsError, match=r"holds a finished run with other flags \(learning_rate 0.002, now"
-    ):
+    with raises_code("other-flags", SettingsError) as error:
         train(argv=other)
+    assert "learning_rate 0.002, now" in str(error.value)
     rows = json.loads(data.read_text())
     data.write_text(json.dumps([*rows, rows[0]]))  # the same name, more to learn
-    with pytest.raises(SettingsError, match=r"holds a finished run with other flags .size of data_path"):
+    with raises_code("other-flags", SettingsError) as error:
         train(argv=argv)
+    assert "size of data_path" in str(error.value)
     shutil.copyfile(golden / "train_data/train.json", data)
     train(argv=[*argv, "--logging_steps", "2"])  # learns the same: finished, left alone
 
     (tmp_path / "out" / "trainer_state.json").unlink()  # as if cut off
-    with pytest.raises(
-        SettingsError, match=r"checkpoint-2: holds a part of a run with other flags .learning"
-    ):
+    with raises_code("other-flags", SettingsError) as error:
         train(argv=other)
+    assert "checkpoint-2" in str(error.value)
     train(argv=[*other, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")])
     train(argv=[*other, "--resume_from_checkpoint", "never"])
 
@@ -425,7 +425,7 @@ def test_a_run_with_other_flags_is_not_taken_for_this_one(golden: Path, tmp_path
 def test_two_runs_do_not_write_into_one_folder(golden: Path, tmp_path: Path) -> None:
     argv = short(golden, tmp_path)
     with lock_output_dir(tmp_path, is_writer=True):
-        with pytest.raises(SettingsError, match="another run is writing there; give another --output_dir"):
+        with raises_code("folder-in-use", SettingsError):
             train(argv=argv)
         with lock_output_dir(tmp_path, is_writer=False):  # a process of the same run
             pass
@@ -475,21 +475,22 @@ class Runs:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (lambda folder: torch.save({"x": Runs()}, folder / "optimizer.pt"), "holds more than tensors"),
-        (lambda folder: (folder / "optimizer.pt").write_bytes(b"PK cut short"), "cannot be gone on from"),
-        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be gone on from"),
+        lambda folder: torch.save({"x": Runs()}, folder / "optimizer.pt"),
+        lambda folder: (folder / "optimizer.pt").write_bytes(b"PK cut short"),
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
     ],
 )
 def test_a_damaged_checkpoint_is_said_in_one_line(
-    golden: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
+    golden: Path, tmp_path: Path, damage: Callable[[Path], Any]
 ) -> None:
     argv = short(golden, tmp_path, "--save_strategy", "steps", "--save_steps", "1")
     fit(assembled_from(argv))
     damage(tmp_path / "checkpoint-1")
-    with pytest.raises(CheckpointError, match=rf"checkpoint-1: .*{message}") as caught:
+    with raises_code("damaged-checkpoint", CheckpointError) as caught:
         train(argv=[*argv, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
+    assert str(caught.value).startswith(str(tmp_path / "checkpoint-1"))
     assert "\n" not in str(caught.value)
     assert not (golden / "ran").exists()
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: each is there whole or not at all, and only then do older ones go.
+"""Write a run's checkpoints: each is complete or absent, and older ones are removed only after it.
 
-All processes write a checkpoint-N into a folder beside; it is brought to the disk, then renamed. If it cannot
-be written (a full disk, say), the run goes on with the checkpoints it has, and tries again.
+All ranks write checkpoint-N into a staging folder, which is flushed and renamed. If it cannot be written (the
+disk is full, say), training continues with the checkpoints it has, and another attempt is made later.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as HFTrainingArguments
 
 from llava.errors import CheckpointError
 from llava.files import STAGING, publish_folder
@@ -26,49 +26,47 @@ from llava.train.distributed import all_reduce_max
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 300.0  # after a checkpoint that could not be written
+RETRY_S = 300.0  # from a failed write to the next attempt
 
 
 class Checkpoints:
     """The checkpoint-N folders of one output folder.
 
     Attributes:
-        staging: Where the next one is being written, as `staging/checkpoint-N`; None between two.
-        has_failed: Whether the last one could not be written.
-        is_passing: Whether the next one is for resuming alone, and goes when another is there; those that
-            --save_steps asks for stay, if there is no --save_total_limit.
+        staging: Holds `checkpoint-N` while it is written; None at other times.
+        has_failed: Whether the last write failed.
+        is_temporary: Whether the next one serves only to resume and is removed after another one. Without
+            --save_total_limit, those that --save_steps asks for are kept.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
         self.staging: Path | None = None
         self.has_failed = False
-        self.is_passing = False
-        self._passing: set[Path] = set()
+        self.is_temporary = False
+        self._temporary: set[Path] = set()
         self._output = Path(str(args.output_dir))
         self._limit = args.save_total_limit or 0
         self._is_writer = args.should_save
         self._failure: Exception | None = None
 
     def newest(self) -> Path | None:
-        """The checkpoint written last."""
+        """Return the checkpoint written last."""
         return next(reversed(self._oldest_first()), None)
 
     def write(self, step: int, save: Callable[[], None]) -> None:
-        """Have `save` write into `staging/checkpoint-STEP`, and put that in its place.
-
-        Every process must call this.
+        """Let `save` write `staging/checkpoint-STEP`, then publish that folder. Every rank must call this.
 
         Args:
-            step: Optimizer steps done.
-            save: Write the files; catch write errors by `record_write_errors` before each collective, so
+            step: Number of optimizer steps done.
+            save: Writes the files. It must wrap writes in `record_write_errors` before each collective, so
                 that no rank waits for one that failed.
         """
         name = f"checkpoint-{step}"
         self.staging = self._output / f"{STAGING}checkpoint"
         try:
             self.has_failed = not all(
-                self._succeeds(part, self.staging / name)
-                for part in (self._prepare, lambda _: save(), self._publish)
+                self._succeeds(action, self.staging / name)
+                for action in (self._prepare, lambda _: save(), self._publish)
             )
         finally:
             if self._is_writer:
@@ -81,25 +79,25 @@ class Checkpoints:
 
     @contextmanager
     def record_write_errors(self) -> Iterator[None]:
-        """An error of writing ends the block, not the run: other processes may wait behind it."""
+        """Record a write error instead of raising it, since other ranks may wait at a barrier."""
         try:
             yield
         except (*WRITE_ERRORS, CheckpointError) as error:
             self._failure = self._failure or error
 
-    def _succeeds(self, part: Callable[[Path], None], folder: Path) -> bool:
-        """Whether a part of the work is done on all processes."""
+    def _succeeds(self, action: Callable[[Path], None], folder: Path) -> bool:
+        """Run one step of the write; return whether it succeeded on all ranks."""
         self._failure = None
         with self.record_write_errors():
-            part(folder)
-        (somewhere,) = all_reduce_max(int(self._failure is not None))
-        return not somewhere
+            action(folder)
+        (has_failed,) = all_reduce_max(int(self._failure is not None))
+        return not has_failed
 
     def _prepare(self, folder: Path) -> None:
         if not self._is_writer:
             return
         if not self._output.is_dir():
-            logger.warning("%s: has vanished, and is made anew", self._output)
+            logger.warning("%s: was removed during the run; it is created again", self._output)
         remove_unfinished(self._output)
         folder.mkdir(parents=True)
 
@@ -109,56 +107,58 @@ class Checkpoints:
         publish_folder(folder, self._output / folder.name)
 
     def _prune(self, written: Path) -> None:
-        """Remove what `written` makes needless. Renamed first: none ever looks whole that is not."""
-        gone = self._output / f"{STAGING}old"
-        there = self._oldest_first()
-        needless = there[: -self._limit] if self._limit > 0 else self._passing & {*there} - {written}
-        self._passing = {written} if self.is_passing else set()
-        for checkpoint in needless:
+        """Remove older checkpoints. Each is renamed first, so that none looks complete when it is not."""
+        removed = self._output / f"{STAGING}old"
+        existing = self._oldest_first()
+        superseded = (
+            existing[: -self._limit] if self._limit > 0 else self._temporary & {*existing} - {written}
+        )
+        self._temporary = {written} if self.is_temporary else set()
+        for checkpoint in superseded:
             try:
-                checkpoint.replace(gone)
+                checkpoint.replace(removed)
             except OSError as error:
                 logger.warning("%s: could not be removed (%s)", checkpoint, error.strerror)
-            shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(removed, ignore_errors=True)
 
     def _oldest_first(self) -> list[Path]:
-        # By time, not by number: training anew over an old run starts from small numbers.
+        # By time, not by number: a new run over an old one starts from small numbers again.
         states = [path / STATE_FILE for path in self._output.glob("checkpoint-*")]
         states = [state for state in states if state.is_file()]
         return [state.parent for state in sorted(states, key=lambda state: state.stat().st_mtime_ns)]
 
     def _warn(self, name: str) -> None:
         if self._failure is None and not self._is_writer:
-            return  # who failed says why
+            return  # the rank that failed logs the reason
         cause = self._failure and (self._failure.__cause__ or self._failure)
-        reason = " ".join(str(cause or "another process could not write").split())[:200]
+        reason = " ".join(str(cause or "another rank failed to write").split())[:200]
         newest = self.newest()
-        kept = f"the last good one, {newest}, is kept" if newest else "there is none before it"
+        kept = f"the last complete one, {newest}, is kept" if newest else "there is no earlier one"
         logger.warning(
-            "%s: could not be written (%s); %s. Make room: training goes on, and another try is made in %g "
-            "minutes, or when the next is due",
+            "%s: could not be written (%s); %s. Make room: training continues, and the next attempt is in %g "
+            "minutes, or when the next checkpoint is due",
             *(self._output / name, reason, kept, RETRY_S / 60),
         )
 
 
 class CheckpointCallback(TrainerCallback):
-    """Asks for a checkpoint when --save_minutes are over and before leaving, all processes at once.
+    """Requests a checkpoint every --save_minutes and before an early stop, on all ranks at the same step.
 
     Attributes:
-        stop_signal: The signal for which training was ended early.
-        has_refused: Whether it was for a sample that one of the processes refused.
+        stop_signal: The signal that stopped training early; 0 if none did.
+        has_refused: Whether a sample that some rank refused stopped it.
     """
 
     def __init__(
         self, checkpoints: Checkpoints, signals: Signals, minutes: float, refused: Sequence[str] = ()
     ) -> None:
-        """Begin to watch.
+        """Create a callback for one run.
 
         Args:
-            checkpoints: How they are written.
-            signals: What asks this process to leave.
-            minutes: From one checkpoint to the next; 0 for none.
-            refused: What this process refuses, once there is something; all leave for it.
+            checkpoints: Where they are written.
+            signals: The signals that this process receives.
+            minutes: Time between checkpoints; 0 for none.
+            refused: The samples that this rank refuses; it may grow, and any entry stops all ranks.
         """
         self.stop_signal = 0
         self.has_refused = False
@@ -168,28 +168,36 @@ class CheckpointCallback(TrainerCallback):
         self._interval_s = minutes * 60 if minutes > 0 else float("inf")
         self._due_at = float("inf")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_train_begin(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         self._due_at = time.monotonic() + self._interval_s
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        # Clocks differ: the first process's decides.
+    def on_step_end(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
+        # Clocks differ between ranks; rank 0's decides.
         is_due = state.is_world_process_zero and time.monotonic() >= self._due_at
         caught, due, refused = all_reduce_max(self._signals.caught, int(is_due), len(self._refused))
         self.has_refused = bool(refused)
         if state.global_step >= state.max_steps and not refused:
-            return  # the result itself is written next
-        self._checkpoints.is_passing = not control.should_save
+            return  # the final result is written next
+        self._checkpoints.is_temporary = not control.should_save
         if caught or refused:
             self.stop_signal = caught
             control.should_training_stop = True
         if caught or refused or due:
             control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_save(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         wait_s = min(self._interval_s, RETRY_S) if self._checkpoints.has_failed else self._interval_s
         self._due_at = time.monotonic() + wait_s
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self._checkpoints.is_passing = False
+    def on_epoch_end(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
+        self._checkpoints.is_temporary = False
         if self.stop_signal or self.has_refused:
-            control.should_save = False  # --save_strategy epoch would save the same step again
+            control.should_save = False  # otherwise --save_strategy epoch saves the same step again

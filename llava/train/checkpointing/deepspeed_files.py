@@ -1,8 +1,8 @@
-"""DeepSpeed's own files in a checkpoint: a full disk holds up no process, and nothing in them is run."""
+"""DeepSpeed's own files in a checkpoint: a full disk blocks no rank, and loading them runs no code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import wraps
@@ -18,7 +18,10 @@ from llava.train.checkpointing.resume import explain_load_errors
 
 @contextmanager
 def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
-    """A block in which DeepSpeed's processes note errors of writing and read tensors only."""
+    """Patch DeepSpeed for the length of the block: write errors are recorded, and only tensors are read.
+
+    It replaces TorchCheckpointEngine.save and .load and DeepSpeedEngine.save_checkpoint.
+    """
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -26,21 +29,24 @@ def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
     plain_checkpoint = DeepSpeedEngine.save_checkpoint
 
     def save(self: Any, state_dict: Any, path: str) -> None:
-        # Its processes wait for each other after writing, so all must get there.
+        # DeepSpeed has a barrier after this, which every rank must reach.
         with checkpoints.record_write_errors():
-            plain_save(self, _numbered(state_dict), path)
+            plain_save(self, _replace_enums(state_dict), path)
 
-    @wraps(plain_checkpoint)  # transformers looks at its parameters
+    @wraps(plain_checkpoint)  # transformers inspects its parameters
     def save_checkpoint(self: Any, *settings: Any, **more: Any) -> Any:
         try:
             return plain_checkpoint(self, *settings, **more)
         except OSError:
-            # One of the small files that the first process writes last; the others wait for it behind them.
+            # Rank 0 failed to write one of the last small files; the other ranks wait at a barrier.
             distributed.barrier()
             raise
 
     def load(self: Any, path: str, map_location: Any = None) -> Any:
-        with explain_load_errors(str(Path(path).parents[1])), torch.serialization.safe_globals(_classes()):
+        with (
+            explain_load_errors(str(Path(path).parents[1])),
+            torch.serialization.safe_globals(_stored_classes()),
+        ):
             return torch.load(path, map_location=map_location, weights_only=True)
 
     TorchCheckpointEngine.save, TorchCheckpointEngine.load = save, load
@@ -52,17 +58,17 @@ def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
         DeepSpeedEngine.save_checkpoint = plain_checkpoint
 
 
-def _numbered(value: Any) -> Any:
-    """With numbers for members of enumerations, which Python before 3.11.4 stores as a call of `getattr`."""
+def _replace_enums(value: Any) -> Any:
+    """Replace enum members by integers: Python before 3.11.4 pickles them as a call of `getattr`."""
     if type(value) is dict:
-        return {key: _numbered(each) for key, each in value.items()}
+        return {key: _replace_enums(item) for key, item in value.items()}
     if type(value) is list:
-        return [_numbered(each) for each in value]
+        return [_replace_enums(item) for item in value]
     return int(value) if isinstance(value, Enum) and isinstance(value, int) else value
 
 
-def _classes() -> list[Any]:
-    """What DeepSpeed stores besides tensors."""
+def _stored_classes() -> list[type | Callable[..., object]]:
+    """Return the classes and functions that DeepSpeed pickles besides tensors."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
