@@ -166,7 +166,7 @@ def _save_result(trainer: LLaVATrainer, state_file: Path) -> None:
     except CheckpointError as error:
         newest = trainer.checkpoints.newest()
         kept = f"the same command then goes on from {newest}" if newest else "there is no checkpoint"
-        raise CheckpointError(f"{error}; {kept}") from error
+        raise CheckpointError(f"{error}; {kept}", code=error.code) from error
 
 
 def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import wraps
@@ -67,7 +67,7 @@ def _replace_enums(value: Any) -> Any:
     return int(value) if isinstance(value, Enum) and isinstance(value, int) else value
 
 
-def _stored_classes() -> list[type | Callable[..., object]]:
+def _stored_classes() -> list[Any]:
     """Return the classes and functions that DeepSpeed pickles besides tensors."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -13,7 +13,7 @@ from types import FrameType
 HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 # A terminal and a launcher may both deliver one Ctrl-C, so a repeat within this time is the same one.
-_SAME_SIGNAL_SIGNAL_S = 1.0
+_SAME_SIGNAL_S = 1.0
 
 
 class Signals:
