@@ -193,7 +193,7 @@ def test_biases_are_saved_as_asked(golden: Path) -> None:
     wrapped = fresh_adapter(golden, bias="all")
     adapter = split_trained_state(wrapped.named_parameters(), "all").adapter
     assert {name for name in adapter if "lora_" not in name} == {
-        f"base_model.model.model.mm_projector.{place}.bias" for place in (0, 2)
+        f"base_model.model.model.mm_projector.{index}.bias" for index in (0, 2)
     } | {
         name for name in dict(wrapped.named_parameters()) if "vision_tower" in name and name.endswith("bias")
     }

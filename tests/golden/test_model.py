@@ -81,13 +81,13 @@ def batch(golden: Path, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {"ids": ids, "mask": mask, "labels": labels, "images": pixels_of(golden, facts["files"])}
 
 
-def apart(one: torch.Tensor, other: np.ndarray) -> float:
+def max_difference(one: torch.Tensor, other: np.ndarray) -> float:
     return float((one.detach() - torch.as_tensor(other)).abs().max())
 
 
 def test_features_are_the_originals(model: Any, batch: dict[str, torch.Tensor], arrays: Any) -> None:
-    assert apart(model.get_vision_tower()(batch["images"]), arrays["vision_hidden_m2"]) < EMBEDS
-    assert apart(model.encode_images(batch["images"]), arrays["image_features"]) < EMBEDS
+    assert max_difference(model.get_vision_tower()(batch["images"]), arrays["vision_hidden_m2"]) < EMBEDS
+    assert max_difference(model.encode_images(batch["images"]), arrays["image_features"]) < EMBEDS
 
 
 def test_the_tower_never_runs_the_layers_it_does_not_read(model: Any, batch: dict[str, torch.Tensor]) -> None:
@@ -114,7 +114,7 @@ def test_spliced_batches_are_the_originals(
         batch["ids"], None, batch["mask"], "past", batch["labels"], batch["images"]
     )
     assert (ids, positions, past) == (None, None, "past")
-    assert apart(embeds, arrays[f"{case}_embeds"]) < EMBEDS
+    assert max_difference(embeds, arrays[f"{case}_embeds"]) < EMBEDS
     assert np.array_equal(labels.numpy(), arrays[f"{case}_labels"])
     assert np.array_equal(mask.numpy(), arrays[f"{case}_mask"])
     assert mask.dtype == torch.bool
@@ -137,9 +137,9 @@ def test_two_images_and_views_are_the_originals(
         (list(images[:, None]), "two_images_listinput_embeds"),
     ):
         embeds = model.prepare_inputs_labels_for_multimodal(ids, None, None, None, None, given)[4]
-        assert apart(embeds, arrays[name]) < EMBEDS
+        assert max_difference(embeds, arrays[name]) < EMBEDS
     views = model.encode_views(images[None])[0]  # one image of two views
-    assert apart(views, arrays["five_dim_embeds"][0, 54:86]) < EMBEDS
+    assert max_difference(views, arrays["five_dim_embeds"][0, 54:86]) < EMBEDS
 
 
 def test_nothing_to_splice_comes_back_unchanged(model: Any, batch: dict[str, torch.Tensor]) -> None:
@@ -160,11 +160,11 @@ def test_loss_and_logits_are_the_originals(
         )
     real = arrays[f"{side}_2048_mask"]
     assert abs(out.loss.item() - facts[f"loss_{side}"]) < LOSS
-    assert apart(out.logits.logsumexp(-1)[real], arrays[f"logits_{side}_lse"][real]) < LOGITS
+    assert max_difference(out.logits.logsumexp(-1)[real], arrays[f"logits_{side}_lse"][real]) < LOGITS
     assert np.array_equal(out.logits.argmax(-1).numpy()[real], arrays[f"logits_{side}_argmax"][real])
     # The file holds the first eight positions of the right-padded rows, the last eight of the others.
     last = out.logits[:, -8:] if side == "left" else out.logits[:, :8]
-    assert apart(last, arrays[f"logits_{side}_last8"]) < LOGITS
+    assert max_difference(last, arrays[f"logits_{side}_last8"]) < LOGITS
 
 
 def test_a_text_row_has_the_same_loss_with_a_blank_image_or_none(

@@ -240,15 +240,15 @@ class ShortOfMemory:
         return self.function(*args, **inputs)
 
 
-@pytest.mark.parametrize("place", ["layers", "tower"])
+@pytest.mark.parametrize("module", ["layers", "tower"])
 def test_running_out_of_memory_halves_the_budget(
-    golden: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+    golden: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, module: str
 ) -> None:
     loaded = tiny_model(golden)
     requests = requests_about(golden, 30)
     generation = Generation(max_new_tokens=5)
     wanted = texts(Engine(loaded, generation, batch_size=1), requests)
-    if place == "layers":
+    if module == "layers":
         short = ShortOfMemory(loaded.model.get_decoder().forward, 150)
         monkeypatch.setattr(loaded.model.get_decoder(), "forward", short)
     else:

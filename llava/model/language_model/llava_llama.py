@@ -153,17 +153,18 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         supervised: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, L, V) and, given labels, the loss of `next_token_loss`.
+        """Compute logits (B, L, V) and, given labels, the loss of `next_token_loss`.
 
-        Given a `recipe`, which needs labels, compute the same loss without logits; `supervised` () int64 is how
-        many labels count in the whole batch, None for those of these rows.
+        Given a `recipe`, which needs labels, compute the same loss with the recipe's shortcuts and return no
+        logits. `supervised`, () int64, is the number of supervised labels in the whole batch; None counts
+        those of these rows.
 
-        `position_ids` must stay a named parameter: `generate` inspects the signature and makes them from the
-        mask only if it finds them here. With labels, rows are cut at `tokenizer_model_max_length`; without
-        labels nothing is ever cut.
+        With labels, rows are cut at `tokenizer_model_max_length`; without labels they are never cut.
+        `position_ids` must be a named parameter: `generate` makes them from the mask only if the signature
+        has them.
 
         Raises:
-            DataError: Images and image slots do not match in number.
+            DataError: The numbers of images and image slots differ.
         """
         if recipe is not None:
             rows = (input_ids, attention_mask, labels, images, image_sizes)
@@ -204,8 +205,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     ) -> torch.Tensor:
         require_images_for_slots(input_ids, images)
         if images is None:
-            nothing = self.get_input_embeddings().weight.new_empty(0, self.config.hidden_size)
-            features = [nothing] * len(input_ids)
+            features = self._make_empty_features(len(input_ids))
         elif recipe.skip_blank_images:
             features = self.encode_nonblank_views(input_ids, attention_mask, images, image_sizes)
         else:
@@ -256,9 +256,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         kwargs.pop("position_ids", None)  # count without images; generate() makes them from the mask
         require_images_for_slots(inputs, images)
         if images is None:
-            embed = self.get_input_embeddings()
-            nothing = [embed.weight.new_empty(0, self.config.hidden_size)] * len(inputs)
-            spliced = splice(inputs, None, mask, embed, nothing, side="left")
+            empty = self._make_empty_features(len(inputs))
+            spliced = splice(inputs, None, mask, self.get_input_embeddings(), empty, side="left")
         else:
             spliced = self.splice_images(inputs, None, mask, images, image_sizes, side="left")
         self._check_prompt_fits(spliced.embeds.shape[1])
@@ -270,6 +269,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if generation is not None and (generation.temperature is not None or generation.top_p is not None):
             generation.do_sample = True
         super().save_pretrained(*args, **kwargs)
+
+    def _make_empty_features(self, rows: int) -> list[torch.Tensor]:
+        """Return the blocks that `splice` needs for rows without images: one empty block per row."""
+        return [self.get_input_embeddings().weight.new_empty(0, self.config.hidden_size)] * rows
 
     def _check_prompt_fits(self, length: int) -> None:
         longest = self.config.max_position_embeddings
