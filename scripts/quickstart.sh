@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job on the embedded model, in one command: notebook -> fine-tuning on engine data -> two-shard inference,
+# The whole job on the tiny model, in one command: notebook -> fine-tuning on engine data -> two-shard inference,
 # merge and score of the base and of the tuned model -> one table per question type.
 #
 #   bash scripts/quickstart.sh

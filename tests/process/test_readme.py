@@ -317,6 +317,16 @@ def test_differences_from_the_original_are_documented(fact: str) -> None:
     assert fact in (REPO / "llava/DIFFERENCES.md").read_text(encoding="utf-8")
 
 
+def test_ci_and_hooks_run_the_readmes_test_command() -> None:
+    for name in ("README.md", ".ci/run", ".github/workflows/ci.yml"):
+        assert "bash scripts/test.sh" in (REPO / name).read_text(encoding="utf-8"), name
+    script = (REPO / "scripts/test.sh").read_text(encoding="utf-8")
+    hooks = re.findall(r"entry: (.+)", (REPO / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert len(hooks) == 3
+    for hook in hooks:
+        assert re.search(rf"^ *{re.escape(hook)}$", script, re.M), f"scripts/test.sh does not run {hook}"
+
+
 def test_every_file_a_script_names_exists() -> None:
     scripts = [name for name in tracked() if name.endswith(".sh") or name == ".ci/run"]
     assert len(scripts) > 10
