@@ -1,9 +1,9 @@
-"""Where metrics go; and TensorBoard's files, without which training goes on."""
+"""Choose where metrics are reported; an error of TensorBoard never stops training."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], list[str]]:
-    """Where metrics go, of what is installed; and what is wrong with what else is asked for."""
+    """Return the reporters to use, and an error message for each wanted one that is not installed."""
     installed = get_available_reporting_integrations()
     if wanted is None:
         return ["tensorboard"] if "tensorboard" in installed else [], []
@@ -21,9 +21,9 @@ def choose_reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], lis
         return [], []
     if "all" in names:
         return list(installed), []
-    there = ", ".join(installed)
+    choices = ", ".join(installed)
     missing = [
-        f"--report_to {name}: not installed; pip install {name}, or choose from: {there}, none"
+        f"--report_to {name}: not installed; pip install {name}, or choose from: {choices}, none"
         for name in names
         if name not in installed
     ]
@@ -31,7 +31,7 @@ def choose_reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], lis
 
 
 class LenientTensorBoard(TensorBoardCallback):
-    """As transformers', but a disk that is full ends the curves, not the run."""
+    """transformers' TensorBoard callback, except that a write error (a full disk, say) only ends the curves."""
 
     def on_train_begin(self, *args: Any, **rest: Any) -> None:
         self._try(super().on_train_begin, *args, **rest)
@@ -42,12 +42,12 @@ class LenientTensorBoard(TensorBoardCallback):
     def on_train_end(self, *args: Any, **rest: Any) -> None:
         self._try(super().on_train_end, *args, **rest)
 
-    def _try(self, write: Any, *args: Any, **rest: Any) -> None:
+    def _try(self, write: Callable[..., None], *args: Any, **rest: Any) -> None:
         try:
             write(*args, **rest)
         except OSError as error:
             logger.warning(
-                "%s: TensorBoard's file cannot be written (%s); its curves end here, training goes on",
+                "%s: TensorBoard's file cannot be written (%s); its curves end here, training continues",
                 *(self.logging_dir, error.strerror or error),
             )
-            self.tb_writer = self._SummaryWriter = None  # transformers makes no other writer then
+            self.tb_writer = self._SummaryWriter = None  # so that transformers makes no new writer
