@@ -1,4 +1,4 @@
-"""The data check before the first step: a report on screen and as JSON, and the policy applied."""
+"""Check the data before the first step: log and write a report, then apply the policy for bad samples."""
 
 from __future__ import annotations
 
@@ -28,43 +28,53 @@ def open_checked(
     training_args: TrainingArguments,
     image_positions: int,
 ) -> LazySupervisedDataset:
-    """A file's samples as `--bad_samples` leaves them, looked at as far as `--check_data` says.
+    """Open a data file, check it as `--check_data` says, and apply `--bad_samples`.
 
     Raises:
-        SettingsError: There are images, and the flags do not say how to see them.
-        DataError: A record or an image is not as it must be, and that is an error; or nothing is left.
+        SettingsError: There are images, but --vision_tower or --image_folder is missing.
+        DataError: A record or an image is bad under --bad_samples error, or no sample is left.
     """
-    # Bad records are not refused yet, but reported together with bad images.
+    # Bad records are not refused here, so that they are reported together with bad images.
     opened_with: Policy = "repair" if data_args.bad_samples == "repair" else "skip"
     dataset = LazySupervisedDataset(path, tokenizer, data_args, template=template, bad_samples=opened_with)
-    _require_sight(dataset, data_args)
+    _require_image_flags(dataset, data_args)
     settings = Settings(
         cast(Policy, data_args.bad_samples), thorough=data_args.check_data, image_positions=image_positions
     )
     found = preflight(dataset, settings)
-    made = report(found, max_length=training_args.model_max_length)
+    summary = report(found, max_length=training_args.model_max_length)
     if training_args.should_save:
-        write_json(dataset.index.folder / REPORT, made, ascii_only=True)
-    for line in lines(made):
+        write_json(dataset.index.folder / REPORT, summary, ascii_only=True)
+    for line in lines(summary):
         logger.info(line)
-    logger.info("all of it is in %s", dataset.index.folder / REPORT)
+    logger.info("the full report is in %s", dataset.index.folder / REPORT)
     command = f"python -m llava.data.check {dataset.data_path} --image-folder {data_args.image_folder}"
-    refuse(found.problems, f"; `{command}` lists all, --bad_samples skip or repair goes on without them")
+    refuse(
+        found.problems, f"; `{command}` lists all of them; --bad_samples skip or repair trains without them"
+    )
     if not len(found.dataset):
-        raise DataError(f"{dataset.data_path}: no sample is left; see {dataset.index.folder / REPORT}")
+        raise DataError(
+            f"{dataset.data_path}: no sample is left; see {dataset.index.folder / REPORT}", code="no-samples"
+        )
     if training_args.should_save and found.problems:
         copy = Path(str(training_args.output_dir)) / f"data_check_{dataset.data_path.stem}.json"
-        write_json(copy, made, ascii_only=True)
+        write_json(copy, summary, ascii_only=True)
     return found.dataset
 
 
-def _require_sight(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
+def _require_image_flags(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:
     rows = dataset.samples.rows
-    shown = rows[dataset.index.with_image[rows]]
-    if not len(shown):
+    with_image = rows[dataset.index.with_image[rows]]
+    if not len(with_image):
         return
-    first = dataset.index.identifier(shown[0])
+    first = dataset.index.identifier(with_image[0])
     if not data_args.is_multimodal:
-        raise SettingsError(f"{dataset.data_path}: sample {first!r} has an image: --vision_tower is missing")
+        raise SettingsError(
+            f"{dataset.data_path}: sample {first!r} has an image: --vision_tower is missing",
+            code="missing-flag",
+        )
     if data_args.image_folder is None:
-        raise SettingsError(f"{dataset.data_path}: sample {first!r} has an image: --image_folder is missing")
+        raise SettingsError(
+            f"{dataset.data_path}: sample {first!r} has an image: --image_folder is missing",
+            code="missing-flag",
+        )

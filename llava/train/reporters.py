@@ -31,7 +31,7 @@ def choose_reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], lis
 
 
 class LenientTensorBoard(TensorBoardCallback):
-    """transformers' TensorBoard callback, except that a write error (a full disk, say) only ends the curves."""
+    """transformers' TensorBoard callback, except that a write error ends the curves and not the run."""
 
     def on_train_begin(self, *args: Any, **rest: Any) -> None:
         self._try(super().on_train_begin, *args, **rest)
