@@ -1,4 +1,4 @@
-"""Samples to a batch: padded on the right to the longest, cut at the model's length, images stacked."""
+"""Collate samples into a batch: pad on the right, truncate at the model's length, stack images."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ import torch
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import DataError
+from llava.schema import RecordId
 
 NOTES = "notes"
-Note = tuple[Any, str | None, str | None]
-"""A sample's id, why it teaches nothing, and why it should end the run."""
+Note = tuple[RecordId, str | None, str | None]
+"""A sample's id, why nothing is learned from it, and why it should end the run."""
 
 
 @dataclass
 class DataCollatorForSupervisedDataset:
-    """Makes the keyword arguments of the model's forward from a list of samples.
+    """A callable that collates samples into the keyword arguments of the model's forward.
 
-    The mask covers what was padded, not what equals the padding id: an `<unk>` inside a text is attended to
-    (the original masks it out, for LLaMA pads with `<unk>`).
+    The attention mask excludes padding by length, not by id: an `<unk>` inside a text is attended to (the
+    original masks it out, because LLaMA pads with `<unk>`).
 
     Attributes:
-        tokenizer: Its `pad_token_id` fills, its `model_max_length` cuts.
-        with_notes: Add each sample's (id, problem, refused) under `notes`; our trainer takes them out.
+        tokenizer: Provides `pad_token_id` for padding and `model_max_length` for truncation.
+        with_notes: Add each sample's (id, problem, refused) under `notes`; `LLaVATrainer` removes them.
     """
 
     tokenizer: Any
     with_notes: bool = False
 
     def __call__(self, instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `labels` and `attention_mask` of shape (B, L), and `images` if the samples have them.
+        """Return `input_ids`, `labels` and `attention_mask` of shape (B, L), and `images` if there are any.
 
-        Images of one shape become one tensor (B, 3, H, W), others a list.
+        Images of one shape become a tensor (B, 3, H, W), others a list.
 
         Raises:
             DataError: Some samples have an image tensor and some have none.
@@ -51,11 +52,16 @@ class DataCollatorForSupervisedDataset:
         images = [instance["image"] for instance in instances if "image" in instance]
         if images:
             if len(images) != len(instances):
-                raise DataError(f"{len(images)} of {len(instances)} samples of a batch have an image tensor")
+                raise DataError(
+                    f"{len(images)} of {len(instances)} samples of a batch have an image tensor",
+                    code="mixed-images",
+                )
             one_shape = len({image.shape for image in images}) == 1
             batch["images"] = torch.stack(images) if one_shape else images
         if self.with_notes:
-            batch[NOTES] = [(each["id"], each["problem"], each.get("refused")) for each in instances]
+            batch[NOTES] = [
+                (instance["id"], instance["problem"], instance.get("refused")) for instance in instances
+            ]
         return batch
 
 

@@ -1,6 +1,6 @@
-"""Conversations to tensors, one sample at a time and only when asked for; errors name file, record and image.
+"""The training data set: turns one conversation at a time into tensors; errors name file, record and image.
 
-A data set is a view of its file's index (llava/data/index.py): all ranks and workers share one copy.
+A data set selects samples of its file's index (llava/data/index.py), which all ranks and workers share.
 
 Source: LLaVA v1.2.2 llava/train/train.py, LazySupervisedDataset.
 """
@@ -11,7 +11,7 @@ import copy
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, default_conversation
 from llava.data.checks.image_files import UNREADABLE
-from llava.data.checks.lengths import Lengths
-from llava.data.checks.policy import Policy, choose, refuse
+from llava.data.checks.lengths import TokenLengths
+from llava.data.checks.policy import Policy, raise_refused, select_usable
 from llava.data.index import open_index
 from llava.errors import DataError
 from llava.images import process_images, read_image
@@ -31,16 +31,35 @@ from llava.schema import Sample
 logger = logging.getLogger(__name__)
 
 
+class DataSettings(Protocol):
+    """The data arguments that a data set needs.
+
+    Attributes:
+        image_folder: The folder that the records' image paths start from.
+        is_multimodal: Whether the model takes images.
+        mm_use_im_start_end: Whether `<im_start>` and `<im_end>` enclose an image.
+        image_aspect_ratio: How images are made square; see `process_images`.
+        image_processor: The vision tower's image processor; None without images.
+    """
+
+    image_folder: str | None
+    is_multimodal: bool
+    mm_use_im_start_end: bool
+    image_aspect_ratio: str
+    image_processor: Any
+
+
 class LazySupervisedDataset(Dataset[dict[str, Any]]):
-    """The samples of one JSON file, or some of them, made into tensors when asked for.
+    """The samples of one JSON file, or some of them, made into tensors on access.
 
     Attributes:
         index: The file's records.
-        samples: What is learned from: in order, each decoded when asked for. `samples.rows` are their rows
-            in the index.
-        problems: What was wrong with records, and what became of them.
-        bad_samples: What becomes of an image that cannot be read when it is its turn.
-        token_lengths: Each sample's positions, once they are counted (llava/data/checks/preflight.py).
+        samples: The samples to train on; `samples.rows` are their rows in the index.
+        problems: The problems of records and what became of them.
+        bad_samples: What to do when an image cannot be read on access.
+        defers_errors: With `bad_samples="error"`, report an unreadable image in the item's `refused` instead
+            of raising, so that all ranks can finish the step.
+        token_lengths: The samples' lengths, once counted (llava/data/checks/preflight.py).
     """
 
     def __init__(
@@ -52,39 +71,39 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         template: Conversation | None = None,
         bad_samples: Policy = "error",
     ) -> None:
-        """Open the file's index; the first time reads and checks the file.
+        """Open the file's index; the first time, this reads and checks the file.
 
         Args:
             data_path: JSON array or .jsonl of conversations.
-            tokenizer: Makes the ids; its `model_max_length` cuts text-only samples.
+            tokenizer: Its `model_max_length` truncates text-only samples.
             data_args: `image_folder`, `image_aspect_ratio`, `is_multimodal`, `mm_use_im_start_end` and
                 `image_processor` (may be set later, before the first image is asked for).
-            template: How turns become text; `vicuna_v1` if None.
-            bad_samples: What becomes of bad records, and of images that cannot be read when it is their turn:
-                an error, or a black image and nothing to learn (with `keeps_going` set, in any case that).
+            template: The conversation template; `vicuna_v1` if None.
+            bad_samples: What to do about bad records, and about images that cannot be read on access: raise
+                an error, or use a black image with all labels ignored.
 
         Raises:
-            DataError: The file holds no sample; or, if these are errors, a record in it is not as it must be
-                or does not fit the template.
+            DataError: The file holds no sample; or, with `bad_samples="error"`, a record is invalid or does
+                not fit the template.
         """
         self.data_path = Path(data_path)
         self.tokenizer = tokenizer
-        self.data_args = data_args
+        self.data_args: DataSettings = data_args
         self.template = template or default_conversation
         self.bad_samples = bad_samples
-        self.keeps_going = False
-        self.token_lengths: Lengths | None = None
+        self.defers_errors = False
+        self.token_lengths: TokenLengths | None = None
         self.index = open_index(self.data_path)
-        self.samples, self.problems = choose(self.index, self.template, bad_samples)
-        refuse(self.problems)
+        self.samples, self.problems = select_usable(self.index, self.template, bad_samples)
+        raise_refused(self.problems)
         if not len(self.index):
-            raise DataError(f"{data_path}: holds no sample")
+            raise DataError(f"{data_path}: holds no sample", code="no-samples")
 
-    def subset(self, places: np.ndarray) -> LazySupervisedDataset:
-        """The same data set with only the samples at `places`, numbers from 0 to its length, in order."""
+    def subset(self, indices: np.ndarray) -> LazySupervisedDataset:
+        """Return a copy of the data set with only some samples, in the given order."""
         chosen = copy.copy(self)
-        chosen.samples = self.samples.at(self.samples.rows[places])
-        chosen.token_lengths = self.token_lengths and self.token_lengths.at(places)
+        chosen.samples = self.samples.select(indices)
+        chosen.token_lengths = self.token_lengths and self.token_lengths.select(indices)
         return chosen
 
     def __len__(self) -> int:
@@ -92,29 +111,34 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Words of each sample, an image counted as 128; int32."""
+        """Words of each sample, an image counting as 128; int32."""
         return self.index.lengths[self.samples.rows]
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """Words of each sample, negative for text alone; what the sampler groups by; int32."""
+        """Words of each sample, negative without an image, by which the sampler groups; int32."""
         return self.index.modality_lengths[self.samples.rows]
 
-    def where(self, place: int) -> str:
-        """File, record and id of a sample, to open a message with."""
-        return self.index.where(self.samples.rows[place])
+    def location(self, index: int) -> str:
+        """Return file, record and id of a sample, to open a message with."""
+        return self.index.location(self.samples.rows[index])
+
+    @property
+    def image_folder(self) -> Path:
+        """The folder that the records' image paths start from."""
+        return Path(self.data_args.image_folder or ".")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids`, `labels` (L,), `image` (3, S, S) in a multimodal run, `id`, `problem` and `refused`.
+        """Return `input_ids`, `labels` (L,), `id`, `problem`, `refused`, and `image` (3, S, S) if multimodal.
 
-        A text-only sample of a multimodal run has a black image that no text refers to. So has one whose
-        image can no longer be read, if that is to stop no run; its problem says so, and nothing is learned.
-        `refused` is why the run should end all the same, when it can; both are None for a good sample.
+        A text-only sample of a multimodal run gets a black image that no text refers to. So does a sample
+        whose image can no longer be read, unless that raises: all its labels are ignored and `problem` says
+        so. `refused` is why the run should end after this step. Both are None for a good sample.
 
         Raises:
             DataError: The image cannot be read, or the whole image folder is gone.
         """
-        sample, made = self.samples[index], self.encoded(index)
+        sample, made = self.samples[index], self.encode(index)
         item: dict[str, Any] = {
             "id": sample.id,
             "problem": made.problem,
@@ -127,7 +151,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
                 item["image"] = self._read(sample, index)
             except DataError as error:
                 is_refused = self.bad_samples == "error"
-                if (is_refused and not self.keeps_going) or not self._image_folder.is_dir():
+                if (is_refused and not self.defers_errors) or not self.image_folder.is_dir():
                     raise
                 logger.warning("%s; nothing is learned from it", error)
                 item |= {"image": self._black(), "problem": UNREADABLE}
@@ -137,8 +161,8 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             item["image"] = self._black()
         return item
 
-    def encoded(self, index: int) -> Supervised:
-        """Ids and labels of a sample, without its image."""
+    def encode(self, index: int) -> Supervised:
+        """Return the ids and labels of a sample, without its image."""
         return supervise(
             self.samples[index],
             self.template,
@@ -147,37 +171,33 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             mm_use_im_start_end=self.data_args.mm_use_im_start_end,
         )
 
-    @property
-    def _image_folder(self) -> Path:
-        return Path(self.data_args.image_folder or ".")
-
     def _black(self) -> torch.Tensor:
         side = self.data_args.image_processor.crop_size
         return torch.zeros(3, side["height"], side["width"])
 
     def _read(self, sample: Sample, index: int) -> torch.Tensor:
-        how = SimpleNamespace(image_aspect_ratio=self.data_args.image_aspect_ratio)
+        settings = SimpleNamespace(image_aspect_ratio=self.data_args.image_aspect_ratio)
         try:
-            image = read_image(self._image_folder / str(sample.image))
-            return process_images([image], self.data_args.image_processor, how)[0]
+            image = read_image(self.image_folder / str(sample.image))
+            return process_images([image], self.data_args.image_processor, settings)[0]
         except DataError as error:
-            raise DataError(f"{self.where(index)}: {error}") from error
+            raise DataError(f"{self.location(index)}: {error}", code=error.code) from error
 
 
 def count_learnable(
     input_ids: torch.Tensor, labels: torch.Tensor, *, image_positions: int, max_length: int | None
 ) -> torch.Tensor:
-    """How many labels of each row are left to learn once images take their place and the end is cut off.
+    """Count the supervised labels of each row after image expansion and truncation.
 
     Args:
         input_ids: (B, L), -200 for an image.
-        labels: (B, L), -100 for what is not learned. A row's first label has nothing before it to learn from.
-        image_positions: Positions one image takes.
-        max_length: Positions after which a row is cut; None for never.
+        labels: (B, L), -100 where ignored. A row's first label is not predicted from anything.
+        image_positions: Positions of an image.
+        max_length: Positions at which a row is truncated; None for no limit.
     """
-    taken = torch.where(input_ids == IMAGE_TOKEN_INDEX, image_positions, 1)
-    position = taken.cumsum(dim=1) - 1
-    left = (labels != IGNORE_INDEX) & (position > 0)
+    lengths = torch.where(input_ids == IMAGE_TOKEN_INDEX, image_positions, 1)
+    position = lengths.cumsum(dim=1) - 1
+    supervised = (labels != IGNORE_INDEX) & (position > 0)
     if max_length is not None:
-        left &= position < max_length
-    return left.sum(dim=1)
+        supervised &= position < max_length
+    return supervised.sum(dim=1)

@@ -1,8 +1,8 @@
-"""Which samples are held out for validation: whole images at a time, drawn by hash.
+"""Hold out samples for validation, whole images at a time, selected by hash.
 
-An image's samples are all learned from or all held out, else the loss would be that of a picture seen before.
-The draw looks at one sample alone, so it is the same in every process and in a run that resumes, and an image
-that is held out stays so when other data is mixed in.
+All samples of an image are trained on or all are held out; otherwise the validation loss would be that of
+images seen in training. The selection depends on one sample only, so it is the same on every rank, after a
+resume and when other data is mixed in.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _HASHES = 2**64
 
 
 def is_held_out(image: str | None, identifier: RecordId, *, fraction: float, seed: int) -> bool:
-    """Whether a sample is of the held-out `fraction` of images; one of text alone is drawn by its id.
+    """Return whether a sample belongs to the held-out `fraction`, by its image, or by its id without one.
 
     Args:
-        image: Path under the image folder; `./a.jpg` and `a.jpg` are one image.
+        image: Path under the image folder; `./a.jpg` and `a.jpg` are the same image.
         identifier: The sample's id.
-        fraction: From 0 (none) to 1 (all), of images.
-        seed: Another seed holds out others.
+        fraction: Fraction of the images, from 0 to 1.
+        seed: Seed of the hash.
     """
     name = f"id {identifier}" if image is None else f"image {PurePosixPath(image)}"
     digest = blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
@@ -41,51 +41,52 @@ def is_held_out(image: str | None, identifier: RecordId, *, fraction: float, see
 def hold_out(
     dataset: LazySupervisedDataset, fraction: float, *, seed: int
 ) -> tuple[LazySupervisedDataset, LazySupervisedDataset]:
-    """The samples to learn from and those held out, each in the file's order.
+    """Split a data set into training and held-out samples, each in the file's order.
 
     Raises:
-        SettingsError: Either side would be empty.
+        SettingsError: Either part would be empty.
     """
     index, rows = dataset.index, dataset.samples.rows
-    held = held_out_places(
-        index.images(rows), lambda place: index.identifier(rows[place]), fraction=fraction, seed=seed
+    held = held_out_mask(
+        index.images(rows), lambda number: index.identifier(rows[number]), fraction=fraction, seed=seed
     )
     count = int(held.sum())
     if count in (0, len(held)):
         raise SettingsError(
-            f"{dataset.data_path}: --held_out {fraction:g} leaves {len(held) - count} samples to learn from "
-            f"and {count} to validate on; choose another part, or name a file by --eval_data_path"
+            f"{dataset.data_path}: --held_out {fraction:g} leaves {len(held) - count} samples to train on "
+            f"and {count} to validate on; choose another fraction, or give a file by --eval_data_path",
+            code="empty-split",
         )
     logger.info("held out for validation: %s of %s samples", f"{count:,}", f"{len(held):,}")
     return dataset.subset(np.flatnonzero(~held)), dataset.subset(np.flatnonzero(held))
 
 
-def warn_of_shared_images(learned: LazySupervisedDataset, held: LazySupervisedDataset) -> None:
-    """Say how many of the images validated on are learned from, too."""
-    names, theirs = (
-        {str(PurePosixPath(name.as_py())) for name in each.index.images(each.samples.rows).dictionary}
-        for each in (held, learned)
+def warn_of_shared_images(training: LazySupervisedDataset, validation: LazySupervisedDataset) -> None:
+    """Warn if images of the validation data are also in the training data."""
+    validated, trained = (
+        {str(PurePosixPath(name.as_py())) for name in dataset.index.images(dataset.samples.rows).dictionary}
+        for dataset in (validation, training)
     )
-    if shared := names & theirs:
+    if shared := validated & trained:
         logger.warning(
-            f"{held.data_path}: {len(shared):,} of its {len(names):,} images are in {learned.data_path}, "
-            f"too, {min(shared)} for one: losses on them say less about images never seen"
+            f"{validation.data_path}: {len(shared):,} of its {len(validated):,} images are also in "
+            f"{training.data_path}, {min(shared)} for one: losses on them say less about unseen images"
         )
 
 
-def held_out_places(
+def held_out_mask(
     images: pa.DictionaryArray, identifier: Callable[[int], RecordId], *, fraction: float, seed: int
 ) -> np.ndarray:
-    """Whether each sample is held out, (N,) bool.
+    """Return (N,) bool: which samples are held out.
 
     Args:
-        images: Image names, null for text alone; each different name is looked at once.
-        identifier: A sample's id, by its place; asked for where there is no image.
+        images: Image names, null without an image; each distinct name is hashed once.
+        identifier: Returns the id of the n-th sample; called for samples without an image.
         fraction: See `is_held_out`.
         seed: See `is_held_out`.
     """
-    drawn = [is_held_out(name.as_py(), "", fraction=fraction, seed=seed) for name in images.dictionary]
-    held = np.array(pa.array(drawn, pa.bool_()).take(images.indices).fill_null(False).to_numpy(False))
-    for place in np.flatnonzero(images.is_null().to_numpy(False)):
-        held[place] = is_held_out(None, identifier(place), fraction=fraction, seed=seed)
+    selected = [is_held_out(name.as_py(), "", fraction=fraction, seed=seed) for name in images.dictionary]
+    held = np.array(pa.array(selected, pa.bool_()).take(images.indices).fill_null(False).to_numpy(False))
+    for number in np.flatnonzero(images.is_null().to_numpy(False)):
+        held[number] = is_held_out(None, identifier(number), fraction=fraction, seed=seed)
     return held

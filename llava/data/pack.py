@@ -1,6 +1,6 @@
-"""How the samples of a batch are dealt to rows without padding: pure functions over lengths and batches.
+"""Pack the samples of a batch into rows without padding: pure functions over lengths and batches.
 
-A row's samples stand one behind another; how they are kept apart there is the model's business.
+The samples of a row follow one another; the model keeps their attention apart.
 """
 
 from __future__ import annotations
@@ -17,56 +17,59 @@ from llava.data.collate import NOTES
 def count_positions(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, *, image_positions: int, max_length: int
 ) -> torch.Tensor:
-    """(B,) positions of each row of a batch with images in their place and the end cut off, padding aside.
+    """Return (B,), the positions of each sample with its image, without padding, after truncation.
 
     Args:
         input_ids: (B, L), -200 for an image.
-        attention_mask: (B, L), true or 1 where an id counts.
-        image_positions: Positions one image takes.
-        max_length: Positions after which a row is cut.
+        attention_mask: (B, L), true or 1 where an id is not padding.
+        image_positions: Positions of an image.
+        max_length: Positions at which a sample is truncated.
     """
-    taken = torch.where(input_ids == IMAGE_TOKEN_INDEX, image_positions, 1) * attention_mask
-    return taken.sum(dim=1).clamp(max=max_length)
+    positions = torch.where(input_ids == IMAGE_TOKEN_INDEX, image_positions, 1) * attention_mask
+    return positions.sum(dim=1).clamp(max=max_length)
 
 
-def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """The places of all samples in `count` rows of nearly equal length.
+def assign_rows(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Assign samples to `count` rows of nearly equal length; return the sample indices of each row.
 
-    The longest first, each to the shortest row so far. Rows beyond the number of samples are empty.
+    Each sample, longest first, goes to the shortest row so far. With fewer samples than rows, some rows are
+    empty.
     """
     rows: list[list[int]] = [[] for _ in range(count)]
     totals = [0] * count
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         shortest = totals.index(min(totals))
-        rows[shortest].append(place)
-        totals[shortest] += lengths[place]
+        rows[shortest].append(index)
+        totals[shortest] += lengths[index]
     return [sorted(row) for row in rows]
 
 
 def count_rows(lengths: Sequence[int], budget: int) -> int:
-    """How many rows `deal` must make for none to be longer than `budget`, unless it is of a single sample.
+    """Return how many rows keep each within `budget` positions, unless it holds a single sample.
 
-    A budget of 0 is none: one row.
+    A budget of 0 means no limit: one row.
     """
     if budget == 0:
         return 1
     for count in range(max(1, -(-sum(lengths) // budget)), len(lengths)):
         if all(
-            len(row) <= 1 or sum(lengths[place] for place in row) <= budget for row in deal(lengths, count)
+            len(row) <= 1 or sum(lengths[index] for index in row) <= budget
+            for row in assign_rows(lengths, count)
         ):
             return count
     return len(lengths)
 
 
-def take(batch: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
-    """Some samples of a collated batch; of no sample at all, the first with nothing in it to learn.
+def select_samples(batch: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+    """Return some samples of a collated batch.
 
-    The latter is for a process that has fewer rows than others, but must go along with them.
+    With no indices, return sample 0 with all labels ignored: a rank with fewer rows than others must still
+    join each forward pass.
     """
-    if not places:
-        filler = take({name: each for name, each in batch.items() if name != NOTES}, [0])
+    if not indices:
+        filler = select_samples({name: value for name, value in batch.items() if name != NOTES}, [0])
         return {**filler, "labels": torch.full_like(filler["labels"], IGNORE_INDEX)}
     return {
-        name: each[list(places)] if isinstance(each, torch.Tensor) else [each[place] for place in places]
-        for name, each in batch.items()
+        name: value[list(indices)] if isinstance(value, torch.Tensor) else [value[index] for index in indices]
+        for name, value in batch.items()
     }

@@ -1,8 +1,8 @@
-"""In which order an epoch visits its samples: grouped by length and by modality, or simply shuffled.
+"""Samplers: the order of an epoch, grouped by length and modality.
 
-Lengths are signed word counts: positive for a sample with an image, negative for text alone. A *megabatch*
-is what all processes see between two optimizer steps; within one, lengths are alike and modalities are not
-mixed, so that little is padded and no process waits for another.
+Lengths are word counts with a sign: positive with an image, negative without. A *megabatch* is what all ranks
+process between two optimizer steps. Within one, lengths are similar and modalities are not mixed, so that
+there is little padding and ranks do not wait for each other.
 
 Source: LLaVA v1.2.2 llava/train/llava_trainer.py; the orders are equal to the original's for equal seeds.
 """
@@ -20,12 +20,13 @@ Lengths = Sequence[int] | np.ndarray
 
 
 def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
-    """Deal one megabatch to `num_chunks` batches of equal size and nearly equal total length.
+    """Split one megabatch into `num_chunks` batches of equal size and nearly equal total length.
 
     Args:
         indices: Samples of the megabatch, longest first.
         lengths: Length of every sample of the data set.
-        num_chunks: How many batches to make. If they cannot be of one size, samples are dealt like cards.
+        num_chunks: Number of batches. If their sizes cannot be equal, every `num_chunks`-th sample goes to
+            the same batch.
     """
     if len(indices) % num_chunks != 0:
         return [list(indices[start::num_chunks]) for start in range(num_chunks)]
@@ -44,7 +45,7 @@ def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chu
 def get_length_grouped_indices(
     lengths: Lengths, batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """A random order of all samples in which each megabatch is sorted and dealt evenly.
+    """Return a random order of all samples in which each megabatch is sorted and split evenly.
 
     Args:
         lengths: One number per sample.
@@ -66,24 +67,24 @@ def get_length_grouped_indices(
 def get_modality_length_grouped_indices(
     lengths: Lengths, batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """As `get_length_grouped_indices`, but no megabatch mixes images with text alone, save the last.
+    """Group as `get_length_grouped_indices`, but mix the modalities in the last megabatch only.
 
-    The two shuffles within the modalities come from torch's global generator, whatever `generator` is; only
-    the order of the megabatches comes from `generator`. The left-over of both modalities ends the epoch.
+    The two shuffles within the modalities use torch's global generator, whatever `generator` is; only the
+    order of the megabatches uses `generator`. The remainders of both modalities end the epoch.
 
     Args:
-        lengths: One signed number per sample, below zero for text alone, never zero.
+        lengths: One signed number per sample, negative without an image, never zero.
         batch_size: Samples in a batch.
         world_size: Batches in a megabatch (processes times accumulation steps).
         generator: Where the order of the megabatches comes from; torch's global one if None.
 
     Raises:
-        ValueError: A length is zero, so the sample's modality is unknown.
+        ValueError: A length is zero, so its sign does not give the modality.
     """
     signed = np.asarray(lengths)
     if not signed.all():
         raise ValueError(
-            f"sample {np.flatnonzero(signed == 0)[0]} has length 0: its sign cannot tell its modality"
+            f"sample {np.flatnonzero(signed == 0)[0]} has length 0, which has no sign to give its modality"
         )
     with_image, text_only = np.flatnonzero(signed > 0), np.flatnonzero(signed < 0)
     if not len(with_image) or not len(text_only):
@@ -98,11 +99,11 @@ def get_modality_length_grouped_indices(
         megabatches += whole
         leftovers += last.tolist()
     order = torch.randperm(len(megabatches), generator=generator).tolist()
-    return [index for place in order for index in megabatches[place].tolist()] + sorted(leftovers)
+    return [index for number in order for index in megabatches[number].tolist()] + sorted(leftovers)
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """The two functions above as a sampler; draws anew at every iteration."""
+    """A sampler by length, or by length and modality; each iteration draws a new order."""
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.batch_size = batch_size
         self.world_size = world_size
         self.lengths = lengths
-        self._draws_from = generator
+        self._generator = generator
         self.group_by_modality = group_by_modality
 
     def __len__(self) -> int:
@@ -124,16 +125,16 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         group = get_modality_length_grouped_indices if self.group_by_modality else get_length_grouped_indices
-        return iter(group(self.lengths, self.batch_size, self.world_size, self._draws_from))
+        return iter(group(self.lengths, self.batch_size, self.world_size, self._generator))
 
 
 class EpochSampler(Sampler[int]):
-    """Makes another sampler's order a function of (seed, epoch) and of nothing else.
+    """A sampler that makes another sampler's order depend on (seed, epoch) only.
 
-    The inner sampler draws from torch's global generator. Here it draws from a stream of its own that starts
-    at `seed`, so every process computes the same order, dropout cannot change it, and a run that resumes in
-    epoch 3 finds the order it would have had. The stream is consumed as the original's single process
-    consumed the global one: before each order the data loader draws the base seed of its workers.
+    The inner sampler draws from torch's global generator, which is forked here and seeded with `seed`. So
+    every rank computes the same order, dropout cannot change it, and a run that resumes in epoch 3 gets the
+    order it would have had. Numbers are drawn as in the original's single process: before each order, the
+    data loader draws the base seed of its workers.
     """
 
     def __init__(self, inner: Sampler[int], *, seed: int) -> None:
@@ -145,7 +146,7 @@ class EpochSampler(Sampler[int]):
         self._size = len(inner)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is; epochs count from 0."""
+        """Set the epoch of the next iteration, counting from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What is derived from a training file and kept in its index's folder: Arrow tables, remade when in doubt."""
+"""Read and write the Arrow tables cached in an index's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llava.files import atomic_write
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table | None:
-    """The table in a file, memory-mapped; None where there is none, it is damaged or has other columns."""
+    """Map the table in a file; return None if it is missing, damaged or has other columns."""
     try:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
@@ -21,6 +21,6 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table | None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table, atomically."""
+    """Write a table atomically."""
     with atomic_write(path, binary=True) as stream, pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from llava.conversation import Conversation
-from llava.data.check import lines, report
-from llava.data.checks.policy import Policy, refuse
-from llava.data.checks.preflight import Settings, preflight
+from llava.data.checks.policy import Policy, raise_refused
+from llava.data.checks.preflight import CheckSettings, preflight
+from llava.data.checks.report import build_report, format_report
 from llava.data.dataset import LazySupervisedDataset
 from llava.errors import DataError, SettingsError
 from llava.files import write_json
@@ -38,28 +38,28 @@ def open_checked(
     opened_with: Policy = "repair" if data_args.bad_samples == "repair" else "skip"
     dataset = LazySupervisedDataset(path, tokenizer, data_args, template=template, bad_samples=opened_with)
     _require_image_flags(dataset, data_args)
-    settings = Settings(
+    settings = CheckSettings(
         cast(Policy, data_args.bad_samples), thorough=data_args.check_data, image_positions=image_positions
     )
-    found = preflight(dataset, settings)
-    summary = report(found, max_length=training_args.model_max_length)
+    checked = preflight(dataset, settings)
+    report = build_report(checked, max_length=training_args.model_max_length)
     if training_args.should_save:
-        write_json(dataset.index.folder / REPORT, summary, ascii_only=True)
-    for line in lines(summary):
+        write_json(dataset.index.folder / REPORT, report, ascii_only=True)
+    for line in format_report(report):
         logger.info(line)
     logger.info("the full report is in %s", dataset.index.folder / REPORT)
     command = f"python -m llava.data.check {dataset.data_path} --image-folder {data_args.image_folder}"
-    refuse(
-        found.problems, f"; `{command}` lists all of them; --bad_samples skip or repair trains without them"
+    raise_refused(
+        checked.problems, f"; `{command}` lists all of them; --bad_samples skip or repair trains without them"
     )
-    if not len(found.dataset):
+    if not len(checked.dataset):
         raise DataError(
             f"{dataset.data_path}: no sample is left; see {dataset.index.folder / REPORT}", code="no-samples"
         )
-    if training_args.should_save and found.problems:
+    if training_args.should_save and checked.problems:
         copy = Path(str(training_args.output_dir)) / f"data_check_{dataset.data_path.stem}.json"
-        write_json(copy, summary, ascii_only=True)
-    return found.dataset
+        write_json(copy, report, ascii_only=True)
+    return checked.dataset
 
 
 def _require_image_flags(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:

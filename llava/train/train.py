@@ -103,7 +103,7 @@ def fit(assembled: Assembled) -> LLaVATrainer:
         require_space(assembled.model, state_file.parent, whole=trainer.kind == "full")
         state_file.unlink(missing_ok=True)  # from here on its presence means that this run is finished
     signals = Signals()
-    assembled.dataset.keeps_going = True  # to the end of the step, where all processes can save
+    assembled.dataset.defers_errors = True  # until the end of the step, where all ranks can save
     callback = CheckpointCallback(
         trainer.checkpoints, signals, trainer.args.checkpoint_minutes, trainer.refused
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llava.data.dataset import count_learnable
-from llava.data.pack import count_positions, count_rows, deal, take
+from llava.data.pack import assign_rows, count_positions, count_rows, select_samples
 from llava.errors import DataError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.model.fused import find_fusing_obstacle, fuse_layers
@@ -169,7 +169,7 @@ def test_rows_of_a_batch_add_up_to_it(kind: str, budget: int, model: Any) -> Non
     recipe = Recipe(pack=True, micro_batch_tokens=budget, sparse_loss=True, skip_blank_images=True)
     rows = rows_of(inputs, recipe, supervised=count, image_positions=PATCHES, max_length=64)
     assert len(rows) == {0: 1, 1: len(inputs["labels"])}.get(budget, len(rows))
-    filler = {**take(inputs, []), "recipe": Recipe(pack=True), "supervised": count}
+    filler = {**select_samples(inputs, []), "recipe": Recipe(pack=True), "supervised": count}
     assert_equal(learned(model, *rows, filler), plain)
 
 
@@ -249,11 +249,11 @@ def test_a_missing_image_is_named_also_where_blank_ones_are_skipped(model: Any) 
 
 def test_samples_are_dealt_to_rows_of_like_length() -> None:
     lengths = [700, 90, 650, 120, 300, 310, 95, 640]
-    rows = deal(lengths, 3)
+    rows = assign_rows(lengths, 3)
     assert sorted(place for row in rows for place in row) == list(range(8))
     totals = [sum(lengths[place] for place in row) for row in rows]
     assert max(totals) - min(totals) <= 100
-    assert deal([5, 4], 3) == [[0], [1], []]
+    assert assign_rows([5, 4], 3) == [[0], [1], []]
 
 
 @pytest.mark.parametrize(

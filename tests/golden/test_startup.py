@@ -44,7 +44,7 @@ def test_a_sample_is_shown_with_what_is_learned_marked(golden: Path, tmp_path: P
         f"<s> {SYSTEM} USER: <image: 576 positions>\nIs it a cat? ASSISTANT:[[ a dog.</s>]]"
         "USER: Why? ASSISTANT:[[ It is big.</s>]]"
     )
-    made = dataset.encoded(0)
+    made = dataset.encode(0)
     learned = sum(label != -100 for label in made.labels)
     assert head == (
         f"sample 's1'; in [[ ]] is what is learned ({learned} of {len(made.labels) + 575} positions):"
@@ -63,7 +63,7 @@ def test_text_alone_and_the_plain_template_are_shown_as_they_are_read(golden: Pa
 
 def test_what_is_cut_away_is_not_shown_as_learned(golden: Path, tmp_path: Path) -> None:
     turns = ("<image>\nIs it a cat?", "a dog and a dog and a dog.")
-    positions = len(dataset_of(golden, tmp_path, *turns).encoded(0).labels) + 575
+    positions = len(dataset_of(golden, tmp_path, *turns).encode(0).labels) + 575
     cut = describe_sample(dataset_of(golden, tmp_path, *turns, model_max_length=positions - 4), 0, 576)
     assert f"of {positions - 4} positions" in cut
     assert cut.endswith("]]")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llava.data.collate import NOTES
-from llava.data.held_out import held_out_places, is_held_out
+from llava.data.held_out import held_out_mask, is_held_out
 from llava.errors import SettingsError
 from llava.prompts.kinds import CONVERSATION, FORMS, LETTER, SHORT, TEXT_ONLY, form_of, kinds
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
@@ -57,7 +57,7 @@ def test_llavas_own_mix_has_every_form_of_images(realdata: Path) -> None:
 
 def held(names: list[str | None], *, fraction: float, seed: int) -> list[bool]:
     images = pa.array(names, pa.string()).dictionary_encode()
-    return held_out_places(images, lambda place: f"id{place}", fraction=fraction, seed=seed).tolist()
+    return held_out_mask(images, lambda place: f"id{place}", fraction=fraction, seed=seed).tolist()
 
 
 def test_images_are_held_out_whole_and_the_same_ones_every_time() -> None:

@@ -1,4 +1,4 @@
-"""Work on many items in several processes, in order and behind a progress bar."""
+"""Map a function over many items in several processes, in order and with a progress bar."""
 
 from __future__ import annotations
 
@@ -12,53 +12,58 @@ from typing import Any, TypeVar
 from llava.log import progress_bar
 
 Result = TypeVar("Result")
-Piece = tuple[int, int]
+Range = tuple[int, int]
+"""Start and stop of a range of items."""
 
-# A forked process has its own copy of what the work needs, without anything being sent.
-_work: Callable[[Piece], Any]
+# A forked process inherits what the function needs, without pickling.
+_function: Callable[[Range], object]
 
 
-def in_pieces(
-    work: Callable[[Piece], Result], count: int, *, size: int, name: str, workers: int
+def map_ranges(
+    function: Callable[[Range], Result], count: int, *, size: int, name: str, workers: int
 ) -> Iterator[Result]:
-    """The results of `work((start, stop))` for all pieces of `size` items, in order.
+    """Yield `function((start, stop))` for all ranges of `size` items, in order.
 
     Args:
-        work: May be any callable; its errors are raised here, its results sent by pickle.
-        count: Items in all.
-        size: Items in a piece; where all fit into one, no process is started.
-        name: What the bar is called.
-        workers: Processes.
+        function: Any callable. Its errors are raised here, its results are pickled.
+        count: Number of items.
+        size: Items in a range. If one range holds all of them, no process is started.
+        name: The label of the progress bar.
+        workers: Number of processes.
     """
-    pieces = [(start, min(start + size, count)) for start in range(0, count, size)]
-    with progress_bar(name=name, total=count) as bar, _mapped(work, pieces, workers) as results:
-        for (start, stop), result in zip(pieces, results, strict=True):
+    ranges = [(start, min(start + size, count)) for start in range(0, count, size)]
+    with progress_bar(name=name, total=count) as bar, _mapped(function, ranges, workers) as results:
+        for (start, stop), result in zip(ranges, results, strict=True):
             yield result
             bar.update(stop - start)
 
 
-def cores() -> int:
-    """How many processors this process may use."""
+def count_cores() -> int:
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def _mapped(work: Callable[[Piece], Result], pieces: list[Piece], workers: int) -> Iterator[Iterator[Result]]:
-    if min(workers, len(pieces)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        yield map(work, pieces)
+def _mapped(
+    function: Callable[[Range], Result], ranges: list[Range], workers: int
+) -> Iterator[Iterator[Result]]:
+    if min(workers, len(ranges)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield map(function, ranges)
         return
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_begin, initargs=(work,))
+    pool = ProcessPoolExecutor(
+        min(workers, len(ranges)), context, initializer=_set_function, initargs=(function,)
+    )
     try:
-        yield pool.map(_one, pieces)
+        yield pool.map(_call_function, ranges)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(work: Callable[[Piece], Any]) -> None:
-    global _work
-    _work = work
+def _set_function(function: Callable[[Range], object]) -> None:
+    global _function
+    _function = function
 
 
-def _one(piece: Piece) -> Any:
-    return _work(piece)
+def _call_function(items: Range) -> Any:
+    return _function(items)

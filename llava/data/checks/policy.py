@@ -1,7 +1,7 @@
-"""What becomes of records that are not as they must be.
+"""Apply a policy to bad records.
 
-`error` refuses the file, `skip` leaves such records out, `repair` mends what repair.py can mend and leaves
-the rest out. Nothing is left out or mended uncounted.
+`error` refuses the file, `skip` leaves bad records out, `repair` repairs what repair.py can and leaves the
+rest out. Every record left out or repaired is reported.
 """
 
 from __future__ import annotations
@@ -14,70 +14,85 @@ from typing import Literal, get_args
 import numpy as np
 
 from llava.conversation import Conversation
-from llava.data.checks.repair import TOKENS_DROPPED, mend
-from llava.data.index import SampleIndex, Samples
+from llava.data.checks.repair import TOKENS_DROPPED
+from llava.data.index import SampleIndex, Samples, problem_code
 from llava.errors import DataError
 from llava.prompts.labels import require_fit
 
 Policy = Literal["error", "skip", "repair"]
-Outcome = Literal["refused", "left out", "mended"]
+ProblemOutcome = Literal["refused", "left out", "mended"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 UNFIT = "does not fit the template"
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """A problem of one record: its row in the index, the kind, the details, and what became of the record."""
+class RecordProblem:
+    """A problem of one record.
+
+    Attributes:
+        row: The record's row in the index.
+        kind: The kind of problem, in fixed words.
+        message: What is wrong, with file, place and id.
+        outcome: What became of the record.
+    """
 
     row: int
     kind: str
     message: str
-    outcome: Outcome
+    outcome: ProblemOutcome
 
 
-def choose(index: SampleIndex, template: Conversation, policy: Policy) -> tuple[Samples, list[Problem]]:
-    """The samples that a policy leaves of a file, and all that was wrong with its records.
+def select_usable(
+    index: SampleIndex, template: Conversation, policy: Policy
+) -> tuple[Samples, list[RecordProblem]]:
+    """Return the samples that a policy keeps and the problems of all records.
 
-    Images are not looked at here. Under `error` the samples are those of the good records.
+    Images are not checked here. Under `error`, the samples are those of the good records.
     """
-    mends = policy == "repair"
-    lost: Outcome = "refused" if policy == "error" else "left out"
-    problems: list[Problem] = []
-    rows = np.ones(len(index), dtype=bool)
-    doubtful = index.unfit_rows(template.sep_style).tolist()
+    repaired = policy == "repair"
+    lost = outcome_of_loss(policy)
+    problems: list[RecordProblem] = []
+    to_fit = index.unfit_rows(template.sep_style).tolist()
     for row in index.bad_rows.tolist():
-        if mends and TOKENS_DROPPED in index.mended(row):
-            doubtful.append(row)
+        if repaired and TOKENS_DROPPED in index.repairs(row):
+            to_fit.append(row)
         else:
-            problems.append(Problem(row, index.kind(row), index.problem(row), lost))
-    for row in doubtful:
-        sample = mend(index[row])[0] if mends else index[row]
+            problems.append(RecordProblem(row, index.problem_kind(row), index.problem(row), lost))
+    samples = Samples(index, np.arange(len(index)), repaired=repaired)
+    for row in to_fit:
         try:
-            require_fit(sample, template)
+            require_fit(samples[row], template)
         except DataError as error:
-            problems.append(Problem(row, UNFIT, f"{index.where(row)}: {error}", lost))
-    rows[[problem.row for problem in problems]] = False
-    if mends:
+            problems.append(RecordProblem(row, UNFIT, f"{index.location(row)}: {error}", lost))
+    keep = np.ones(len(index), dtype=bool)
+    keep[[problem.row for problem in problems]] = False
+    if repaired:
         problems += [
-            Problem(row, kind, f"{index.where(row)}: {kind}", "mended")
-            for row in index.mendable_rows.tolist()
-            if rows[row]
-            for kind in index.mended(row)
+            RecordProblem(row, kind, f"{index.location(row)}: {kind}", "mended")
+            for row in index.repairable_rows.tolist()
+            if keep[row]
+            for kind in index.repairs(row)
         ]
-    return Samples(index, np.flatnonzero(rows), mended=mends), problems
+    return samples.select(np.flatnonzero(keep)), problems
 
 
-def refuse(problems: Sequence[Problem], advice: str = "") -> None:
-    """Raise the first problem that is refused, if any, with a count of all by kind.
+def outcome_of_loss(policy: Policy) -> ProblemOutcome:
+    """Return what becomes of a record that is not repaired."""
+    return "refused" if policy == "error" else "left out"
+
+
+def raise_refused(problems: Sequence[RecordProblem], advice: str = "") -> None:
+    """Raise the first refused problem, if any, with the number of problems of each kind.
 
     Raises:
-        DataError: There is one.
+        DataError: A problem is refused.
     """
     refused = [problem for problem in problems if problem.outcome == "refused"]
     if not refused:
         return
-    first = min(refused, key=lambda problem: problem.row).message
+    first = min(refused, key=lambda problem: problem.row)
     kinds = Counter(problem.kind for problem in refused)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    raise DataError(f"{first}{f' (in all: {counts})' if len(refused) > 1 else ''}{advice}")
+    total = f" (in all: {counts})" if len(refused) > 1 else ""
+    raise DataError(f"{first.message}{total}{advice}", code=problem_code(first.kind))

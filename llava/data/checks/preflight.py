@@ -1,7 +1,7 @@
-"""All that can be wrong with training data, looked for once before the first step: records, images, lengths.
+"""Check training data before the first step: records, images and lengths.
 
-One process of a run looks; the others wait for it and take what it found. What was looked at before and has
-not changed is not looked at again.
+One rank checks; the others wait for it and read its results. What has not changed since an earlier check is
+not checked again.
 """
 
 from __future__ import annotations
@@ -10,36 +10,43 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava.data.checks.image_files import MISSING, UNREADABLE, check_images, elsewhere, lying, stat_images
-from llava.data.checks.lengths import Lengths, Reading, count_lengths
-from llava.data.checks.parallel import cores
-from llava.data.checks.policy import Outcome, Policy, Problem
+from llava.data.checks.image_files import (
+    MISSING,
+    UNREADABLE,
+    check_images,
+    find_other_suffix,
+    mislabelled_images,
+    stat_images,
+)
+from llava.data.checks.lengths import EncodingSettings, TokenLengths, count_lengths
+from llava.data.checks.parallel import count_cores
+from llava.data.checks.policy import Policy, RecordProblem, outcome_of_loss
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.index import waiting
+from llava.data.index import hold_lock
 from llava.errors import DataError
 from llava.files import read_json, write_json
 
 IMAGE_RENAMED = "image had another suffix"
 
-_LOCK, _FOUND = "preflight.lock", "preflight.json"
+_LOCK, _RESULTS = "preflight.lock", "preflight.json"
 _STARTED = time.time()
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What is looked for.
+class CheckSettings:
+    """What to check.
 
     Attributes:
-        policy: What becomes of bad records.
-        thorough: Open every image and count every sample's positions; else images must just be there.
-        image_positions: Positions that an image takes.
-        workers: Processes; 0 for all cores.
+        policy: What to do about bad records.
+        thorough: Open every image and count every sample's positions; otherwise only require that image
+            files exist.
+        image_positions: Positions of an image.
+        workers: Number of processes; 0 for all cores.
     """
 
     policy: Policy = "error"
@@ -49,124 +56,118 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagesFound:
-    """The outcome of checking the images.
+class ImageResults:
+    """The results of checking the images.
 
-    It holds how many different images are named, problems by record, other names for missing images, and
-    examples of files whose suffix is another format's.
+    Attributes:
+        named: Number of distinct images named by the records.
+        problems: The problems, one for each record.
+        renamed: Missing images that exist with another suffix, with that name.
+        mislabelled: Images whose suffix is that of another format.
     """
 
     named: int
-    problems: list[Problem]
+    problems: list[RecordProblem]
     renamed: dict[str, str]
-    lying: list[str]
+    mislabelled: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Preflight:
-    """Data ready to be learned from.
+class CheckedData:
+    """Checked training data.
 
     Attributes:
-        dataset: Without what the policy leaves out, mended where it mends, lengths counted.
-        problems: What was wrong, and what became of it.
-        images: What was found of the images.
+        dataset: The samples that the policy keeps, repaired if it repairs, with their lengths counted.
+        problems: All problems and what became of the records.
+        images: The results of checking the images.
     """
 
     dataset: LazySupervisedDataset
-    problems: list[Problem]
-    images: ImagesFound
+    problems: list[RecordProblem]
+    images: ImageResults
 
 
-def preflight(dataset: LazySupervisedDataset, settings: Settings) -> Preflight:
-    """Look at everything, and leave out or mend what is to be; nothing is refused yet.
+def preflight(dataset: LazySupervisedDataset, settings: CheckSettings) -> CheckedData:
+    """Check everything and apply the policy; refused problems are returned, not raised.
 
     Args:
-        dataset: Opened with the policy `skip`, or with `repair` if that is wanted.
-        settings: What is looked for.
+        dataset: Opened with the policy `repair` if that is wanted, else with `skip`.
+        settings: What to check.
     """
     folder = dataset.index.folder
-    with waiting(folder / _LOCK, f"{dataset.data_path}: another process is checking it"):
-        about = asdict(settings) | {"image_folder": str(_root(dataset).resolve())}
-        images = _found_by_another(folder, about)
+    with hold_lock(folder / _LOCK, f"{dataset.data_path}: another process is checking it"):
+        about = asdict(settings) | {"image_folder": str(dataset.image_folder.resolve())}
+        images = _results_of_another_rank(folder, about)
         if images is None:
-            images = _look_at_images(dataset, settings)
-            write_json(folder / _FOUND, {"about": about, "finished": time.time(), **asdict(images)})
+            images = _check_all_images(dataset, settings)
+            write_json(folder / _RESULTS, {"about": about, "finished": time.time(), **asdict(images)})
         if settings.thorough and dataset.tokenizer is not None:
-            dataset.token_lengths = _lengths(dataset, settings)
+            dataset.token_lengths = _count_lengths(dataset, settings)
     bad = [problem.row for problem in images.problems if problem.outcome != "mended"]
     usable = dataset.subset(np.flatnonzero(~np.isin(dataset.samples.rows, bad)))
     usable.samples.images = images.renamed
     usable.bad_samples = settings.policy
     problems = [
-        replace(problem, outcome=_lost(settings)) if problem.outcome != "mended" else problem
+        replace(problem, outcome=outcome_of_loss(settings.policy)) if problem.outcome != "mended" else problem
         for problem in dataset.problems
     ]
-    return Preflight(usable, [*problems, *images.problems], images)
+    return CheckedData(usable, [*problems, *images.problems], images)
 
 
-def _look_at_images(dataset: LazySupervisedDataset, settings: Settings) -> ImagesFound:
-    root = _root(dataset)
-    rows = dataset.samples.rows
+def _check_all_images(dataset: LazySupervisedDataset, settings: CheckSettings) -> ImageResults:
+    root, rows = dataset.image_folder, dataset.samples.rows
     images = dataset.index.images(rows)
     names: pa.StringArray = images.dictionary.cast(pa.string())
-    details, lying = _problems_of(dataset.index.folder, root, names, settings)
+    details, mislabelled = _find_problems(dataset.index.folder, root, names, settings)
 
-    found = ImagesFound(len(names), [], {}, lying)
+    results = ImageResults(len(names), [], {}, mislabelled)
     if settings.policy == "repair":
-        others = {name: elsewhere(root, name) for name, (kind, _) in details.items() if kind == MISSING}
-        there = {name: other for name, other in others.items() if other is not None}
-        broken, _ = _problems_of(dataset.index.folder, root, pa.array(there.values(), pa.string()), settings)
-        found.renamed.update({name: other for name, other in there.items() if other not in broken})
+        missing = [name for name, (kind, _) in details.items() if kind == MISSING]
+        others = {name: other for name in missing if (other := find_other_suffix(root, name)) is not None}
+        other_names = pa.array(others.values(), pa.string())
+        broken, _ = _find_problems(dataset.index.folder, root, other_names, settings)
+        results.renamed.update({name: other for name, other in others.items() if other not in broken})
     bad = pc.is_in(names, pa.array(details, pa.string())).take(images.indices).fill_null(False)
     for row in rows[bad.to_numpy(zero_copy_only=False)].tolist():
         name = str(dataset.index[row].image)
         kind, detail = details[name]
-        outcome = _lost(settings)
-        if name in found.renamed:
-            kind, detail, outcome = IMAGE_RENAMED, f"is {found.renamed[name]}", "mended"
-        found.problems.append(
-            Problem(row, kind, f"{dataset.index.where(row)}: {root / name}: {detail}", outcome)
-        )
-    return found
+        outcome = outcome_of_loss(settings.policy)
+        if name in results.renamed:
+            kind, detail, outcome = IMAGE_RENAMED, f"is {results.renamed[name]}", "mended"
+        message = f"{dataset.index.location(row)}: {root / name}: {detail}"
+        results.problems.append(RecordProblem(row, kind, message, outcome))
+    return results
 
 
-def _problems_of(
-    folder: Path, root: Path, names: pa.StringArray, settings: Settings
+def _find_problems(
+    folder: Path, root: Path, names: pa.StringArray, settings: CheckSettings
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """The kind and detail of what is wrong with images, by name; and those whose suffix lies."""
+    """Return the kind and the details of each bad image by name, and the mislabelled images."""
     if not settings.thorough:
         missing = names.filter(pa.array(stat_images(root, names)[:, 0] < 0)).to_pylist()
         return dict.fromkeys(missing, (MISSING, "no such image file")), []
-    table = check_images(folder, root, names, workers=settings.workers or cores())
+    table = check_images(folder, root, names, workers=settings.workers or count_cores())
     bad = table.filter(pc.is_valid(table["problem"])).to_pylist()
-    details = {each["name"]: (MISSING if each["size"] < 0 else UNREADABLE, each["problem"]) for each in bad}
-    return details, lying(table)
+    details = {row["name"]: (MISSING if row["size"] < 0 else UNREADABLE, row["problem"]) for row in bad}
+    return details, mislabelled_images(table)
 
 
-def _lengths(dataset: LazySupervisedDataset, settings: Settings) -> Lengths:
-    reading = Reading(
+def _count_lengths(dataset: LazySupervisedDataset, settings: CheckSettings) -> TokenLengths:
+    encoding = EncodingSettings(
         dataset.tokenizer, dataset.template, settings.image_positions, dataset.data_args.mm_use_im_start_end
     )
-    workers = settings.workers or cores()
-    return count_lengths(dataset.index.folder, dataset.samples, reading, workers=workers)
+    workers = settings.workers or count_cores()
+    return count_lengths(dataset.index.folder, dataset.samples, encoding, workers=workers)
 
 
-def _lost(settings: Settings) -> Outcome:
-    return "refused" if settings.policy == "error" else "left out"
-
-
-def _root(dataset: LazySupervisedDataset) -> Path:
-    return Path(dataset.data_args.image_folder or ".")
-
-
-def _found_by_another(folder: Path, about: dict[str, Any]) -> ImagesFound | None:
-    """What another process of the same run found since this one began."""
+def _results_of_another_rank(folder: Path, about: dict[str, object]) -> ImageResults | None:
+    """Return what another rank of the same run found since this process began."""
     if "RANK" not in os.environ:
         return None
     try:
-        noted = read_json(folder / _FOUND)
+        saved = read_json(folder / _RESULTS)
     except DataError:
         return None
-    if noted.pop("finished") < _STARTED or noted.pop("about", None) != about:
+    if saved.pop("finished") < _STARTED or saved.pop("about", None) != about:
         return None
-    return ImagesFound(**noted | {"problems": [Problem(**each) for each in noted["problems"]]})
+    return ImageResults(**saved | {"problems": [RecordProblem(**problem) for problem in saved["problems"]]})

@@ -65,7 +65,7 @@ def announce(trainer: Any, dataset: LazySupervisedDataset) -> None:
 
 def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions: int) -> str:
     """A sample's text as the model reads it: what is learned in [[ ]], an image as <image: N positions>."""
-    sample, made = dataset.samples[index], dataset.encoded(index)
+    sample, made = dataset.samples[index], dataset.encode(index)
     kept = _kept(made, image_positions, dataset.tokenizer.model_max_length)
     text = "".join(_marked(made.input_ids[:kept], made.labels[:kept], dataset.tokenizer, image_positions))
     if len(text) > _MOST_CHARACTERS:
@@ -83,7 +83,7 @@ def largest_batch(dataset: LazySupervisedDataset, args: Any, image_positions: in
     samples = args.per_device_train_batch_size
     longest = np.argsort(np.asarray(dataset.lengths))[-samples:]
     limit = dataset.tokenizer.model_max_length
-    encoded = [dataset.encoded(int(index)) for index in longest]
+    encoded = [dataset.encode(int(index)) for index in longest]
     positions = [_positions(made, image_positions, limit) for made in encoded]
     learned = [sum(label != IGNORE_INDEX for label in made.labels) for made in encoded]
     row = recipe.micro_batch_tokens if recipe.pack else None

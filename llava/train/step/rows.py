@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from llava.data.pack import count_positions, count_rows, deal, take
+from llava.data.pack import assign_rows, count_positions, count_rows, select_samples
 from llava.model.recipe import Recipe
 from llava.train.distributed import all_reduce_max
 
@@ -41,7 +41,7 @@ def rows_of(
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     lengths = count_positions(ids, mask, image_positions=image_positions, max_length=max_length).tolist()
     (count,) = all_reduce_max(count_rows(lengths, recipe.micro_batch_tokens))
-    return [{**take(inputs, places), **by_recipe} for places in deal(lengths, count)]
+    return [{**select_samples(inputs, indices), **by_recipe} for indices in assign_rows(lengths, count)]
 
 
 @contextmanager
