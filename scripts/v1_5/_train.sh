@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What all training scripts of LLaVA-1.5 share: the flags, and how a run is started. Sourced by them, never run.
+# Shared by the training scripts of LLaVA-1.5: common flags, and the start of a run. Source it; do not run it.
 #
 # Settings (environment variables; flags after a script's name win over them):
 #   MODEL                  language model, or LLaVA model, to start from: folder or hub id
@@ -7,8 +7,8 @@
 #   DATA_PATH              JSON file of conversations
 #   IMAGE_FOLDER           folder that the records' image paths start from
 #   PROJECTOR              stage-1 projector: file or hub id; empty if MODEL has one inside
-#   INIT_ADAPTER           LoRA run to go on with on new data, its projector included; PROJECTOR is not used then
-#   OUTPUT_DIR             where checkpoints and the result go; a run that was cut off goes on from the last one there
+#   INIT_ADAPTER           LoRA run to train further on new data, with its projector; PROJECTOR is then unused
+#   OUTPUT_DIR             where checkpoints and the result go; an interrupted run resumes from the last one there
 #   PER_DEVICE_BATCH       samples per device and forward pass
 #   GRADIENT_ACCUMULATION  forward passes per optimizer step    [1]
 #   NPROC                  processes on a machine, one per GPU  [all visible GPUs, or 1]
@@ -19,7 +19,7 @@
 #   NNODES, NODE_RANK, MASTER_ADDR   how many machines, which of them this is (from 0), and the name or address of
 #                          machine 0: start the script on each of them. Under Slurm see slurm.sh.
 #   HOSTFILE               DeepSpeed's list of machines, a line `name slots=8` for each: start the script on one of
-#                          them, it reaches the others by pdsh and ssh (which need no password); or, with NODE_RANK
+#                          them, and it reaches the others by pdsh and ssh without a password; or, with NODE_RANK
 #                          and MASTER_ADDR, on each of them, without pdsh.
 #
 # The published results come from 8 GPUs. With others, keep machines x NPROC x PER_DEVICE_BATCH x
@@ -29,9 +29,9 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PYTHON=${PYTHON:-python}
 export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"
 
-# projector SIZE: our own stage-1 projector if there is one, else the published one of the hub (7b or 13b).
+# projector SIZE: print our own stage-1 projector if it exists, else the published one on the hub (7b or 13b).
 projector() {
-    [[ -z ${INIT_ADAPTER:-} ]] || return 0  # it has one
+    [[ -z ${INIT_ADAPTER:-} ]] || return 0  # an adapter has its own
     local own=./checkpoints/llava-v1.5-$1-pretrain/mm_projector.bin
     if [[ -f $own ]]; then
         echo "$own"
@@ -40,12 +40,12 @@ projector() {
     fi
 }
 
-# train ZERO_STAGE [FLAG...]: start llava/train/train_mem.py by deepspeed on GPUs where it is installed, else by
-# torchrun for several processes, else by Python. What is learned is the same. Does not return.
+# train ZERO_STAGE [FLAG...]: start llava/train/train_mem.py with DeepSpeed on GPUs where it is installed, else with
+# torchrun for several processes, else with Python. All train the same model. Does not return.
 train() {
     local stage=$1
     shift
-    # In our place: a signal to the script is one to the run.
+    # exec, so that a signal to the script reaches the run.
     exec "$PYTHON" -m llava.train.launch "$stage" \
         --init_adapter "${INIT_ADAPTER:-}" \
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \

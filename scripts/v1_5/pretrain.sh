@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1: train the projector alone, on captions.
+# Stage 1: train only the projector, on captions.
 #
 # Usage: bash scripts/v1_5/pretrain.sh [FLAG...]
 #   e.g. MODEL=lmsys/vicuna-7b-v1.5 OUTPUT_DIR=./checkpoints/llava-v1.5-7b-pretrain bash scripts/v1_5/pretrain.sh

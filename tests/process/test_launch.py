@@ -1,4 +1,4 @@
-"""How a run is started: the launcher that fits, several machines, and an end that names a lost process."""
+"""Start a run: the right launcher, several machines, and an end that names a failed process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTS = "gpu01 slots=2\ngpu02 slots=2\n"
 
 
 def planned(settings: dict[str, str], *, gpus: int = 0, deepspeed: bool = True) -> Launch:
-    """The plan for flags `--x 1`; the program's path as TRAIN, that of the ZeRO settings as its name."""
+    """Plan a launch with flags `--x 1`; paths of the program and the ZeRO file are shortened."""
     launch = plan_launch("3", ["--x", "1"], settings, Machine(gpus, deepspeed))
     names = {"train_mem.py": TRAIN, "zero3.json": "zero3.json"}
     arguments = [names.get(Path(word).name, word) for word in launch.arguments]
@@ -58,7 +58,7 @@ def test_the_launcher_fits_the_machine(
 
 @pytest.mark.parametrize(("nproc", "launched_on"), [("", "4,5,7"), ("2", "4,5"), ("1", "4")])
 def test_deepspeed_stays_on_the_visible_gpus(nproc: str, launched_on: str) -> None:
-    """Given --num_gpus it ignores CUDA_VISIBLE_DEVICES, and takes GPUs that are somebody else's."""
+    """Given --num_gpus it ignores CUDA_VISIBLE_DEVICES and takes other people's GPUs."""
     launch = planned({"NPROC": nproc, "CUDA_VISIBLE_DEVICES": "4,5,7"}, gpus=3)
     assert (launch.launcher, launch.environment) == ("deepspeed", {"CUDA_VISIBLE_DEVICES": launched_on})
     assert "--num_gpus" not in launch.arguments
@@ -145,7 +145,7 @@ def test_a_list_of_machines_needs_deepspeed(tmp_path: Path) -> None:
 
 
 def environment(golden: Path, output: Path, **settings: str) -> dict[str, str]:
-    """Tiny weights for a script, and nothing of the caller's own launcher."""
+    """Return settings with tiny weights for a script, without the caller's own launcher settings."""
     weights = golden / "weights"
     gone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NPROC", "NODE_RANK", "NNODES", "HOSTFILE")
     return {name: value for name, value in os.environ.items() if name not in gone} | {
@@ -172,7 +172,7 @@ def losses(output: Path) -> list[float]:
 
 
 def program(folder: Path, name: str, text: str) -> None:
-    """A command of that name, where the machine has none."""
+    """Write an executable that stands in for a missing command."""
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\nset -euo pipefail\n{text}\n")
@@ -198,7 +198,7 @@ def test_slurms_machines_train_together(repo: Path, golden: Path, tmp_path: Path
 
 @pytest.fixture
 def two_machines(tmp_path: Path) -> Iterator[list[str]]:
-    """Two network namespaces joined by a cable, 10.213.7.1 and .2: their names."""
+    """Create two network namespaces joined by a cable, 10.213.7.1 and .2; return their names."""
     names = [f"llava-{os.getpid()}-{place}" for place in (0, 1)]
     ends = [f"lv{os.getpid() % 100000}-{place}" for place in (0, 1)]
     commands = [f"ip netns add {name}" for name in names]
@@ -223,7 +223,7 @@ def two_machines(tmp_path: Path) -> Iterator[list[str]]:
 def test_two_machines_train_together(
     repo: Path, golden: Path, tmp_path: Path, two_machines: list[str]
 ) -> None:
-    """Each in a network of its own: they meet over the cable or not at all."""
+    """Each has its own network, so they can only meet over the cable."""
     command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT]
     started = []
     for rank, name in enumerate(two_machines):
@@ -232,14 +232,14 @@ def test_two_machines_train_together(
         inside = ["ip", "netns", "exec", name, *command]
         started.append(subprocess.Popen(inside, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
     for process in started:
-        _, said = process.communicate(timeout=600)
-        assert process.returncode == 0, said[-3000:]
+        _, error = process.communicate(timeout=600)
+        assert process.returncode == 0, error[-3000:]
     assert len(losses(tmp_path / "out")) == 2
 
 
 @pytest.mark.slow
 def test_deepspeed_reaches_the_machines_of_a_list(repo: Path, golden: Path, tmp_path: Path) -> None:
-    """Its own launcher and processes; in place of ssh and pdsh what runs here what they would run there."""
+    """DeepSpeed's own launcher, with stand-ins for ssh and pdsh that run the commands on this machine."""
     pytest.importorskip("deepspeed")
     bin_folder = tmp_path / "bin"
     program(bin_folder, "ssh", 'echo "127.0.0.1"')
@@ -258,8 +258,8 @@ def test_deepspeed_reaches_the_machines_of_a_list(repo: Path, golden: Path, tmp_
 
 
 def by_deepspeed(folder: Path) -> dict[str, str]:
-    """Settings for two processes on this machine started by DeepSpeed's own launcher."""
-    program(folder / "bin", "ssh", "true")  # it asks whether the machine can be reached
+    """Return settings for two processes on this machine under DeepSpeed's own launcher."""
+    program(folder / "bin", "ssh", "true")  # DeepSpeed checks that the machine can be reached
     meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     return {
         **hostfile(folder, "localhost slots=2\n"),
@@ -279,18 +279,18 @@ class Running:
                 command, env=env, cwd=folder, stdout=stream, stderr=stream, start_new_session=True
             )
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text(errors="replace")
 
     def wait_for(self, words: str) -> None:
-        while words not in self.said():
-            assert self.process.poll() is None, self.said()[-3000:]
+        while words not in self.output():
+            assert self.process.poll() is None, self.output()[-3000:]
             time.sleep(0.1)
 
 
 @pytest.mark.slow
 def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tmp_path: Path) -> None:
-    """Which kills what has not ended 30 s after a signal that it sees."""
+    """DeepSpeed's launcher would kill what has not ended 30 s after a signal."""
     pytest.importorskip("deepspeed")
     output = tmp_path / "out"
     env = environment(golden, output, **by_deepspeed(tmp_path))
@@ -302,13 +302,13 @@ def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tm
     ranks = [each for each in family if any(word.startswith("--local_rank") for word in each.cmdline())]
     assert len(ranks) == 2
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
-    assert run.process.wait(300) == 130, run.said()[-3000:]
+    assert run.process.wait(300) == 130, run.output()[-3000:]
     assert not any(rank.is_running() for rank in ranks)
     (checkpoint,) = output.glob("checkpoint-*")
     assert is_complete(checkpoint)
-    said = run.said()
-    assert f"the same command goes on from {checkpoint}" in said
-    assert "Traceback" not in said
+    text = run.output()
+    assert f"the same command goes on from {checkpoint}" in text
+    assert "Traceback" not in text
 
 
 @pytest.mark.slow
@@ -316,7 +316,7 @@ def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tm
 def test_a_lost_process_ends_the_run_and_is_named_last(
     repo: Path, golden: Path, tmp_path: Path, launcher: str
 ) -> None:
-    """Its images vanish in the middle; the other one would wait for it for half an hour."""
+    """Its images disappear; without help the other rank would wait for half an hour."""
     pytest.importorskip(launcher.replace("torchrun", "torch"))
     images = tmp_path / "images"
     shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
@@ -325,8 +325,8 @@ def test_a_lost_process_ends_the_run_and_is_named_last(
     run = Running(repo, env, tmp_path, "--max_steps", "1000")
     run.wait_for("2/1000")
     images.rename(tmp_path / "gone")
-    assert run.process.wait(300) == 2, run.said()[-3000:]
-    last = run.said().strip().splitlines()[-1]
+    assert run.process.wait(300) == 2, run.output()[-3000:]
+    last = run.output().strip().splitlines()[-1]
     assert last.startswith("error: rank ")
     assert "no such image file" in last
 

@@ -1,4 +1,4 @@
-"""Nothing of a run is lost: killed, asked to leave or short of disk, it ends with the same weights."""
+"""A run that is killed, stopped or short of disk ends with the same weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llava.train.checkpointing.signals import Signals
 from llava.train.train import train
 from support.errors import raises_code
 from support.shared_data import golden_folder
-from support.training_processes import Started, equal_bits, recorded_flags, trained_weights
+from support.training_processes import TrainingRun, equal_bits, recorded_flags, trained_weights
 
 BASE = "weights/tiny-vicuna-v1.5"
 
@@ -40,7 +40,7 @@ def in_golden_folder(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def eight_steps(golden: Path, kind: str, output: Path, *more: str, processes: int = 1) -> list[str]:
-    """Two epochs with all that draws random numbers or has a position: accumulation, dropout, workers."""
+    """Return flags for two epochs with all that has state: accumulation, dropout, workers."""
     argv = [*recorded_flags(golden, kind), "--output_dir", str(output)]
     data = output.parent / "data.json"
     rows = json.loads(Path(argv[argv.index("--data_path") + 1]).read_text())
@@ -53,13 +53,15 @@ def eight_steps(golden: Path, kind: str, output: Path, *more: str, processes: in
     return [*argv, *(["--lora_dropout", "0.1"] if kind == "lora" else []), *more]
 
 
-def start(golden: Path, argv: list[str], processes: int = 1) -> Started:
+def start(golden: Path, argv: list[str], processes: int = 1) -> TrainingRun:
     output = Path(argv[argv.index("--output_dir", argv.index("--output_dir") + 1) + 1])
-    return Started(partial(train, argv=argv), cwd=golden, log=output.with_suffix(".log"), processes=processes)
+    return TrainingRun(
+        partial(train, argv=argv), cwd=golden, log=output.with_suffix(".log"), processes=processes
+    )
 
 
 def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Every file and folder with its time and bytes."""
+    """Return every file and folder with its time and bytes."""
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in [folder, *folder.rglob("*")]
@@ -70,7 +72,7 @@ def checkpoints(output: Path) -> list[str]:
     return sorted(path.name for path in output.glob("checkpoint-*"))
 
 
-# ---- killed, and asked to leave
+# ---- killed and stopped
 
 
 @pytest.mark.slow
@@ -92,13 +94,13 @@ def checkpoints(output: Path) -> list[str]:
 def test_a_killed_run_ends_with_the_same_weights(
     golden: Path, repo: Path, tmp_path: Path, kind: str, processes: int, zero: str
 ) -> None:
-    """Killed in the first epoch, amid a checkpoint if that can be hit, and left by SIGTERM in the second."""
+    """Kill it in the first epoch, during a checkpoint if possible, and send SIGTERM in the second."""
     more: list[str] = []
     if zero:
         pytest.importorskip("deepspeed")
         more = ["--deepspeed", str(repo / f"scripts/zero{zero}.json")]
     whole, output = tmp_path / "whole", tmp_path / "out"
-    peaceful = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
+    uninterrupted = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
     argv = eight_steps(golden, kind, output, *more, "--save_total_limit", "2", processes=processes)
     run = start(golden, argv, processes)
     run.wait_for(lambda: any(is_complete(path) for path in output.glob("checkpoint-[1-3]")))
@@ -111,11 +113,11 @@ def test_a_killed_run_ends_with_the_same_weights(
     run.processes[-1].terminate()
     assert run.wait() == [128 + signal.SIGTERM] * processes
     newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert f"the same command goes on from {newest}" in run.said()
+    assert f"the same command goes on from {newest}" in run.output()
     assert not (output / "trainer_state.json").exists()
 
     assert start(golden, argv, processes).wait() == [0] * processes
-    assert peaceful.wait() == [0] * processes
+    assert uninterrupted.wait() == [0] * processes
     assert equal_bits(whole, output)
     assert checkpoints(output) == ["checkpoint-7", "checkpoint-8"]
     assert not list(output.glob(".saving-*"))
@@ -126,11 +128,11 @@ def test_a_killed_run_ends_with_the_same_weights(
     before = contents(output)
     again = start(golden, argv, processes)
     assert again.wait() == [0] * processes
-    assert "already finished; nothing is done" in again.said()
+    assert "already finished; nothing is done" in again.output()
     assert contents(output) == before
 
 
-def test_a_second_ctrl_c_is_not_noted_but_obeyed() -> None:
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
     signals = Signals()
     before = signal.getsignal(signal.SIGINT)
     with signals.handled():
@@ -146,10 +148,10 @@ def test_a_second_ctrl_c_is_not_noted_but_obeyed() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
-    """A terminal sends it to the data loader's processes too; they must live on for the step."""
+    """A terminal also sends it to the data-loader workers, which must survive until the step ends."""
     output = tmp_path / "out"
     run = start(golden, eight_steps(golden, "lora", output, "--save_steps", "100"))
-    run.wait_for(lambda: " 2/8 " in run.said())
+    run.wait_for(lambda: " 2/8 " in run.output())
     trainer = run.processes[0].pid
     assert trainer is not None
     loaders = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
@@ -157,14 +159,14 @@ def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     for process in (trainer, *map(int, loaders)):
         os.kill(process, signal.SIGINT)
     assert run.wait() == [130]
-    assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.said()
+    assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.output()
     (newest,) = output.glob("checkpoint-*")
     assert is_complete(newest)
-    assert run.said().strip().endswith(f"of 8; the same command goes on from {newest}")
-    assert "Traceback" not in run.said()
+    assert run.output().strip().endswith(f"of 8; the same command goes on from {newest}")
+    assert "Traceback" not in run.output()
 
 
-def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
+def test_the_launcher_exits_with_the_runs_code(tmp_path: Path) -> None:
     run = tmp_path / "run.py"
     run.write_text(
         "import pathlib, signal, sys, time\n"
@@ -178,7 +180,7 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
         "start_run(Launch('torchrun', sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "--master_port", "0", str(run)]
-    for code in (2, 128 + signal.SIGUSR1):  # it said why; it was asked to
+    for code in (2, 128 + signal.SIGUSR1):  # an error it reported; a signal it handled
         ended = subprocess.run([*command, str(code)], capture_output=True, text=True)
         assert ended.returncode == code
         assert "Traceback" not in ended.stderr
@@ -197,18 +199,18 @@ def test_the_launcher_leaves_as_the_run_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_error_in_a_loaders_process_ends_the_run(golden: Path, tmp_path: Path) -> None:
-    """They do not obey a launcher's SIGTERM, but still their parent's."""
+    """Workers ignore a launcher's SIGTERM but still end by their parent's."""
     images = tmp_path / "images"
     shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
     argv = eight_steps(golden, "pretrain", tmp_path / "out", "--image_folder", str(images))
     run = start(golden, [*argv, "--num_train_epochs", "100"])
-    run.wait_for(lambda: " 2/400 " in run.said())
+    run.wait_for(lambda: " 2/400 " in run.output())
     images.rename(tmp_path / "gone")
     assert run.wait() == [2]
-    assert "no such image file" in run.said().strip().splitlines()[-1]
+    assert "no such image file" in run.output().strip().splitlines()[-1]
 
 
-# ---- when a checkpoint is made, and when it cannot be
+# ---- when checkpoints are written, and when they cannot be
 
 
 def two_steps(golden: Path, output: Path, *more: str, kind: str = "lora") -> list[str]:
@@ -217,16 +219,19 @@ def two_steps(golden: Path, output: Path, *more: str, kind: str = "lora") -> lis
     return [*recorded_flags(golden, kind), *quick, *saving, "--output_dir", str(output), *more]
 
 
-def test_the_clock_asks_for_checkpoints_too(golden: Path, tmp_path: Path) -> None:
+def test_save_minutes_writes_checkpoints(golden: Path, tmp_path: Path) -> None:
     argv = two_steps(golden, tmp_path, "--save_steps", "50000", "--max_steps", "4")
     train(argv=argv)
-    assert checkpoints(tmp_path) == []  # half an hour is not over
+    assert checkpoints(tmp_path) == []  # --save_minutes has not passed
     argv += ["--resume_from_checkpoint", "never", "--save_minutes", "1e-5", "--max_steps", "5"]
     train(argv=[*argv, "--save_total_limit", "2"])
-    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-4"]  # after step 5 comes the result itself
+    assert checkpoints(tmp_path) == [
+        "checkpoint-3",
+        "checkpoint-4",
+    ]  # the result follows step 5
     for name in checkpoints(tmp_path):
         shutil.rmtree(tmp_path / name)
-    # Without a limit, the ones that --save_steps asks for stay, of the clock's the last.
+    # Without a limit, those of --save_steps stay, and of --save_minutes the last.
     train(argv=[*argv, "--save_steps", "2"])
     assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
@@ -242,7 +247,7 @@ def test_a_resumed_run_saves_as_its_flags_say(golden: Path, tmp_path: Path) -> N
 
 
 class AtStep(transformers.TrainerCallback):
-    """Does something to the disk before a step, while the run is going on."""
+    """Runs an action before a given step."""
 
     def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
         self._events = events
@@ -253,13 +258,13 @@ class AtStep(transformers.TrainerCallback):
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Callable[[], Any]]], None]:
-    """A function that says what happens before which step."""
+    """Return a function that sets the action before each step."""
     usual = transformers.trainer.DEFAULT_CALLBACKS
 
-    def plan(events: dict[int, Callable[[], Any]]) -> None:
+    def set_events(events: dict[int, Callable[[], Any]]) -> None:
         monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*usual, AtStep(events)])
 
-    return plan
+    return set_events
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
@@ -316,7 +321,7 @@ def test_a_full_disk_ends_tensorboards_curves_and_not_the_run(
     assert (tmp_path / "out/trainer_state.json").is_file()
 
 
-def test_a_folder_that_vanishes_is_made_anew(
+def test_a_removed_output_folder_is_created_again(
     golden: Path,
     tmp_path: Path,
     at_step: Callable[[dict[int, Callable[[], Any]]], None],
@@ -348,7 +353,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def further(golden: Path, adapter: Path, output: Path, *more: str) -> list[str]:
-    """A run that goes on with an adapter, on other data."""
+    """Return flags that train an adapter further."""
     argv = two_steps(golden, output, "--init_adapter", str(adapter), *more)
     place = argv.index("--pretrain_mm_mlp_adapter")
     return argv[:place] + argv[place + 2 :]

@@ -13,7 +13,7 @@ from support.training_processes import trained_weights
 STEPS, BATCH, SEED = 3, 2, 42
 
 
-# The batches as two processes take them in turn: i a sample with image, t one of text alone.
+# The batches that two ranks take in turn: i is a sample with an image, t one without.
 BATCHES = ["it", "tt", "tt", "ii", "ii", "ti"]
 
 
@@ -31,24 +31,24 @@ WAYS = {
 LORA = ["--lora_enable", "True", "--lora_r", "8", "--lora_dropout", "0", "--mm_projector_lr", "2e-4"]
 
 
-# The largest difference of a loss to that of one process, which are about 8 here.
+# The largest difference from the losses of one process, which are about 8.
 TOLERANCE = {"32": 1e-5, "16": 0.03}
 
 
 def mixed_data(golden: Path, folder: Path) -> Path:
-    """Samples with image and without, so that in some steps just one of two processes has an image."""
-    places = range(2 * BATCH * STEPS)
-    order = EpochSampler(RandomSampler(places), seed=SEED)
+    """Write samples with and without an image, so that in some steps only one of two ranks has one."""
+    indices = range(2 * BATCH * STEPS)
+    order = EpochSampler(RandomSampler(indices), seed=SEED)
     has_image = dict(zip(order, "".join(BATCHES), strict=True))
     images = sorted(path.name for path in (golden / "images").glob("[a-f]_*.png"))
     rows: list[dict[str, object]] = []
-    for place in places:
-        said = [{"from": "human", "value": f"How much is {place} and 1?"}]
-        row: dict[str, object] = {"id": str(place), "conversations": said}
-        if has_image[place] == "i":
-            said[0]["value"] = "<image>\nWhat is to be seen?"
-            row["image"] = images[place % len(images)]
-        said.append({"from": "gpt", "value": f"It is {place + 1}."})
+    for index in indices:
+        turns = [{"from": "human", "value": f"How much is {index} and 1?"}]
+        row: dict[str, object] = {"id": str(index), "conversations": turns}
+        if has_image[index] == "i":
+            turns[0]["value"] = "<image>\nWhat is to be seen?"
+            row["image"] = images[index % len(images)]
+        turns.append({"from": "gpt", "value": f"It is {index + 1}."})
         rows.append(row)
     path = folder / "mixed.json"
     path.write_text(json.dumps(rows))
@@ -72,21 +72,21 @@ def logged(folder: Path, what: str) -> list[float]:
     return [entry[what] for entry in state["log_history"] if what in entry and "loss" in entry]
 
 
-def differences(ours: Path, alone: Path, precision: str) -> list[str]:
-    """What of a run is not as in that of one process: losses, learning rates, weights."""
+def differences(ours: Path, single: Path, precision: str) -> list[str]:
+    """List how a run differs from that of one process: losses, learning rates, weights."""
     found = []
     loss = max(
-        abs(one - other) for one, other in zip(logged(ours, "loss"), logged(alone, "loss"), strict=True)
+        abs(one - other) for one, other in zip(logged(ours, "loss"), logged(single, "loss"), strict=True)
     )
     if not loss <= TOLERANCE[precision]:
         found.append(f"losses differ by {loss:g}")
-    if logged(ours, "learning_rate") != logged(alone, "learning_rate"):
+    if logged(ours, "learning_rate") != logged(single, "learning_rate"):
         found.append(f"learning rates {logged(ours, 'learning_rate')}")
-    weights, wanted = trained_weights(ours), trained_weights(alone)
+    weights, wanted = trained_weights(ours), trained_weights(single)
     if set(weights) != set(wanted):
         return [*found, f"other weights are saved: {sorted(set(weights) ^ set(wanted))[:3]}"]
     if precision == "32":
-        # A projector at another's rate would be off by a hundred times this.
+        # A projector trained at the wrong rate would be off by a hundred times this.
         far = max(
             float((weights[name] - wanted[name]).norm() / wanted[name].norm().clamp(min=1)) for name in wanted
         )

@@ -1,6 +1,6 @@
-"""Training runs in processes of their own, killed and asked to leave as real ones are.
+"""Run training in processes that a test can kill or signal.
 
-They are forked from a process that has imported the libraries once: a start takes a second instead of ten.
+They are forked from a process that has imported the libraries, so a start takes one second instead of ten.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["llava.train.train", "deepspeed"])
 
 
-class Started:
-    """One run: its processes, and what they say on stderr."""
+class TrainingRun:
+    """One run: its processes and their output."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Started:
         processes: int = 1,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it; more than one process as a launcher would, over gloo."""
+        """Start the processes; several of them as a launcher would, over gloo."""
         self.log = log
         shared = dict(settings or {})
         if processes > 1:
@@ -57,46 +57,46 @@ class Started:
             self.processes.append(process)
 
     def wait(self) -> list[int | None]:
-        """Wait for the end; the exit codes."""
+        """Wait for the processes to end and return their exit codes."""
         for process in self.processes:
             process.join(LIMIT_S)
-            assert process.exitcode is not None, f"does not end: {self.said()[-3000:]}"
+            assert process.exitcode is not None, f"does not end: {self.output()[-3000:]}"
         return [process.exitcode for process in self.processes]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so, while the run is going on."""
+        """Wait until `condition` holds, while the run is alive."""
         deadline = time.monotonic() + LIMIT_S
         while not condition():
-            assert any(process.is_alive() for process in self.processes), self.said()[-3000:]
-            assert time.monotonic() < deadline, self.said()[-3000:]
+            assert any(process.is_alive() for process in self.processes), self.output()[-3000:]
+            assert time.monotonic() < deadline, self.output()[-3000:]
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End all of it as a power cut would."""
+        """Kill all processes, as a power cut would."""
         for process in self.processes:
             process.kill()
         self.wait()
 
-    def said(self) -> str:
-        """What was written to stderr and stdout."""
+    def output(self) -> str:
+        """Return what the run wrote to stdout and stderr."""
         return self.log.read_text(errors="replace") if self.log.is_file() else ""
 
 
 def free_port() -> str:
-    """One that nobody listens at now."""
+    """Return a port that is free now."""
     with socket.socket() as free:
         free.bind(("", 0))
         return str(free.getsockname()[1])
 
 
 def recorded_flags(golden: Path, kind: str) -> list[str]:
-    """The flags of a recorded run on tiny weights: lora, pretrain or full."""
+    """Return the flags of a recorded run on tiny weights: lora, pretrain or full."""
     flags: list[str] = json.loads((golden / f"viii_{kind}.json").read_text())["argv"]
     return flags
 
 
 def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """What a run of any kind left in its folder."""
+    """Read the trained weights that a run of any kind left in its folder."""
     found: dict[str, torch.Tensor] = {}
     for name in ("adapter_model.safetensors", "model.safetensors"):
         if (folder / name).is_file():
@@ -109,20 +109,20 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def equal_bits(first: Path, second: Path) -> bool:
-    """Whether two runs left the same tensors."""
+    """Return whether two runs left the same tensors."""
     ours, theirs = trained_weights(first), trained_weights(second)
     return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def train_many(folder: Path, jobs: dict[str, list[str]], *, cwd: Path, processes: int) -> dict[str, str]:
-    """Train all of them one after the other in one start of processes; why each that was refused was."""
+    """Train all jobs in turn in the same processes; return the error of each refused one."""
     refused = folder / f"{processes}.errors"
     settings = {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
     log = folder / f"{processes}.log"
     work = partial(_train_many, jobs, refused)
-    started = Started(work, cwd=cwd, log=log, processes=processes, settings=settings)
+    started = TrainingRun(work, cwd=cwd, log=log, processes=processes, settings=settings)
     codes = started.wait()
-    assert not any(codes), started.said()[-5000:]
+    assert not any(codes), started.output()[-5000:]
     errors: dict[str, str] = json.loads(refused.read_text())
     return errors
 
@@ -134,7 +134,7 @@ def _train_many(jobs: dict[str, list[str]], refused: Path) -> None:
             train(argv=argv)
         except SettingsError as error:
             errors[name] = str(error)
-        # What a process remembers of its run; the connection to the others stays.
+        # Forget this run's state but keep the process group.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         unset_hf_deepspeed_config()
