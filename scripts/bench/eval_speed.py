@@ -1,4 +1,4 @@
-"""Answering speed: one question at a time, as the original asks, against the engine.
+"""Measure answering speed: one question at a time, as the original asks, against the engine.
 
 Both sides run in one call, on the same machine, random weights, pictures and questions; their answers must
 agree. Questions come in the shapes of the benchmarks: so many about one image, so long. They are the real
@@ -57,7 +57,7 @@ AGREEMENT = {"float32": 1.0, "float16": 0.999, "bfloat16": 0.999}
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A language model's and a vision tower's: width, layers, heads, width inside the feed-forward part."""
+    """Sizes of a language model and a vision tower: width, layers, heads, feed-forward width."""
 
     language: tuple[int, int, int, int]
     vision: tuple[int, int, int, int]
@@ -72,7 +72,7 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a benchmark asks: questions about each image in turn, words in one, what is appended to it.
+    """How a benchmark asks: questions per image in turn, words per question, appended prompt.
 
     `read` gives the real questions, image by image, from a folder of real data. `tokens` is how long answers
     are, `images` how many images are asked about.
@@ -87,7 +87,7 @@ class Kind:
 
 
 def read_jsonl(path: Path) -> list[list[str]]:
-    """A LLaVA question file's texts, image by image."""
+    """Read the texts of a LLaVA question file, grouped by image."""
     by_image = defaultdict(list)
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -96,7 +96,7 @@ def read_jsonl(path: Path) -> list[list[str]]:
 
 
 def read_mmbench(folder: Path) -> list[list[str]]:
-    """The questions of an MMBench answer sheet, circular copies together."""
+    """Read the questions of an MMBench answer sheet, circular copies grouped."""
     import pandas as pd
 
     table = pd.read_excel(folder / "mmbench/answers_upload/llava-v1.5-7b.xlsx")
@@ -119,7 +119,7 @@ KINDS = {
 
 
 def questions(kind: Kind, count: int) -> tuple[list[list[str]], str]:
-    """Texts about each of `count` images, and where they are from.
+    """Return texts about each of `count` images, and where they come from.
 
     Of the real ones a seeded sample is taken whose number of questions an image is near the mean of all.
     """
@@ -141,7 +141,7 @@ def questions(kind: Kind, count: int) -> tuple[list[list[str]], str]:
 
 
 class PieceTokenizer:
-    """Stands in for LLaMA's tokenizer where that is not at hand: four letters are a token."""
+    """A stand-in for LLaMA's tokenizer where it is missing: four letters are a token."""
 
     bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
 
@@ -154,7 +154,7 @@ class PieceTokenizer:
 
 
 def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded:
-    """A model of random weights, its tower written to `folder` first."""
+    """Build a model of random weights; its tower is first written to `folder`."""
     torch.manual_seed(0)
     width, layers, heads, inner = sizes.vision
     CLIPVisionModel(
@@ -203,7 +203,7 @@ def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded
 
 
 def make_pictures(folder: Path, count: int) -> list[Path]:
-    """Photos' size, nothing on them."""
+    """Make blank images of a photo's size."""
     draw = np.random.default_rng(0)
     paths = [folder / f"{number}.jpg" for number in range(count)]
     for path in paths:
@@ -214,7 +214,7 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
 
 @torch.inference_mode()
 def ask_one_at_a_time(loaded: Loaded, requests: Sequence[Request], tokens: int, keep: int) -> list[str]:
-    """The original's loop: read and encode the question's image, read the whole prompt, generate."""
+    """Answer as the original's loop does: encode the question's image, process the whole prompt, generate."""
     model, said = loaded.model, []
     settings = GenerationConfig(do_sample=False, max_new_tokens=tokens, use_cache=True, pad_token_id=0)
     for request in requests:
@@ -240,7 +240,7 @@ def print_row(*cells: object) -> None:
 
 
 def timed(work: Callable[[], list[str]], device: torch.device) -> tuple[list[str], float, float]:
-    """What `work` says, its seconds, and the processor's, all threads together.
+    """Return what `work` returns, its seconds, and the processor time of all threads.
 
     The latter tell the same on a machine that others use, too.
     """
@@ -252,7 +252,7 @@ def timed(work: Callable[[], list[str]], device: torch.device) -> tuple[list[str
 
 
 def compare(loaded: Loaded, name: str, flags: argparse.Namespace, folder: Path) -> bool:
-    """Measure one kind and print its line; whether the answers agree."""
+    """Measure one kind of benchmark and print its line; return whether the answers agree."""
     kind = KINDS[name]
     texts, origin = questions(kind, max(1, round(kind.images * flags.scale)))
     pictures = make_pictures(folder, len(texts))

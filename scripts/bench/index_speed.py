@@ -1,4 +1,4 @@
-"""What a training file of a million conversations costs: indexing it once, and each rank that starts after.
+"""Measure a training file of a million conversations: the indexing, and each rank that starts afterwards.
 
 Makes such a file of random words (or takes one), indexes it in a process of its own, then starts several
 ranks at once. Each opens the data set, draws an epoch's first order and decodes samples at random, itself and
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def write_records(path: Path, records: int) -> None:
-    """A JSON array like LLaVA's mix: several turns of random words, most with an image."""
+    """Write a JSON array like LLaVA's mix: several turns of random words, most with an image."""
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 9))) for _ in range(WORDS)]
     bodies = [body(words, draw) for _ in range(BODIES)]
@@ -82,7 +82,7 @@ def write_records(path: Path, records: int) -> None:
 
 
 def body(words: list[str], draw: random.Random) -> tuple[str, bool]:
-    """The turns of one conversation, about 1.3 kB of JSON, and whether they are about an image."""
+    """Return the turns of one conversation, about 1.3 kB of JSON, and whether it has an image."""
     has_image = draw.random() > TEXT_ONLY
     turns = []
     for _ in range(draw.randint(1, 5)):
@@ -94,7 +94,7 @@ def body(words: list[str], draw: random.Random) -> tuple[str, bool]:
 
 
 def index(path: Path) -> dict[str, float]:
-    """Index the file, and say what it took."""
+    """Index the file and print what it took."""
     start, cpu = time.perf_counter(), time.process_time()
     made = open_index(path)
     return {
@@ -106,7 +106,7 @@ def index(path: Path) -> dict[str, float]:
 
 
 def rank(path: Path, seed: int, samples: int) -> dict[str, float]:
-    """Start as a rank of a run does, and say what that took."""
+    """Start as a rank of a run does and print what that took."""
     before, start, cpu = own_mb(), time.perf_counter(), time.process_time()
     dataset = LazySupervisedDataset(path, SimpleNamespace(model_max_length=2048), SimpleNamespace())
     inner = LengthGroupedSampler(BATCH, WORLD, dataset.modality_lengths, group_by_modality=True)
@@ -126,7 +126,7 @@ def rank(path: Path, seed: int, samples: int) -> dict[str, float]:
 
 
 class Decoded(Dataset[float]):
-    """Decodes samples in a worker, and tells how much memory it has of its own by then."""
+    """Decodes samples in a worker and reports the worker's own memory."""
 
     def __init__(self, dataset: LazySupervisedDataset) -> None:
         self.dataset = dataset
@@ -137,7 +137,7 @@ class Decoded(Dataset[float]):
 
 
 def own_mb() -> float:
-    """The process's memory that no other shares, in MB (USS)."""
+    """Return the process's unshared memory in MB (USS)."""
     return sum(private_kib()) * 1024 / 1e6
 
 

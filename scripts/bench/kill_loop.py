@@ -1,4 +1,4 @@
-"""Kill an evaluation at random moments, again and again, and check that no answer is lost, doubled or mixed.
+"""Kill an evaluation at random moments many times, and check that no answer is lost, doubled or mixed.
 
     python scripts/bench/kill_loop.py --kills 100
     python scripts/bench/kill_loop.py --kills 6 --model-path ADAPTER --model-base BASE
@@ -33,7 +33,7 @@ NAME = "killed"
 
 
 def write_seed_bench(root: Path, count: int) -> None:
-    """`count` questions about four images of one colour each, under `root`/seed_bench."""
+    """Write `count` questions about four plain images to `root`/seed_bench."""
     from PIL import Image
 
     folder = root / "seed_bench/SEED-Bench-image"
@@ -57,7 +57,7 @@ def write_seed_bench(root: Path, count: int) -> None:
 
 
 class Loop:
-    """Attempts on one benchmark folder, compared with `wanted` once the undisturbed run has given it."""
+    """Attempts on one benchmark folder, compared with `wanted` from an undisturbed run."""
 
     def __init__(self, root: Path, flags: argparse.Namespace) -> None:
         self.answers = root / "seed_bench/answers" / NAME
@@ -72,7 +72,7 @@ class Loop:
         self._settings |= {"CUDA_VISIBLE_DEVICES": "", "ANSWER_FLAGS": f"--max_new_tokens {flags.tokens}"}
 
     def start(self, shards: int) -> subprocess.Popen[bytes]:
-        """The script with `shards` processes, in a process group of its own."""
+        """Start the script with `shards` processes, in its own process group."""
         command = ["bash", str(REPO / "scripts/v1_5/eval/seed.sh"), self._model, NAME]
         environment = {**os.environ, **self._settings, "SHARDS": str(shards)}
         return subprocess.Popen(
@@ -81,7 +81,7 @@ class Loop:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """Answer what is missing, undisturbed; the result must be what it was the first time."""
+        """Answer the rest without a kill; the result must equal the first one."""
         process = self.start(self._random.randint(1, 3))
         _, error = process.communicate()
         if process.returncode:
@@ -91,7 +91,7 @@ class Loop:
         self.check()
 
     def kill_once(self, longest_s: float) -> None:
-        """Start, wait for a random moment, kill, look."""
+        """Start, wait for a random moment, kill, and check."""
         self.attempts += 1
         process = self.start(self._random.randint(1, 3))
         deadline = time.monotonic() + self._random.uniform(0.0, longest_s)
@@ -116,7 +116,7 @@ class Loop:
         self._tear()
 
     def check(self) -> None:
-        """What is merged, if anything, is what the undisturbed run gave."""
+        """Check that merged answers, if any, equal those of the undisturbed run."""
         if self.merged.is_file() and self.merged.read_bytes() != self.wanted:
             self.faults.append(f"{self.merged} differs from the undisturbed answers")
         if self.merged.is_file():
@@ -124,7 +124,7 @@ class Loop:
             shutil.rmtree(self.answers)
 
     def _tear(self) -> None:
-        """Now and then, cut the last line on disk."""
+        """Cut the last line on disk in some attempts."""
         files = [path for path in self.answers.glob("journal/*.jsonl") if path.stat().st_size > 40]
         if files and self._random.random() < 0.3:
             path = self._random.choice(files)
@@ -133,7 +133,7 @@ class Loop:
 
 
 def _children(pid: int) -> list[int]:
-    """The answering processes of the script `pid`."""
+    """Return the answering processes of the script `pid`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -147,7 +147,7 @@ def _children(pid: int) -> list[int]:
 
 
 def main() -> None:
-    """Kill as often as asked, then say how it went."""
+    """Kill as often as asked, then print the outcome."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

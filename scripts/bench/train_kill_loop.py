@@ -1,4 +1,4 @@
-"""Kill a training run at random moments, again and again, and check that it ends with the same weights.
+"""Kill a training run at random moments many times, and check that it ends with the same weights.
 
     python scripts/bench/train_kill_loop.py --kills 30
     python scripts/bench/train_kill_loop.py --kills 10 --kind full --processes 2 --zero 2
@@ -39,7 +39,7 @@ WEIGHTS = ("adapter_model.safetensors", "model.safetensors", NON_LORA_FILES[-1],
 
 
 def write_data(root: Path, count: int) -> None:
-    """`count` conversations about pictures of one colour each."""
+    """Write `count` conversations about plain images."""
     from PIL import Image
 
     colours = ("red", "green", "blue", "white")
@@ -60,7 +60,7 @@ def write_data(root: Path, count: int) -> None:
 
 
 class Loop:
-    """Runs into one output folder, compared with the undisturbed run's."""
+    """Runs into one output folder, compared with an undisturbed run."""
 
     def __init__(self, root: Path, flags: argparse.Namespace) -> None:
         self.whole, self.output = root / "whole", root / "out"
@@ -89,7 +89,7 @@ class Loop:
             self._command += ["--deepspeed", str(REPO / f"scripts/zero{flags.zero}.json")]
 
     def start(self, output: Path) -> subprocess.Popen[str]:
-        """The script, writing to `output`."""
+        """Start the script, writing to `output`."""
         environment = {**os.environ, **self._settings, "OUTPUT_DIR": str(output)}
         return subprocess.Popen(
             self._command, env=environment, cwd=REPO, text=True, errors="replace",
@@ -97,7 +97,7 @@ class Loop:
         )  # fmt: skip
 
     def disturb(self, longest_s: float) -> None:
-        """Start or go on, wait for a random moment, kill or ask to leave, look."""
+        """Start or resume, wait for a random moment, kill or send SIGTERM, and check."""
         process = self.start(self.output)
         deadline = time.monotonic() + self._random.uniform(0.0, longest_s)
         while process.poll() is None and time.monotonic() < deadline:
@@ -117,7 +117,7 @@ class Loop:
         self.check()
 
     def finish(self) -> None:
-        """Go on to the end, undisturbed."""
+        """Resume and run to the end."""
         process = self.start(self.output)
         error = self._said(process)
         if process.returncode:
@@ -130,7 +130,7 @@ class Loop:
         return error
 
     def check(self) -> None:
-        """Every checkpoint is one; a finished run has the undisturbed run's weights."""
+        """Check that every checkpoint is complete and a finished run has the undisturbed run's weights."""
         broken = [path.name for path in self.output.glob("checkpoint-*") if not is_complete(path)]
         if broken:
             self.faults.append(f"look like checkpoints: {broken}")
@@ -142,7 +142,7 @@ class Loop:
 
 
 def _family(process: int) -> list[int]:
-    """A process and all that it has started, which a launcher gives sessions of their own."""
+    """Return a process and its descendants, which a launcher puts into sessions of their own."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [process, *(each for child in children for each in _family(int(child)))]
 
@@ -157,7 +157,7 @@ def _same_weights(first: Path, second: Path) -> bool:
 
 
 def main() -> None:
-    """Kill as often as asked, then say how it went."""
+    """Kill as often as asked, then print the outcome."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

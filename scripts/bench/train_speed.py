@@ -1,4 +1,4 @@
-"""Training speed: the original's recipe against ours, and what each shortcut gives.
+"""Measure training speed: the original's recipe against ours, and the gain of each shortcut.
 
 Both sides run in one call, on the same random weights and batches: samples as long as those of LLaVA-1.5's
 instruction mix, batched by the original's sampler for 8 devices, 16 a device. Their losses must agree. The
@@ -66,7 +66,7 @@ class Variant:
 
 
 def variants(budget: int, each: bool) -> list[Variant]:
-    """The original's way, then one shortcut more in each."""
+    """List the original's recipe, then one with one more shortcut each."""
     original = Recipe(checkpoint_layers="all")
     added: list[tuple[str, dict[str, Any]]] = [
         ("no unread tower layers", {"skip_unread_layers": True}),
@@ -83,7 +83,7 @@ def variants(budget: int, each: bool) -> list[Variant]:
 
 
 def mix() -> tuple[list[dict[str, Any]], list[int], str]:
-    """Samples without their images, the lengths that the sampler groups by, and where both are from."""
+    """Return samples without images, the lengths that the sampler groups by, and their source."""
     root = Path(os.environ.get("LLAVA_TEST_DATA", ""))
     generator = torch.Generator().manual_seed(0)
     if not (root / "realdata/mix665k").is_dir():
@@ -110,7 +110,7 @@ class _Padding:
 
 
 def batches_of(count: int, size: int, device: str, dtype: torch.dtype) -> tuple[list[dict[str, Any]], str]:
-    """`count` of the batches of `size` that 8 devices see: those that are most like all samples."""
+    """Choose `count` of the batches of `size` that 8 devices see: those closest to the average."""
     samples, lengths, source = mix()
     torch.manual_seed(0)
     order = get_modality_length_grouped_indices(lengths, size, DEVICES)
@@ -145,7 +145,7 @@ def batches_of(count: int, size: int, device: str, dtype: torch.dtype) -> tuple[
 
 
 def step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any], recipe: Recipe) -> float:
-    """One optimizer step on one batch; its loss."""
+    """Take one optimizer step on one batch and return its loss."""
     known = {"image_positions": model.image_positions, "max_length": LONGEST}
     count = count_learnable(batch["input_ids"], batch["labels"], **known).sum()
     layers = len(model.get_decoder().layers)
@@ -161,14 +161,14 @@ def step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any], re
 
 
 class Gauge:
-    """Seconds, the processor's seconds (all threads together) and the peak of memory of some work."""
+    """Seconds, processor time of all threads and peak memory of some work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.seconds = self.busy = self.peak = 0.0
 
     def of(self, work: Callable[[], list[float]]) -> list[float]:
-        """What `work` gives."""
+        """Run `work`, measure it and return its result."""
         is_gpu = self._device.type == "cuda"
         if is_gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -189,7 +189,7 @@ class Gauge:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that matrix products reach; of a CPU, a second of the processor's own time."""
+    """Measure the operations per second of matrix products; on a CPU, per second of processor time."""
     if device.type == "cuda":
         return measured_rate(device, dtype)
     one, other = (torch.randn(1024, 1024, dtype=dtype) for _ in range(2))
@@ -236,7 +236,7 @@ def main() -> None:
 def compare(
     model: Any, optimizer: Any, batches: list[dict[str, Any]], flags: argparse.Namespace, source: str
 ) -> None:
-    """Measure the lines asked for and print them; leave with an error if losses differ."""
+    """Measure and print the requested lines; exit with an error if losses differ."""
     device = torch.device(flags.device)
     known = {"image_positions": model.image_positions, "max_length": LONGEST}
     lengths = [count_positions(b["input_ids"], b["attention_mask"], **known).tolist() for b in batches]
@@ -279,7 +279,7 @@ def compare(
 def measured(
     model: Any, optimizer: Any, batches: list[dict[str, Any]], variant: Variant, device: torch.device
 ) -> tuple[Gauge, list[float]]:
-    """What a line took, and its losses. On a GPU the first batch is computed once before, uncounted."""
+    """Measure one line and return its losses. On a GPU the first batch is a warm-up, not counted."""
     model.config._attn_implementation = "sdpa"
     if variant.recipe.pack:
         enable_packing(model.config)
