@@ -1,4 +1,4 @@
-"""The `llava` command: a table of sub-commands, each a module of its own that is loaded when asked for."""
+"""The `llava` command: a table of sub-commands, each a module that is imported only when it is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row of MLLM-DataEngine's results table for one model, beside the published ones, marked so."""
+"""The row of MLLM-DataEngine's results table for one model, with the published rows marked as such."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTE = "SEED: image part. MME: perception/cognition (total). ScienceQA: ALL/IMG.
 
 
 def table(name: str, runs: Sequence[Scores]) -> str:
-    """The row of the model `name` from its scores of several benchmarks, and the published rows."""
+    """Return the row of the model `name` from its scores of several benchmarks, and the published rows."""
     by_benchmark = {scores.benchmark: scores for scores in runs}
     ours = [name]
     ours += [
@@ -24,7 +24,7 @@ def table(name: str, runs: Sequence[Scores]) -> str:
         _mme(by_benchmark.get("mme")),
         _number(by_benchmark.get("gqa"), "accuracy"),
         _number(by_benchmark.get("vqav2"), "overall"),
-        "/".join(_number(by_benchmark.get("scienceqa"), part) for part in ("ALL", "IMG")),
+        "/".join(_number(by_benchmark.get("scienceqa"), subset) for subset in ("ALL", "IMG")),
     ]
     published = [_published_row(model) for model in COMPARED]
     notes = [f"{scores.benchmark}: {note}." for scores in runs for note in scores.notes]
@@ -60,7 +60,7 @@ def _number(scores: Scores | None, name: str, form: str = ".2f") -> str:
 
 
 def _mme(scores: Scores | None) -> str:
-    parts = [_found(scores, name) for name in ("perception", "cognition")]
-    values = [score.value for score in parts if score is not None and score.value is not None]
-    total = f" ({sum(values):.1f})" if len(values) == len(parts) else ""
+    halves = [_found(scores, name) for name in ("perception", "cognition")]
+    values = [score.value for score in halves if score is not None and score.value is not None]
+    total = f" ({sum(values):.1f})" if len(values) == len(halves) else ""
     return "/".join(_number(scores, name, ".1f") for name in ("perception", "cognition")) + total

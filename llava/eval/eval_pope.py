@@ -33,7 +33,10 @@ def main() -> None:
     truths = pope.find_labels(questions, pope.read_labels(args.annotation_dir))
     known, answers, notes = pope.keep_labelled(questions, truths, read_answers(args.result_file))
     if not known:
-        raise DataError(f"{args.annotation_dir}: no list here is of a category of {args.question_file}")
+        raise DataError(
+            f"{args.annotation_dir}: no list here is of a category of {args.question_file}",
+            code="no-labels",
+        )
     for note in notes:
         logger.warning(note)
     asked = [question for question, _ in known]

@@ -1,4 +1,4 @@
-"""Score ScienceQA answers as the original's tool does; its flags, its two files, its one line on stdout.
+"""Score ScienceQA answers as the original's tool does: its flags, its two files, its one line on stdout.
 
 Without an answer a problem counts as FAILED, as in the original, and a warning says how many. For intervals
 and the official breakdown use `python -m llava.benchmarks score scienceqa`.
@@ -34,7 +34,7 @@ def main() -> None:
     splits = args.base_dir / "pid_splits.json"
     problems = scienceqa.read_official_problems(args.base_dir / "problems.json", splits, args.split)
     if not problems:
-        raise DataError(f"{splits}: the split {args.split} is empty")
+        raise DataError(f"{splits}: the split {args.split} is empty", code="empty-split")
     questions = [Question(problem.id, "") for problem in problems]
     answers = read_answers(args.result_file)
     matched = match(questions, answers, allow_missing=True, name="scienceqa")

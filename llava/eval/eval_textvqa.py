@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--result-dir", type=Path, help="a folder of such files")
     args = parser.parse_args()
     if args.result_file is None and args.result_dir is None:
-        raise SettingsError("there is nothing to score: give --result-file or --result-dir")
+        raise SettingsError("nothing to score: give --result-file or --result-dir", code="missing-flag")
     if args.result_file:
         _score(args.annotation_file, args.result_file)
     for file in sorted(args.result_dir.iterdir()) if args.result_dir else []:
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _score(annotations: Path, file: Path) -> None:
-    """Score the answers there are, as the original does; each must be to an annotated question."""
+    """Score the answers in `file`, as the original does; each must be to an annotated question."""
     truth = textvqa.read_annotations(annotations)
     matched = textvqa.match_annotations(truth, read_answers(file), allow_missing=True)
     points = [
@@ -44,7 +44,7 @@ def _score(annotations: Path, file: Path) -> None:
         if answer
     ]
     if not points:
-        raise AnswersError(f"{file}: there are no answers in this file")
+        raise AnswersError(f"{file}: there are no answers in this file", code="no-answers")
     accuracy = 100.0 * sum(points) / len(points)
     sys.stdout.write(f"{file.stem}\nSamples: {len(points)}\nAccuracy: {accuracy:.2f}%\n\n")
 

@@ -1,4 +1,4 @@
-"""The names of the original's m4c_evaluator, over `llava.benchmarks.vqa_answers`.
+"""The original's m4c_evaluator, kept for old imports, on top of `llava.benchmarks.vqa_answers`.
 
 Source of the interface: LLaVA v1.2.2 llava/eval/m4c_evaluator.py.
 """
@@ -16,7 +16,7 @@ class EvalAIAnswerProcessor:
     """Normalises an answer as EvalAI's servers do: `EvalAIAnswerProcessor()("Yes.")` is "yes"."""
 
     def __call__(self, item: str) -> str:
-        """The normalised form of `item`."""
+        """Return the normalised form of `item`."""
         return normalise(item)
 
 
@@ -27,8 +27,8 @@ class TextVQAAccuracyEvaluator:
         self.answer_processor = EvalAIAnswerProcessor()
 
     def eval_pred_list(self, pred_list: Sequence[dict[str, Any]]) -> float:
-        """The mean over entries {"pred_answer": text, "gt_answers": [ten texts]}, from 0 to 1."""
+        """Return the mean over entries {"pred_answer": text, "gt_answers": [ten texts]}, from 0 to 1."""
         if not pred_list:
-            raise AnswersError("there are no predictions to evaluate")
+            raise AnswersError("there are no predictions to evaluate", code="no-answers")
         points = [normalised_accuracy(entry["pred_answer"], entry["gt_answers"]) for entry in pred_list]
         return sum(points) / len(points)

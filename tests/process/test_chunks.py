@@ -197,7 +197,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
         ):
             pass
         with (
-            pytest.raises(AnswersError, match=f"in use in 2 chunks by process {holder.pid} "),
+            pytest.raises(AnswersError, match=f"in use in 2 shards by process {holder.pid} "),
             journal.writer("1_0"),
         ):
             pass

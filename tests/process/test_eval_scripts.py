@@ -15,6 +15,7 @@ import pytest
 
 from llava import benchmarks
 from llava.files import read_json, read_jsonl, write_json
+from support.canned_answers import canned_python
 from support.tiny_benchmarks import write_benchmark
 from support.tiny_model import generate_alone, tiny_model
 
@@ -182,33 +183,9 @@ def test_an_interrupted_script_leaves_no_process(repo: Path, golden: Path, tmp_p
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-# Stands in for python: answering commands get canned replies, so that no model is needed; all else is real.
-CANNED = """
-import os, runpy, sys, types
-from llava.infer.jobs import run
-from llava.infer.engine.requests import Reply
-
-loading = types.SimpleNamespace(resolve_device=lambda choice, local_rank: choice)
-sys.modules["llava.infer.engine.load"] = loading
-run._replies = lambda job, asks, positions, *rest: ((position, Reply("A")) for position in positions)
-module = "llava.eval.__main__"
-sys.argv = ["llava eval", *sys.argv[3:]]
-if "CANNED_FAILS" in os.environ and sys.argv[-1] == "1":
-    sys.exit(3)
-runpy.run_module(module, run_name="__main__")
-"""
-
-
 def canned(folder: Path) -> dict[str, str]:
     """Settings under which two shards give canned answers to what lies under `folder`."""
-    (folder / "canned.py").write_text(CANNED)
-    python = folder / "python"
-    replies = f'exec {sys.executable} {folder / "canned.py"} "$@"'
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *"--steps answer"*) {replies};; esac\nexec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    return {"EVAL_ROOT": str(folder), "SHARDS": "2", "PYTHON": str(python)}
+    return {"EVAL_ROOT": str(folder), "SHARDS": "2", "PYTHON": str(canned_python(folder))}
 
 
 # Script, folder, what it must leave there.

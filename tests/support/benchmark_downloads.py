@@ -5,19 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from llava.benchmarks.base import Example
 from llava.schema import Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Tiny:
-    """Which split the download is of, its right answers, and the best value of the headline."""
-
-    answers: list[Answer]
-    split: str | None = None
-    best: float = 100.0
 
 
 def write_json(path: Path, value: object) -> None:
@@ -30,7 +21,7 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def seed(root: Path) -> Tiny:
+def seed(root: Path) -> Example:
     choices = {f"choice_{letter}": f"thing {letter}" for letter in "abcd"}
     rows = [
         ("11", 4, "image", "B"),
@@ -45,10 +36,10 @@ def seed(root: Path) -> Tiny:
     ]  # fmt: skip
     names = {"Instance Location": 4, "Instances Counting": 5, "Action Recognition": 10}
     write_json(root / "SEED-Bench.json", {"questions": questions, "question_type": names})
-    return Tiny([Answer(int(key), "", answer) for key, _, data, answer in rows if data == "image"])
+    return Example([Answer(int(key), "", answer) for key, _, data, answer in rows if data == "image"])
 
 
-def _mmbench(root: Path, name: str) -> Tiny:
+def _mmbench(root: Path, name: str) -> Example:
     columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source",
                "l2-category", "comment", "split"]  # fmt: skip
     rows = [
@@ -59,18 +50,18 @@ def _mmbench(root: Path, name: str) -> Tiny:
     root.mkdir(parents=True, exist_ok=True)
     with (root / name).open("w", newline="") as stream:
         csv.writer(stream, delimiter="\t").writerows([columns, *rows])
-    return Tiny([Answer(int(row[0]), "", row[7]) for row in rows])
+    return Example([Answer(int(row[0]), "", row[7]) for row in rows])
 
 
-def mmbench(root: Path) -> Tiny:
+def mmbench(root: Path) -> Example:
     return _mmbench(root, "mmbench_dev_20230712.tsv")
 
 
-def mmbench_cn(root: Path) -> Tiny:
+def mmbench_cn(root: Path) -> Example:
     return _mmbench(root, "mmbench_dev_cn_20231003.tsv")
 
 
-def mme(root: Path) -> Tiny:
+def mme(root: Path) -> Example:
     lines = "Is there a cat?  Please answer yes or no.\tYes\nIs there a dog? Please answer yes or no.\tNo\n"
     release = root / "MME_Benchmark_release_version"
     for folder, image in (
@@ -93,10 +84,10 @@ def mme(root: Path) -> Tiny:
         for image in ("existence/0001.jpg", "existence/3.jpg", "count/2.png", "count/5.png", *posters)
         for animal, said in (("cat", "Yes"), ("dog", "No."))
     ]
-    return Tiny(answers, best=600.0)
+    return Example(answers, best=600.0)
 
 
-def gqa(root: Path) -> Tiny:
+def gqa(root: Path) -> Example:
     def question(text: str, answer: str, structural: str) -> dict[str, object]:
         return {
             "question": text, "imageId": "n1", "answer": answer, "isBalanced": True, "entailed": [],
@@ -111,10 +102,10 @@ def gqa(root: Path) -> Tiny:
         "202": question("What color?", "dark blue", "query"),
     }
     write_json(root / "data/testdev_balanced_questions.json", rows)
-    return Tiny([Answer("201", "", "Yes."), Answer("202", "", "Dark blue")])
+    return Example([Answer("201", "", "Yes."), Answer("202", "", "Dark blue")])
 
 
-def scienceqa(root: Path) -> Tiny:
+def scienceqa(root: Path) -> Example:
     def problem(image: str | None, answer: int) -> dict[str, object]:
         return {
             "question": "Which  one?", "choices": ["x", "y", "z"], "answer": answer, "image": image,
@@ -126,10 +117,10 @@ def scienceqa(root: Path) -> Tiny:
         root / "problems.json", {"4": problem("image.png", 2), "9": problem(None, 0), "10": problem(None, 1)}
     )
     write_json(root / "pid_splits.json", {"train": ["10"], "test": ["9", "4"]})
-    return Tiny([Answer("9", "", "A. x"), Answer("4", "", "C")])
+    return Example([Answer("9", "", "A. x"), Answer("4", "", "C")])
 
 
-def vqav2(root: Path) -> Tiny:
+def vqav2(root: Path) -> Example:
     people = [{"answer": "two", "answer_id": n} for n in range(9)] + [{"answer": "a few", "answer_id": 9}]
     annotations = [
         {"question_id": key, "image_id": 42, "question_type": "how many", "answer_type": "number",
@@ -139,10 +130,10 @@ def vqav2(root: Path) -> Tiny:
     questions = [{"question_id": key, "image_id": 42, "question": "How many?"} for key in (42000, 42001)]
     write_json(root / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
     write_json(root / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
-    return Tiny([Answer(42000, "", "Two."), Answer(42001, "", "2")], "val2014")
+    return Example([Answer(42000, "", "Two."), Answer(42001, "", "2")], "val2014")
 
 
-def vizwiz(root: Path) -> Tiny:
+def vizwiz(root: Path) -> Example:
     people = [{"answer": "coke", "answer_confidence": "yes"}] * 10
     rows = [
         {
@@ -154,10 +145,10 @@ def vizwiz(root: Path) -> Tiny:
         for n in range(2)
     ]
     write_json(root / "val.json", rows)
-    return Tiny([Answer(0, "", "Coke"), Answer(1, "", "the coke.")], "val")
+    return Example([Answer(0, "", "Coke"), Answer(1, "", "the coke.")], "val")
 
 
-def textvqa(root: Path) -> Tiny:
+def textvqa(root: Path) -> Example:
     rows = [
         {"image_id": "a1", "question": text, "answers": ["Nokia"] * 10}
         for text in ("What brand?", "Who made it?")
@@ -166,10 +157,10 @@ def textvqa(root: Path) -> Tiny:
     write_json(root / "TextVQA_0.5.1_val.json", {"data": rows})
     write_json(root / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": tokens})
     tail = "\nReference OCR token: NOKIA, 3310\nAnswer the question using a single word or phrase."
-    return Tiny([Answer("a1", f"{row['question']}{tail}", "nokia") for row in rows])
+    return Example([Answer("a1", f"{row['question']}{tail}", "nokia") for row in rows])
 
 
-def pope(root: Path) -> Tiny:
+def pope(root: Path) -> Example:
     things = (("cat", "yes"), ("cow", "yes"), ("dog", "no"))
     for name in ("adversarial", "popular", "random"):
         rows: list[dict[str, object]] = [
@@ -184,10 +175,10 @@ def pope(root: Path) -> Tiny:
         write_jsonl(root / f"coco/coco_pope_{name}.json", rows)
     starts = (0, 10_000_000, 20_000_000)
     said = ((1, "Yes"), (2, "Yes, it is."), (3, "No"))
-    return Tiny([Answer(start + n, "", text) for start in starts for n, text in said])
+    return Example([Answer(start + n, "", text) for start in starts for n, text in said])
 
 
-def mmvet(root: Path) -> Tiny:
+def mmvet(root: Path) -> Example:
     rows = {
         f"v1_{n}": {
             "imagename": f"v1_{n}.png",
@@ -198,20 +189,20 @@ def mmvet(root: Path) -> Tiny:
         for n, needs in enumerate((["ocr", "math"], ["rec"]))
     }
     write_json(root / "mm-vet.json", rows)
-    return Tiny([Answer(n, "", "", extra={"grades": [1.0, 1.0]}) for n in range(2)])
+    return Example([Answer(n, "", "", extra={"grades": [1.0, 1.0]}) for n in range(2)])
 
 
-def llava_bench(root: Path) -> Tiny:
+def llava_bench(root: Path) -> Example:
     rows: list[dict[str, object]] = [
         {"question_id": n, "image": "001.jpg", "category": category, "text": f"What is {n}?"}
         for n, category in enumerate(("conv", "complex"))
     ]
     write_jsonl(root / "questions.jsonl", rows)
     reviews = [{"tuple": [8.0, 8.0], "category": f"llava_bench_{row['category']}"} for row in rows]
-    return Tiny([Answer(n, "", "", extra={"review": review}) for n, review in enumerate(reviews)])
+    return Example([Answer(n, "", "", extra={"review": review}) for n, review in enumerate(reviews)])
 
 
-MAKERS: dict[str, Callable[[Path], Tiny]] = {
+MAKERS: dict[str, Callable[[Path], Example]] = {
     maker.__name__: maker
     for maker in (
         seed, mmbench, mmbench_cn, mme, gqa, scienceqa, vqav2, vizwiz, textvqa, pope, mmvet, llava_bench,

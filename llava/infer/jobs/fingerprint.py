@@ -1,4 +1,4 @@
-"""What a model's answers depend on, as short text that two runs can compare. Needs no torch."""
+"""Fingerprints of checkpoints, so that two runs can be compared. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CONFIGS = {
 
 
 def checkpoint_fingerprint(path: str, near: Sequence[str] = ()) -> str:
-    """A digest of a checkpoint folder's weights, configs and tokenizer; of a model on a hub, name and commit.
+    """Return a digest of a checkpoint's weights, configs and tokenizer, or a hub model's name and commit.
 
     Of a safetensors file the header and a part of every tensor count, of a .bin file the checksums that it
     holds. A vision tower in a folder of its own counts as well. Copying or moving a folder changes nothing.
@@ -60,7 +60,7 @@ def checkpoint_fingerprint(path: str, near: Sequence[str] = ()) -> str:
 
 
 def named_base(path: str) -> str | None:
-    """The base that an adapter folder names in its adapter_config.json; None for other checkpoints."""
+    """Return the base that an adapter names in its adapter_config.json; None for other checkpoints."""
     config = Path(path).expanduser() / "adapter_config.json"
     if not config.is_file():
         return None
@@ -79,7 +79,7 @@ def _add_folder(digest: Any, folder: Path) -> None:
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    """What is looked at of a file of weights."""
+    """Return the parts of a weights file that are hashed."""
     with file.open("rb") as stream:
         if file.suffix == ".safetensors" and (header := _header(stream, file.stat().st_size)):
             yield header
@@ -97,7 +97,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def _header(stream: BinaryIO, size: int) -> bytes | None:
-    """The JSON that a safetensors file opens with; None where there is none."""
+    """Return the JSON header of a safetensors file, None for another file."""
     length = int.from_bytes(stream.read(8), "little")
     if length > min(size - 8, _MAX_HEADER_BYTES):
         return None

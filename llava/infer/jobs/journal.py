@@ -1,8 +1,8 @@
-"""The answers given so far, kept so that no crash loses one and no two runs mix. Needs no torch.
+"""The answers so far, kept so that no crash loses one and no two runs mix. Needs no torch.
 
-A journal is a folder: `run.json` says which model, questions and settings the answers belong to, and one
-append-only `N_I.jsonl` per chunk holds a line `{"position", "margin", "row"}` for each answer as it came.
-`position` counts questions from 0 through the whole file, so a later run may use any number of chunks.
+A journal is a folder: `run.json` says which model, questions and settings the answers belong to, and an
+append-only `N_I.jsonl` of each shard has a line `{"position", "margin", "row"}` for each answer as it came.
+`position` counts questions from 0 through the whole file, so a later run may use any number of shards.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from llava.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 Key = tuple[Any, str]
-"""What tells questions apart in an answers file: its id and the prompt as logged. Ids alone repeat."""
+"""Identifies a question in an answers file: its id and the logged prompt, as ids may repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One answer: its row of the answers file, and by how many logits its closest token won, if known."""
+    """One answer: its row of the answers file, and the smallest top-1/top-2 logit margin, if known."""
 
     row: dict[str, Any]
     margin: float | None = None
@@ -51,13 +51,13 @@ class Journal:
     def open(
         cls, folder: Path, about: Mapping[str, Any], keys: Sequence[Key], *, overwrite: bool = False
     ) -> Journal:
-        """The journal in `folder`, made if it is not there.
+        """Open the journal in `folder`, or make one.
 
         Args:
             folder: The journal's own folder.
             about: What the answers depend on: model, questions, settings. JSON values only.
             keys: The key of every question, in order.
-            overwrite: Forget earlier answers first.
+            overwrite: Discard earlier answers first.
 
         Raises:
             AnswersError: The folder's answers belong to another model, question file or setting.
@@ -72,8 +72,8 @@ class Journal:
                 _check_same_run(folder, record)
             elif any(folder.glob("*_*.jsonl")):
                 raise AnswersError(
-                    f"{folder}: answers without their run.json, so nobody can tell which model gave them; "
-                    "remove the folder"
+                    f"{folder}: answers without their run.json, so their model is unknown; remove the folder",
+                    code="answers-without-run",
                 )
             else:
                 write_json(folder / "run.json", record)
@@ -81,20 +81,24 @@ class Journal:
 
     @classmethod
     def existing(cls, folder: Path) -> Journal:
-        """The journal that is in `folder` already.
+        """Open the journal that is in `folder`.
 
         Raises:
             AnswersError: There is none.
         """
         path = folder / "run.json"
         if not path.is_file():
-            raise AnswersError(f"{folder}: no run.json, so no run has begun to answer here")
+            raise AnswersError(f"{folder}: no run.json, so no run has answered here", code="no-journal")
         record = read_json(path)
         return cls(folder, record["questions"], record["keys_sha256"])
 
     @staticmethod
     def discard(folder: Path) -> None:
-        """Forget the journal in `folder`, unless a process is answering into it."""
+        """Delete the journal in `folder`.
+
+        Raises:
+            AnswersError: A process is writing to it.
+        """
         with ExitStack() as locks:
             for lock in sorted(folder.glob("*.lock")):
                 locks.enter_context(_locked(lock, f"{folder} is in use"))
@@ -103,57 +107,64 @@ class Journal:
                 logger.info(f"{folder}: earlier answers discarded")
 
     def read(self) -> dict[int, Entry]:
-        """Every answer so far, by position, whichever chunk gave it.
+        """Read every answer so far, by position, from all shards.
 
-        A last line that a killed process left torn is dropped with a message; it will be asked again.
+        A last line that a killed process left incomplete is dropped with a message; it is asked again.
 
         Raises:
             AnswersError: A line is damaged, or one question has two different answers.
         """
         found: dict[int, Entry] = {}
         for path in sorted(self.folder.glob("*_*.jsonl")):
-            for place, position, entry in _read_entries(path):
+            for where, position, entry in _read_entries(path):
                 if not 0 <= position < self.total:
-                    raise AnswersError(f"{place}: position {position}, but there are {self.total} questions")
+                    raise AnswersError(
+                        f"{where}: position {position}, but there are {self.total} questions",
+                        code="damaged-journal",
+                    )
                 if found.setdefault(position, entry).row != entry.row:
-                    raise AnswersError(f"{place}: a second, different answer to question {position}")
+                    raise AnswersError(
+                        f"{where}: a second, different answer to question {position}",
+                        code="contradicting-answers",
+                    )
         return found
 
     def check_order(self, answers: Mapping[int, Entry]) -> None:
-        """Refuse a complete set of answers that are not to exactly these questions in this order."""
+        """Check that a complete set of answers is to these questions in this order."""
         keys = [row_key(answers[position].row) for position in range(self.total)]
         if keys_digest(keys) != self.keys_sha256:
             raise AnswersError(
                 f"{self.folder}: ids or prompts of the answers are not those of the questions; the files "
-                "were changed by hand. Remove the folder and run again"
+                "were changed by hand. Remove the folder and run again",
+                code="changed-answers",
             )
 
     @contextmanager
     def writer(self, name: str) -> Iterator[Writer]:
-        """A writer for the chunk called `name` ("4_0"), which no other process can have at the same time.
+        """Yield a writer for the shard called `name` ("4_0"), which one process has at a time.
 
         Raises:
-            AnswersError: Another process answers this chunk, or the same questions in other chunks.
+            AnswersError: Another process answers this shard, or the same questions in other shards.
         """
         with ExitStack() as stack:
             with _locked(self.folder / "folder.lock"):
                 count = name.split("_")[0]
                 for other in sorted(self.folder.glob("*_*.lock")):
                     if other.name.split("_")[0] != count:
-                        with _locked(other, f"{self.folder} is in use in {other.name.split('_')[0]} chunks"):
+                        with _locked(other, f"{self.folder} is in use in {other.name.split('_')[0]} shards"):
                             pass
-                busy = f"chunk {name} of {self.folder} is being answered"
+                busy = f"shard {name} of {self.folder} is being answered"
                 stack.enter_context(_locked(self.folder / f"{name}.lock", busy))
             path = self.folder / f"{name}.jsonl"
-            _cut_torn_end(path)
-            # Unbuffered: what a full disk refused must not be tried again on closing.
+            _cut_incomplete_line(path)
+            # Unbuffered: closing must not retry what a full disk refused.
             stream = stack.enter_context(path.open("ab", buffering=0))
             yield Writer(stream)
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Appends answers to one chunk's file; each is with the operating system before the next is given."""
+    """Appends answers to one shard's file; each is written to the system before the next."""
 
     stream: FileIO
 
@@ -171,12 +182,13 @@ class Writer:
         except OSError as error:
             raise AnswersError(
                 f"{self.stream.name}: {error.strerror}; the answers before this one are kept, the same "
-                "command asks the rest"
+                "command asks the rest",
+                code="disk-full",
             ) from error
 
 
 def keys_digest(keys: Sequence[Key]) -> str:
-    """SHA-256 of the questions' ids and prompts, in order."""
+    """Return the SHA-256 of the questions' ids and prompts, in order."""
     digest = hashlib.sha256()
     for key in keys:
         digest.update(json.dumps(key).encode() + b"\n")
@@ -184,7 +196,7 @@ def keys_digest(keys: Sequence[Key]) -> str:
 
 
 def row_key(row: Mapping[str, Any]) -> Key:
-    """The key of an answers row."""
+    """Return the key of a row of an answers file."""
     return row["question_id"], row["prompt"]
 
 
@@ -197,17 +209,18 @@ def _check_same_run(folder: Path, record: Mapping[str, Any]) -> None:
     changes = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)
     raise AnswersError(
         f"{folder} holds answers of another run: {changes or 'its questions differ'}. Write to another "
-        "place, or discard them: --overwrite, or OVERWRITE=1 for the scripts"
+        "folder, or discard them: --overwrite, or OVERWRITE=1 for the scripts",
+        code="other-run",
     )
 
 
 def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
-    """(file:line, position, entry) of each whole line."""
+    """Yield (file:line, position, entry) for each complete line."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
-                # By a process that was killed, or that is writing it at this moment.
-                logger.warning(f"{path}:{number}: the last line is torn and dropped: it is no answer")
+                # Of a process that was killed, or that is still writing.
+                logger.warning(f"{path}:{number}: the last line is incomplete and is dropped")
                 return
             try:
                 value = json.loads(line)
@@ -217,11 +230,12 @@ def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
             except (ValueError, KeyError, TypeError) as error:
                 raise AnswersError(
                     f"{path}:{number}: not an answer of a run ({type(error).__name__}: {error}); the file is "
-                    "damaged. Remove this line, or the file, and run again: what is missing is asked again"
+                    "damaged. Remove this line, or the file, and run again: what is missing is asked again",
+                    code="damaged-journal",
                 ) from error
 
 
-def _cut_torn_end(path: Path) -> None:
+def _cut_incomplete_line(path: Path) -> None:
     if not path.is_file():
         return
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a model is called in answers, from where it lies. Needs no torch."""
+"""The model's name in answers, from its path. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """The last part of the path; a `checkpoint-N` is called after its parent, too.
+    """Return the last part of the path, and for a `checkpoint-N` its parent's name, too.
 
     `liuhaotian/llava-v1.5-7b` is llava-v1.5-7b, `./x/llava/checkpoint-5/` is llava_checkpoint-5.
     Source: LLaVA v1.2.2 llava/mm_utils.py, which failed for a bare `checkpoint-5`.

@@ -1,4 +1,4 @@
-"""From a question to the prompt a model was trained on: template, image token, which template suits a name.
+"""Turn a question into the prompt a model was trained on: template, image token, template by model name.
 
 Needs no torch. Source of the rules: LLaVA v1.2.2 llava/eval/model_vqa.py, run_llava.py.
 """
@@ -25,14 +25,15 @@ _BY_NAME = (
 
 
 def template(conv_mode: str, model_name: str) -> str:
-    """The template that `conv_mode` names; its `_mmtag` twin for a pre-trained `plain` model that has one.
+    """Return the template that `conv_mode` names, or its `_mmtag` version for a pre-trained `plain` model.
 
     Raises:
         SettingsError: There is no such template; the message lists those there are.
     """
     if conv_mode not in conv_templates:
         raise SettingsError(
-            f"--conv-mode {conv_mode!r}: no such template; there are: {', '.join(sorted(conv_templates))}"
+            f"--conv-mode {conv_mode!r}: no such template; there are: {', '.join(sorted(conv_templates))}",
+            code="unknown-template",
         )
     is_plain = "plain" in model_name and "finetune" not in model_name.lower() and "mmtag" not in conv_mode
     tagged = f"{conv_mode}_mmtag"
@@ -43,7 +44,7 @@ def template(conv_mode: str, model_name: str) -> str:
 
 
 def template_for_chat(conv_mode: str | None, model_name: str) -> str:
-    """The template to talk in: `conv_mode` if given, else what the model's name suggests."""
+    """Return the template for a chat: `conv_mode` if given, else the one the model's name suggests."""
     lowered = model_name.lower()
     suggested = next((name for part, name in _BY_NAME if part in lowered), "llava_v0")
     if conv_mode is None:
@@ -56,7 +57,7 @@ def template_for_chat(conv_mode: str | None, model_name: str) -> str:
 
 
 def image_token(config: Any) -> str:
-    """What stands for an image in a prompt: the image token, within start and end if the model wants so."""
+    """Return the image token of a prompt, between start and end tokens if the model uses them."""
     # A plain language model's config has no such field.
     if getattr(config, "mm_use_im_start_end", None):
         return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
@@ -64,12 +65,12 @@ def image_token(config: Any) -> str:
 
 
 def image_line(config: Any) -> str:
-    """The line that opens a question about an image."""
+    """Return the first line of a question about an image."""
     return image_token(config) + "\n"
 
 
 def prompt_of(template_name: str, text: str, opening: str = "") -> str:
-    """The whole prompt of one question, `opening` before it, up to where the model is to answer."""
+    """Return the whole prompt of one question, with `opening` before it, up to the model's turn."""
     conversation = conv_templates[template_name].copy()
     conversation.append_message(conversation.roles[0], opening + text)
     conversation.append_message(conversation.roles[1], None)
