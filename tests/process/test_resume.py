@@ -61,10 +61,10 @@ def start(golden: Path, argv: list[str], processes: int = 1) -> TrainingRun:
 
 
 def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Return every file and folder with its time and bytes."""
+    """Return all that a folder holds, with times and bytes; its own time changes with the lock file."""
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in [folder, *folder.rglob("*")]
+        for path in folder.rglob("*")
     }
 
 
