@@ -70,6 +70,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         *,
         template: Conversation | None = None,
         bad_samples: Policy = "error",
+        defers_errors: bool = False,
     ) -> None:
         """Open the file's index; the first time, this reads and checks the file.
 
@@ -81,6 +82,8 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             template: The conversation template; `vicuna_v1` if None.
             bad_samples: What to do about bad records, and about images that cannot be read on access: raise
                 an error, or use a black image with all labels ignored.
+            defers_errors: Even with "error", use a black image on access and report the error in `refused`:
+                in a run all ranks must finish the step before they can save and stop.
 
         Raises:
             DataError: The file holds no sample; or, with `bad_samples="error"`, a record is invalid or does
@@ -91,7 +94,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self.data_args: DataSettings = data_args
         self.template = template or default_conversation
         self.bad_samples = bad_samples
-        self.defers_errors = False
+        self.defers_errors = defers_errors
         self.token_lengths: TokenLengths | None = None
         self.index = open_index(self.data_path)
         self.samples, self.problems = select_usable(self.index, self.template, bad_samples)

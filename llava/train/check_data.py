@@ -36,7 +36,9 @@ def open_checked(
     """
     # Bad records are not refused here, so that they are reported together with bad images.
     opened_with: Policy = "repair" if data_args.bad_samples == "repair" else "skip"
-    dataset = LazySupervisedDataset(path, tokenizer, data_args, template=template, bad_samples=opened_with)
+    dataset = LazySupervisedDataset(
+        path, tokenizer, data_args, template=template, bad_samples=opened_with, defers_errors=True
+    )
     _require_image_flags(dataset, data_args)
     settings = CheckSettings(
         cast(Policy, data_args.bad_samples), thorough=data_args.check_data, image_positions=image_positions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,10 @@ class LLaVATrainer(ValidatingTrainer):
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(LenientTensorBoard)
         self.add_callback(_Flow(self))
+
+    def set_recomputed_layers(self, count: int) -> None:
+        """Recompute the activations of the first `count` layers of the language model from now on."""
+        self.recipe = replace(self.recipe, checkpoint_layers=count)
 
     # ---- order and learning rates
 

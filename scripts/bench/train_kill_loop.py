@@ -126,7 +126,7 @@ class Loop:
 
     def _said(self, process: subprocess.Popen[str]) -> str:
         _, error = process.communicate()
-        self.counts["began at a checkpoint"] += "going on from" in error
+        self.counts["began at a checkpoint"] += "resuming from" in error
         return error
 
     def check(self) -> None:

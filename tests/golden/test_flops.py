@@ -14,8 +14,8 @@ from transformers import CLIPVisionConfig, LlamaForCausalLM
 from llava.model import lora
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.arguments import parse_arguments
-from llava.train.assemble import assemble
 from llava.train.planning.flops import known_rate, peak_rate, training_flops
+from llava.train.train import assemble
 
 
 def assembled(golden: Path, monkeypatch: pytest.MonkeyPatch, run: str, *more: str) -> Any:

@@ -13,7 +13,6 @@ import torch
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
 from llava.train.arguments import parse_arguments
-from llava.train.assemble import assemble
 from llava.train.planning.footprint import measure
 from llava.train.planning.memory import (
     SHARE,
@@ -26,6 +25,7 @@ from llava.train.planning.memory import (
     plan,
     remedies,
 )
+from llava.train.train import assemble
 from support.model_sizes import BIG, GIB
 
 

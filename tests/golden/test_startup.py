@@ -14,9 +14,8 @@ from llava.conversation import conv_templates
 from llava.data.dataset import LazySupervisedDataset
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import parse_arguments
-from llava.train.assemble import assemble
 from llava.train.planning.startup import describe_sample
-from llava.train.train import fit
+from llava.train.train import assemble, fit
 
 SYSTEM = "A chat between a curious user and an artificial intelligence assistant. "
 SYSTEM += "The assistant gives helpful, detailed, and polite answers to the user's questions."

@@ -633,7 +633,7 @@ def test_a_loss_that_is_no_number_names_the_samples(golden: Path, tmp_path: Path
 def test_a_layer_that_the_tower_has_not_is_refused_before_weights_are_read(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llava.train.assemble._load_language_model", None)
+    monkeypatch.setattr("llava.train.build.load_language_model", None)
     with pytest.raises(CheckpointError, match=r"mm_vision_select_layer is -99, the tower has \d+ layers"):
         assembled_from(short(golden, tmp_path, "--mm_vision_select_layer", "-99"))
 

@@ -307,7 +307,7 @@ def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tm
     (checkpoint,) = output.glob("checkpoint-*")
     assert is_complete(checkpoint)
     text = run.output()
-    assert f"the same command goes on from {checkpoint}" in text
+    assert f"the same command resumes from {checkpoint}" in text
     assert "Traceback" not in text
 
 

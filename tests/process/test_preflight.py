@@ -18,9 +18,8 @@ from llava.data.checks.repair import QUESTION_DROPPED, TOKEN_ADDED, TOKENS_DROPP
 from llava.errors import DataError
 from llava.schema import Sample, Turn
 from llava.train.arguments import parse_arguments
-from llava.train.assemble import assemble
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.train import fit
+from llava.train.train import assemble, fit
 from support.errors import raises_code
 
 
@@ -298,7 +297,7 @@ _RANK = """
 import json, sys
 from llava.data.checks import image_files
 from llava.train.arguments import parse_arguments
-from llava.train.assemble import assemble
+from llava.train.train import assemble
 
 opened = []
 inspect = image_files._inspect

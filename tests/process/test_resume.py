@@ -22,10 +22,9 @@ import transformers
 from llava.errors import CheckpointError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
-from llava.train.assemble import assemble
 from llava.train.checkpointing.resume import is_complete
 from llava.train.checkpointing.signals import Signals
-from llava.train.train import train
+from llava.train.train import assemble, train
 from support.errors import raises_code
 from support.shared_data import golden_folder
 from support.training_processes import TrainingRun, equal_bits, recorded_flags, trained_weights
@@ -113,7 +112,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     run.processes[-1].terminate()
     assert run.wait() == [128 + signal.SIGTERM] * processes
     newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert f"the same command goes on from {newest}" in run.output()
+    assert f"the same command resumes from {newest}" in run.output()
     assert not (output / "trainer_state.json").exists()
 
     assert start(golden, argv, processes).wait() == [0] * processes
@@ -162,7 +161,7 @@ def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.output()
     (newest,) = output.glob("checkpoint-*")
     assert is_complete(newest)
-    assert run.output().strip().endswith(f"of 8; the same command goes on from {newest}")
+    assert run.output().strip().endswith(f"of 8; the same command resumes from {newest}")
     assert "Traceback" not in run.output()
 
 

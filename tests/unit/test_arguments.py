@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from llava.errors import SettingsError
 from llava.train.arguments import HARMLESS_FLAGS, Parsed, parse_arguments
-from llava.train.assemble import template_of
+from llava.train.build import template_of
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""What a run says before its first step, so that no hour is lost to a wrong setting.
+"""Plan a run before its first step, and log the plan, so that a wrong setting costs no hours.
 
-One sample as it is learned from, the memory that will be needed, the number of steps; and the hours, as soon
-as the speed is known.
+The log shows one sample as the model reads it, the memory needed and the number of steps; and, once the speed
+is known, the hours left.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import groupby
 from operator import truediv
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -27,44 +28,72 @@ from llava.train.planning.footprint import Footprint, measure
 from llava.train.planning.memory import SHARE, Batch, Plan, Sharing
 from llava.train.planning.recompute import layers_of
 
+if TYPE_CHECKING:  # the trainer imports planning
+    from llava.train.arguments import TrainingArguments
+    from llava.train.llava_trainer import LLaVATrainer
+
 logger = logging.getLogger(__name__)
 
-# More of a sample's text than this is not shown.
+# Longer texts are cut in the log.
 _MOST_CHARACTERS = 2000
-# Steps from which and to which the speed is measured: the first ones are slower.
+# The speed is measured between these steps: the first ones are slower.
 _SLOW_STEPS, _MEASURED_STEPS = 5, 20
 
 
-def announce(trainer: Any, dataset: LazySupervisedDataset) -> None:
-    """Log a sample and the memory plan, with what to change if it does not fit; steps follow as they begin.
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run is going to need.
 
-    The plan decides how many layers the trainer's recipe recomputes, if that is as memory needs.
-
-    Every process must call this, before DeepSpeed has the model; those that log only warnings say nothing.
-
-    Args:
-        trainer: That is going to train.
-        dataset: What it learns from.
+    Attributes:
+        footprint: What the model takes.
+        batch: The largest batch of the data.
+        sharing: What the ranks share.
+        room: Bytes that this rank may use on its device.
+        recomputed: How many of the first layers recompute their activations.
+        memory: The bytes of each part.
     """
-    trainer.add_callback(Outlook(dataset))
-    is_multimodal = dataset.data_args.is_multimodal
-    image_positions = trainer.model.image_positions if is_multimodal else 1
-    logger.info("%s", describe_sample(dataset, 0, image_positions))
-    args = trainer.args
-    footprint = measure(trainer.model, device=args.device, autocast=_autocast(args))
-    batch = largest_batch(dataset, args, image_positions, trainer.recipe)
-    sharing, room = Sharing.of(args), memory.room_on(args.device, trainer.model)
+
+    footprint: Footprint
+    batch: Batch
+    sharing: Sharing
+    room: float
+    recomputed: int
+    memory: Plan
+
+
+def plan_run(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> RunPlan:
+    """Estimate the memory of a run, and choose how many layers to recompute where the recipe leaves it open.
+
+    Every rank must call this, before DeepSpeed wraps the model.
+    """
+    args, model = trainer.args, trainer.model
+    footprint = measure(model, device=args.device, autocast=_autocast(args))
+    batch = largest_batch(dataset, args, _image_positions(trainer, dataset), trainer.recipe)
+    sharing, room = Sharing.of(args), memory.room_on(args.device, model)
     recomputed = layers_of(trainer.recipe, args, footprint, batch, sharing, room)
-    trainer.recipe = replace(trainer.recipe, checkpoint_layers=recomputed)
     planned = memory.plan(footprint, batch.passed(recomputed), sharing)
-    logger.info("%s", describe_plan(planned, room, str(args.device), batch, recomputed, footprint.layers))
-    if planned.peak > SHARE * room and args.process_index == 0:
-        can_quantise = args.lora_enable and args.bits == 16
-        logger.warning("%s", _advice(footprint, batch, sharing, recomputed, can_quantise, room))
+    return RunPlan(footprint, batch, sharing, room, recomputed, planned)
+
+
+def log_startup(trainer: LLaVATrainer, dataset: LazySupervisedDataset, plan: RunPlan) -> None:
+    """Log one sample and the memory plan; if the plan does not fit, warn and name flags that help."""
+    args = trainer.args
+    logger.info("%s", describe_sample(dataset, 0, _image_positions(trainer, dataset)))
+    logger.info("%s", describe_plan(plan, str(args.device)))
+    if plan.memory.peak > SHARE * plan.room and args.process_index == 0:
+        logger.warning("%s", _advice(plan, can_quantise=args.lora_enable and args.bits == 16))
+
+
+def _image_positions(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> int:
+    model: Any = trainer.model
+    return model.image_positions if dataset.data_args.is_multimodal else 1
 
 
 def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions: int) -> str:
-    """A sample's text as the model reads it: what is learned in [[ ]], an image as <image: N positions>."""
+    """Return a sample's text as the model reads it.
+
+    Supervised text stands in [[ ]], an image as <image: N positions>.
+    """
     sample, made = dataset.samples[index], dataset.encode(index)
     kept = _kept(made, image_positions, dataset.tokenizer.model_max_length)
     text = "".join(_marked(made.input_ids[:kept], made.labels[:kept], dataset.tokenizer, image_positions))
@@ -78,8 +107,10 @@ def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions:
     return f"sample {sample.id!r}; in [[ ]] is what is learned ({learned}):\n{text}"
 
 
-def largest_batch(dataset: LazySupervisedDataset, args: Any, image_positions: int, recipe: Recipe) -> Batch:
-    """The batch with the longest samples that the data has: grouped by length, they do come together."""
+def largest_batch(
+    dataset: LazySupervisedDataset, args: TrainingArguments, image_positions: int, recipe: Recipe
+) -> Batch:
+    """Return the batch of the longest samples; grouping by length does put them into one batch."""
     samples = args.per_device_train_batch_size
     longest = np.argsort(np.asarray(dataset.lengths))[-samples:]
     limit = dataset.tokenizer.model_max_length
@@ -91,21 +122,21 @@ def largest_batch(dataset: LazySupervisedDataset, args: Any, image_positions: in
     return Batch(samples, args.gradient_accumulation_steps, max(positions), row, share)
 
 
-def describe_plan(planned: Plan, room: float, device: str, batch: Batch, recomputed: int, layers: int) -> str:
-    """The plan as a table."""
-    passed = batch.passed(recomputed)
+def describe_plan(plan: RunPlan, device: str) -> str:
+    """Return the memory plan as a table."""
+    passed = plan.batch.passed(plan.recomputed)
     lines = [
         f"memory of each process on {device} for up to {passed.positions:,} positions at a time, "
-        f"{recomputed} of {layers} layers recomputed:"
+        f"{plan.recomputed} of {plan.footprint.layers} layers recomputed:"
     ]
-    lines += [f"  {name:22} {_size(size)}" for name, size in planned.device.items()]
-    lines.append(f"  {'in all':22} {_size(planned.peak)}, of {_size(room).strip()} that are free")
-    lines += [f"  {name:22} {_size(size)}, in the host's memory" for name, size in planned.host.items()]
+    lines += [f"  {name:22} {_size(size)}" for name, size in plan.memory.device.items()]
+    lines.append(f"  {'in all':22} {_size(plan.memory.peak)}, of {_size(plan.room).strip()} that are free")
+    lines += [f"  {name:22} {_size(size)}, in the host's memory" for name, size in plan.memory.host.items()]
     return "\n".join(lines)
 
 
 class Outlook(TrainerCallback):
-    """Logs how many steps there will be, and once how long they take."""
+    """Log how many steps there will be and, once it is known, how long they take."""
 
     def __init__(self, dataset: LazySupervisedDataset) -> None:
         self._dataset = dataset
@@ -130,25 +161,24 @@ class Outlook(TrainerCallback):
             logger.info(f"step {state.global_step:,}: {seconds:.2f} s a step, {hours:.1f} h to go")
 
 
-def _autocast(args: Any) -> Any:
-    """In what products are computed if not in what the weights are in; DeepSpeed casts the weights."""
+def _autocast(args: TrainingArguments) -> torch.dtype | None:
+    """Return the precision of autocast, None without it; DeepSpeed casts the weights instead."""
     return args.compute_dtype if (args.bf16 or args.fp16) and not args.deepspeed else None
 
 
-def _advice(
-    footprint: Footprint, batch: Batch, sharing: Sharing, recomputed: int, can_quantise: bool, room: float
-) -> str:
-    smaller = memory.remedies(footprint, batch, sharing, recomputed=recomputed, can_quantise=can_quantise)
-    flags, planned = next(
-        ((flags, each) for flags, each in smaller if each.peak <= SHARE * room), (None, None)
+def _advice(plan: RunPlan, *, can_quantise: bool) -> str:
+    smaller = memory.remedies(
+        plan.footprint, plan.batch, plan.sharing, recomputed=plan.recomputed, can_quantise=can_quantise
     )
-    if planned is None:
-        return "this will hardly fit into the device's memory, whatever the flags: take one with more"
-    return f"this will hardly fit into the device's memory: {flags} takes {_size(planned.peak).strip()}"
+    for flags, planned in smaller:
+        if planned.peak <= SHARE * plan.room:
+            size = _size(planned.peak).strip()
+            return f"this will hardly fit into the device's memory: {flags} takes {size}"
+    return "this will hardly fit into the device's memory, whatever the flags: use a device with more memory"
 
 
 def _kept(made: Supervised, image_positions: int, limit: int) -> int:
-    """How many ids are left where a sample is cut at the model's length; an image may be cut in two."""
+    """Return how many ids remain when a sample is cut at the model's length; the cut may fall in an image."""
     positions = kept = 0
     for index in made.input_ids:
         if positions >= limit:
@@ -164,7 +194,7 @@ def _positions(made: Supervised, image_positions: int, limit: int) -> int:
 
 
 def _marked(ids: list[int], labels: list[int], tokenizer: Any, image_positions: int) -> Iterator[str]:
-    """The stretches of a text, images and supervised ones marked."""
+    """Yield the pieces of a text, with images and supervised pieces marked."""
     kinds = [
         "image" if index == IMAGE_TOKEN_INDEX else "given" if label == IGNORE_INDEX else "learned"
         for index, label in zip(ids, labels, strict=True)

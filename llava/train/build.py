@@ -1,4 +1,4 @@
-"""Flags to all that a run needs: tokenizer, data, and a model in which just what was asked for is trained.
+"""The steps from flags to a model and data that are ready to train; `train.assemble` calls them in order.
 
 Source: LLaVA v1.2.2 llava/train/train.py, train() (what is frozen, cast and written to the config).
 """
@@ -13,14 +13,12 @@ from typing import Any
 
 import huggingface_hub
 import torch
-import transformers
 from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from llava.conversation import Conversation, conv_templates, default_conversation
-from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.held_out import hold_out, warn_of_shared_images
 from llava.errors import CheckpointError, SettingsError
@@ -32,10 +30,10 @@ from llava.model.loading.placement import UNQUANTISED
 from llava.model.loading.weights import check_weight_file, check_weight_files
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.vocabulary import grow_embeddings
-from llava.tokenizer import load_tokenizer
+from llava.tokenizer import LlamaSentencePieceTokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.check_data import open_checked
-from llava.train.init_adapter import locate_adapter, set_trained_beside
+from llava.train.init_adapter import locate_adapter
 from llava.train.planning.footprint import numel
 from llava.train.step.recipe import shards_weights
 
@@ -45,35 +43,23 @@ logger = logging.getLogger(__name__)
 PLAIN_VERSIONS = ("v0", "v0.5")
 
 
-@dataclass(slots=True)
-class Assembled:
-    """All a run needs. `model` may still be changed, its weights say, before it is given to `fit`."""
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model that training starts from: folder, config and conversation template."""
 
-    model: Any
-    tokenizer: Any
-    dataset: LazySupervisedDataset
-    collator: DataCollatorForSupervisedDataset
-    model_args: ModelArguments
-    data_args: DataArguments
-    training_args: TrainingArguments
-    eval_dataset: LazySupervisedDataset | None = None
+    folder: Path
+    config: LlavaConfig
+    template: Conversation
 
 
-def assemble(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    *,
-    attn_implementation: str | None = None,
-) -> Assembled:
-    """Read tokenizer, data and weights, in this order: what is cheap to find wrong is found first.
-
-    Equal seeds give equal adapters and projectors.
+def locate_base(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> Base:
+    """Find the files of base model, adapter and vision tower, and fill in the flags that they decide.
 
     Raises:
-        SettingsError: Flags do not fit the model or the data.
-        CheckpointError: Weights are missing, damaged, or do not fit each other.
-        DataError: A record is not as it must be.
+        SettingsError: Flags do not fit the model.
+        CheckpointError: A file is missing or damaged.
     """
     if training_args.cache_dir:
         huggingface_hub.constants.HF_HUB_CACHE = training_args.cache_dir
@@ -83,40 +69,36 @@ def assemble(
     if model_args.init_adapter:
         adapter = locate_adapter(model_args.init_adapter, model_args.model_name_or_path, training_args)
         model_args.init_adapter = str(adapter)
-    _settle_vision(model_args, config)
+    _resolve_vision_flags(model_args, config)
     if model_args.vision_tower:
         check_weight_files(locate(model_args.vision_tower, near=[folder], what="--vision_tower"))
     data_args.is_multimodal = bool(model_args.vision_tower)
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    return Base(folder, config, template)
 
-    tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length, padding_side="right")
-    positions = _image_positions(model_args, folder)
-    dataset = open_checked(
-        data_args.data_path or "", tokenizer, template, data_args, training_args, positions
-    )
-    eval_dataset = None
-    if others := data_args.eval_data_path:
-        eval_dataset = open_checked(others, tokenizer, template, data_args, training_args, positions)
+
+def load_data(
+    tokenizer: LlamaSentencePieceTokenizer,
+    base: Base,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> tuple[LazySupervisedDataset, LazySupervisedDataset | None]:
+    """Check the training data and return the samples to train on and those to validate on, if any.
+
+    Raises:
+        DataError: A record or an image is not as it must be.
+    """
+    positions = _image_positions(model_args, base.folder)
+    settings = (tokenizer, base.template, data_args, training_args, positions)
+    dataset = open_checked(data_args.data_path or "", *settings)
+    if data_args.eval_data_path:
+        eval_dataset = open_checked(data_args.eval_data_path, *settings)
         warn_of_shared_images(dataset, eval_dataset)
+        return dataset, eval_dataset
     if data_args.held_out:
-        dataset, eval_dataset = hold_out(dataset, data_args.held_out, seed=training_args.order_seed)
-
-    # Before the first random weight: the original seeds later, and gives other adapters at every run.
-    transformers.set_seed(training_args.seed)
-    model = _load_language_model(folder, config, model_args, training_args, attn_implementation)
-    _set_padding_token(model, tokenizer, model_args.version)
-    model = _prepare_language_model(model, model_args, training_args)
-    if data_args.is_multimodal:
-        _add_vision(model, tokenizer, model_args, data_args, training_args)
-    if model_args.init_adapter:
-        set_trained_beside(model, Path(model_args.init_adapter))
-    if training_args.bits in (4, 8):
-        _settle_dtypes(model, training_args)
-    else:
-        _settle_trained_dtype(model, training_args)
-    log_what_is_trained(model)
-    collator = DataCollatorForSupervisedDataset(tokenizer, with_notes=True)
-    return Assembled(model, tokenizer, dataset, collator, model_args, data_args, training_args, eval_dataset)
+        return hold_out(dataset, data_args.held_out, seed=training_args.order_seed)
+    return dataset, None
 
 
 def template_of(version: str) -> Conversation:
@@ -162,7 +144,7 @@ def log_what_is_trained(model: nn.Module) -> None:
         raise SettingsError("nothing is left to train: all of the model is frozen")
 
 
-def _settle_vision(model_args: ModelArguments, config: LlavaConfig) -> None:
+def _resolve_vision_flags(model_args: ModelArguments, config: LlavaConfig) -> None:
     """Let a LLaVA model to start from say what the flags leave open; flags may not contradict it."""
     if model_args.pretrain_mm_mlp_adapter:
         path = projector_file(model_args.pretrain_mm_mlp_adapter)
@@ -192,13 +174,18 @@ def _image_positions(model_args: ModelArguments, folder: Path) -> int:
     return tower.num_patches + (tower.select_feature == "cls_patch")
 
 
-def _load_language_model(
-    folder: Path,
-    config: LlavaConfig,
+def load_language_model(
+    base: Base,
     model_args: ModelArguments,
     training_args: TrainingArguments,
     attn_implementation: str | None,
 ) -> Any:
+    """Load the language model's weights, in the training precision or quantized.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or do not fit the config.
+    """
+    folder, config = base.folder, base.config
     check_weight_files(folder)
     kind: Any = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
@@ -245,7 +232,7 @@ def _quantisation(training_args: TrainingArguments) -> dict[str, Any]:
     }
 
 
-def _set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
+def set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
     """LLaMA has no padding token. v0 adds one where it is missing, all others use <unk>."""
     if version != "v0":
         tokenizer.pad_token = tokenizer.unk_token
@@ -254,8 +241,11 @@ def _set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
         grow_embeddings(model, len(tokenizer))
 
 
-def _prepare_language_model(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
-    """Freeze, quantise and wrap as asked; the vision side comes later and is not touched by it."""
+def add_adapter(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+    """Freeze, quantize and wrap the language model with LoRA, as the flags say; return the model to train.
+
+    The vision tower and projector are added later, so that none of this touches them.
+    """
     if model_args.freeze_backbone:
         model.model.requires_grad_(False)
     # ZeRO-3 changes the shapes of weights, which the non-reentrant kind does not allow.
@@ -284,14 +274,14 @@ def _prepare_language_model(model: Any, model_args: ModelArguments, training_arg
     )
 
 
-def _add_vision(
+def add_vision(
     model: Any,
     tokenizer: Any,
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
 ) -> None:
-    """Tower and projector, and what the config tells those who will load the result."""
+    """Add vision tower and projector, and write to the config what loading the result needs."""
     if (
         model.get_model().mm_projector is None
         and not model_args.pretrain_mm_mlp_adapter
@@ -328,7 +318,15 @@ def _add_vision(
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
-def _settle_trained_dtype(model: nn.Module, training_args: TrainingArguments) -> None:
+def set_precision(model: nn.Module, training_args: TrainingArguments) -> None:
+    """Set the precision of the trained weights, and of a quantized model's norms and embeddings."""
+    if training_args.bits in (4, 8):
+        _set_quantized_precision(model, training_args)
+    else:
+        _set_trained_precision(model, training_args)
+
+
+def _set_trained_precision(model: nn.Module, training_args: TrainingArguments) -> None:
     """What is trained, in one precision: fp32, unless DeepSpeed keeps the fp32 masters itself."""
     dtype = training_args.compute_dtype if training_args.deepspeed else torch.float32
     for parameter in model.parameters():
@@ -337,7 +335,7 @@ def _settle_trained_dtype(model: nn.Module, training_args: TrainingArguments) ->
             parameter.data = parameter.data.to(dtype)
 
 
-def _settle_dtypes(model: nn.Module, training_args: TrainingArguments) -> None:
+def _set_quantized_precision(model: nn.Module, training_args: TrainingArguments) -> None:
     """QLoRA's precisions: the language model's norms in fp32, its embeddings and adapter in bf16 if asked."""
     for name, module in model.named_modules():
         if "vision_tower" in name:
