@@ -1,8 +1,7 @@
-"""LLaMA's SentencePiece tokenizer with the ids of transformers 4.37, which transformers 5 no longer has.
+"""LLaMA's SentencePiece tokenizer with the ids of transformers 4.37.
 
-transformers 5 rebuilds `tokenizer.model` as another algorithm, which splits runs of spaces and text next to
-special tokens differently. A model answers as it did only if its prompt has the ids it was trained on, so the
-vocabulary is given to SentencePiece itself here. Knows nothing of images and conversations.
+transformers 5 converts `tokenizer.model` to another algorithm, which splits runs of spaces and text next to
+special tokens differently. A model needs the ids it was trained on, so this tokenizer calls SentencePiece.
 
 Source: transformers 4.37.2, slow LlamaTokenizer (its ids, not its code), with `legacy` on and off.
 """
@@ -27,10 +26,10 @@ CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 
-SPACE = "▁"  # how SentencePiece writes a space inside a piece
+SPACE = "▁"  # SentencePiece's sign for a space inside a piece
 
-# A serialized ModelProto followed by this means: the same model with normalizer_spec.add_dummy_prefix false.
-# (Protocol buffers merge what is concatenated: field 3 of the model, two bytes long; in it field 3, value 0.)
+# Appended to a serialized ModelProto, this sets normalizer_spec.add_dummy_prefix to false: protocol buffers
+# merge concatenated messages (field 3 of the model, two bytes long; in it field 3, value 0).
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
@@ -41,13 +40,13 @@ def load_tokenizer(
     padding_side: str | None = None,
     **settings: Any,
 ) -> LlamaSentencePieceTokenizer:
-    """The tokenizer of a model folder or hub id, with its own settings unless overridden here.
+    """Load the tokenizer of a model folder or hub id.
 
     Args:
-        source: A folder with `tokenizer.model`, or a hub id (fetched, or taken from the cache when offline).
-        model_max_length: Ids per text when the caller truncates; the folder's value if None.
+        source: A folder with `tokenizer.model`, or a hub id (downloaded, or read from the cache if offline).
+        model_max_length: Ids per text when truncating; the folder's value if None.
         padding_side: "left" or "right"; the folder's value if None.
-        settings: Further settings as in tokenizer_config.json, `legacy` say.
+        settings: Further settings that override tokenizer_config.json, such as `legacy`.
 
     Raises:
         CheckpointError: There is no such folder or id, or no readable `tokenizer.model` in it.
@@ -56,15 +55,15 @@ def load_tokenizer(
     folder = _local_folder(str(source))
     vocab_file = folder / VOCAB_FILE
     if not vocab_file.is_file():
-        held = sorted(entry.name for entry in folder.iterdir())
+        files = sorted(entry.name for entry in folder.iterdir())
         raise CheckpointError(
-            f"{folder}: no {VOCAB_FILE}; the folder holds {', '.join(held) or 'nothing'}. Give the folder or "
+            f"{folder}: no {VOCAB_FILE}; it holds {', '.join(files) or 'nothing'}. Give the folder or "
             "hub id of the language model (a LoRA folder has no vocabulary: give its base)",
             code="missing-tokenizer",
         )
     for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE):
         if (folder / name).is_file():
-            read_json(folder / name)  # transformers' own message would not name the file
+            read_json(folder / name)  # the error of transformers does not name the file
     if model_max_length is not None:
         settings["model_max_length"] = model_max_length
     if padding_side is not None:
@@ -73,7 +72,7 @@ def load_tokenizer(
 
 
 def _local_folder(source: str) -> Path:
-    """The folder itself, or what the hub or its cache holds of a tokenizer under that id."""
+    """Return the folder, or download the tokenizer files of a hub id."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -82,12 +81,12 @@ def _local_folder(source: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{source}: neither a folder nor a hub id that can be read ({reason})"
+            f"{source}: neither a folder nor a hub id that can be read ({reason})", code="unknown-model"
         ) from error
 
 
 class _Splitter:
-    """Cuts text at added tokens, the longest first, and keeps them: transformers' Trie, in C."""
+    """Splits text at added tokens, longest first, and keeps them: transformers' Trie as a regex."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         longest_first = sorted(filter(None, tokens), key=len, reverse=True)
@@ -102,9 +101,9 @@ class _Splitter:
 
 
 class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
-    """A `tokenizer.model` file behind transformers' tokenizer interface.
+    """A `tokenizer.model` file with the interface of a transformers tokenizer.
 
-    `legacy` None means true, as in 4.37: text after a special token then gets a leading space of its own.
+    `legacy=None` means true, as in 4.37: text after a special token then gets a leading space.
     """
 
     vocab_files_names = {"vocab_file": VOCAB_FILE}  # noqa: RUF012 - transformers reads it from the class
@@ -126,7 +125,8 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
     ) -> None:
         if legacy not in (None, True, False):
             raise CheckpointError(
-                f"{vocab_file}: legacy is {legacy!r} in {CONFIG_FILE}, wanted true, false or null"
+                f"{vocab_file}: legacy is {legacy!r} in {CONFIG_FILE}, wanted true, false or null",
+                code="bad-tokenizer-config",
             )
         self.vocab_file = vocab_file
         self.legacy = True if legacy is None else legacy
@@ -135,7 +135,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         self.sp_model_kwargs = sp_model_kwargs or {}
         self._model_bytes = Path(vocab_file).read_bytes()
         self._start_sentencepiece()
-        # Two names for one list: of the folder's files one may use the one and one the other.
+        # Two names for one list; files of one folder may use different ones.
         extra = [
             token
             for name in ("extra_special_tokens", "additional_special_tokens")
@@ -153,8 +153,8 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
             extra_special_tokens=list({str(token): token for token in extra}.values()),
             **settings,
         )
-        # transformers has added them by name alone; their flags (strip spaces beside them, say) count too.
-        # Where two roles share a token, padding and end say, the first one's do.
+        # transformers added them by name only; add them again with their flags (such as lstrip). If two roles
+        # share a token, the flags of the first role apply.
         flagged: dict[str, AddedToken] = {}
         for token in self._special_tokens_map.values():
             if isinstance(token, AddedToken):
@@ -162,13 +162,15 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         self._add_tokens(list(flagged.values()), special_tokens=True)
 
     @classmethod
-    def _from_pretrained(cls, resolved_vocab_files: dict[str, Any], *rest: Any, **settings: Any) -> Any:
-        # A tokenizer.json beside tokenizer.model makes transformers drop add_bos_token; it is not read here.
+    def _from_pretrained(
+        cls, resolved_vocab_files: dict[str, str | None], *rest: object, **settings: object
+    ) -> LlamaSentencePieceTokenizer:
+        # With a tokenizer.json beside tokenizer.model, transformers would ignore add_bos_token.
         resolved_vocab_files.pop("tokenizer_file", None)
         return super()._from_pretrained(resolved_vocab_files, *rest, **settings)
 
     def _start_sentencepiece(self) -> None:
-        """Set what derives from the model's bytes."""
+        """Create the SentencePiece processor and the vocabulary from the model's bytes."""
         self.sp_model = SentencePieceProcessor(**self.sp_model_kwargs)
         try:
             self.sp_model.LoadFromSerializedProto(
@@ -177,18 +179,19 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         except RuntimeError as error:
             raise CheckpointError(
                 f"{self.vocab_file}: not a SentencePiece model ({len(self._model_bytes)} bytes). A file of "
-                "some hundred bytes is a Git LFS pointer: fetch the file itself"
+                "some hundred bytes is a Git LFS pointer: download the file itself",
+                code="bad-tokenizer-model",
             ) from error
         self._pieces: list[str] = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
         self._ids = {piece: index for index, piece in enumerate(self._pieces)}
         self._unk_index: int = self.sp_model.unk_id()
 
-    # Processes of a data loader get a copy: SentencePiece is started anew there from the model's bytes.
-    def __getstate__(self) -> dict[str, Any]:
+    # For data loader workers: a SentencePiece processor is not pickled but created from the model's bytes.
+    def __getstate__(self) -> dict[str, object]:
         derived = ("sp_model", "_pieces", "_ids")
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._start_sentencepiece()
         self._ids.update(self._added_tokens_encoder)
@@ -197,18 +200,18 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces of the model, without added tokens."""
+        """The number of pieces of the model, without added tokens."""
         return len(self._pieces)
 
     def get_vocab(self) -> dict[str, int]:
-        """Piece to id, added tokens included."""
+        """Return the id of each piece, added tokens included."""
         return dict(self._ids)
 
     def _convert_token_to_id(self, token: str) -> int:
         return self._ids.get(token, self._unk_index)
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """The id of a piece, or of each; unknown pieces get the unknown token's."""
+        """Return the id of a piece, or of each; unknown pieces get the id of the unknown token."""
         if isinstance(tokens, str):
             return self._convert_token_to_id(tokens)
         return [self._ids.get(token, self._unk_index) for token in tokens]
@@ -224,8 +227,8 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
 
     # ---- text to pieces
 
-    def tokenize(self, text: str, **settings: Any) -> list[str]:
-        """The pieces of `text`. Unless legacy, only its start gets the space that opens a word."""
+    def tokenize(self, text: str, **settings: object) -> list[str]:
+        """Split `text` into pieces. Unless legacy, only its start gets a leading space."""
         if self.legacy or not text:
             return super().tokenize(text, **settings)
         pieces = super().tokenize(SPACE + text.replace(SPACE, " "), **settings)
@@ -233,21 +236,21 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
             return pieces[1:]
         return pieces
 
-    def _tokenize(self, text: str, **settings: Any) -> list[str]:
+    def _tokenize(self, text: str, **settings: object) -> list[str]:
         if self.legacy or not text.startswith((SPACE, " ")):
             return self.sp_model.encode(text, out_type=str)
-        # Without the dummy prefix SentencePiece drops a leading space, so something must stand before it.
-        guard = str(self.unk_token)
-        pieces = self.sp_model.encode(guard + text, out_type=str)
-        return pieces[len(self.sp_model.encode(guard)) :]
+        # Without the dummy prefix SentencePiece drops a leading space, so put a token before it.
+        prefix = str(self.unk_token)
+        pieces = self.sp_model.encode(prefix + text, out_type=str)
+        return pieces[len(self.sp_model.encode(prefix)) :]
 
-    def _eventual_warn_about_too_long_sequence(self, *_: Any) -> None:
-        """Say nothing of long texts: who tokenizes here cuts them or refuses them, and tells."""
+    def _eventual_warn_about_too_long_sequence(self, *_: object) -> None:
+        """Do not warn of long texts: callers truncate or refuse them themselves."""
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Each sequence between BOS and EOS, as far as the settings ask for them."""
+        """Put each sequence between BOS and EOS, if the settings add them."""
         start, end = self._frame()
         second = [] if token_ids_1 is None else start + token_ids_1 + end
         return start + token_ids_0 + end + second
@@ -258,11 +261,11 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for BOS and EOS, 0 for text."""
+        """Return 1 for BOS and EOS and 0 for text."""
         if already_has_special_tokens:
             special = set(self.all_special_ids)
             return [int(index in special) for index in token_ids_0]
-        start, end = ([1] * len(part) for part in self._frame())
+        start, end = ([1] * len(ids) for ids in self._frame())
         second = [] if token_ids_1 is None else start + [0] * len(token_ids_1) + end
         return start + [0] * len(token_ids_0) + end + second
 
@@ -272,11 +275,11 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
     # ---- ids to text
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of `tokens`; legacy puts a space before a special token that follows text."""
+        """Join pieces into text; legacy puts a space before a special token that follows text."""
         if not tokens:
             return ""
-        # The leading space is the tokenizer's own, so it goes again. What is left may be no piece, which
-        # SentencePiece writes as it stands; then its inner spaces, if a vocabulary has such, are turned here.
+        # Remove the leading space that the tokenizer added. The rest may not be a piece; SentencePiece would
+        # copy it unchanged, so replace the space signs in it here.
         first = tokens[0].removeprefix(SPACE)
         tokens = [first if first in self._ids else first.replace(SPACE, " "), *tokens[1:]]
         special = set(self.all_special_tokens)
@@ -298,7 +301,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
-        **settings: Any,
+        **settings: object,
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         added = self._added_outside_the_model()
@@ -323,7 +326,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         return self.clean_up_tokenization(text) if clean else text
 
     def _added_outside_the_model(self) -> set[str]:
-        """Added tokens that SentencePiece cannot decode: 4.37 sets them off by spaces."""
+        """Return the added tokens that SentencePiece cannot decode; 4.37 puts spaces around them."""
         ordinary = set(self._added_tokens_encoder) - set(self.all_special_tokens)
         extra = {
             token
@@ -335,7 +338,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
     # ---- folder
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        """Write `tokenizer.model` as it was read."""
+        """Write `tokenizer.model` unchanged."""
         path = Path(save_directory) / (f"{filename_prefix}-{VOCAB_FILE}" if filename_prefix else VOCAB_FILE)
         with atomic_write(path, binary=True) as stream:
             stream.write(self._model_bytes)
@@ -348,7 +351,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         legacy_format: bool | None = None,
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
-        """Finish a saved folder so that 4.37's LlamaTokenizer reads it too: four files in its words."""
+        """Rewrite a saved folder's files so that 4.37's LlamaTokenizer can read them."""
         folder, prefix = Path(save_directory), f"{filename_prefix}-" if filename_prefix else ""
         config = read_json(folder / (prefix + CONFIG_FILE))
         for only_in_5 in ("backend", "is_local", "local_files_only"):
@@ -357,8 +360,12 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         config |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
         config |= {"legacy": self.legacy, "pad_token": self.pad_token, "tokenizer_class": "LlamaTokenizer"}
         if self.chat_template is not None:
-            config["chat_template"] = self.chat_template  # 4.37 does not know the file that 5 makes of it
-        special: dict[str, Any] = {key: self._flags(token) for key, token in self.special_tokens_map.items()}
+            config["chat_template"] = (
+                self.chat_template
+            )  # transformers 5 writes it to a file that 4.37 does not read
+        special: dict[str, object] = {
+            key: self._flags(token) for key, token in self.special_tokens_map.items()
+        }
         if self.extra_special_tokens:
             special["additional_special_tokens"] = [self._flags(token) for token in self.extra_special_tokens]
         added = {token: index for token, index in self.get_added_vocab().items() if index >= self.vocab_size}
@@ -371,12 +378,12 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         for name, content in written.items():
             write_json(folder / (prefix + name), content)
         if not added:
-            (folder / (prefix + ADDED_TOKENS_FILE)).unlink(missing_ok=True)  # an earlier save's
+            (folder / (prefix + ADDED_TOKENS_FILE)).unlink(missing_ok=True)  # of an earlier save
         paths = (str(folder / (prefix + name)) for name in written)
         return (*dict.fromkeys((*file_names, *paths)), *self.save_vocabulary(save_directory, filename_prefix))
 
-    def _flags(self, token: str) -> dict[str, Any] | str:
-        """An added token as special_tokens_map.json spells it."""
+    def _flags(self, token: str) -> dict[str, object] | str:
+        """Return an added token in the form of special_tokens_map.json."""
         index = self._added_tokens_encoder.get(token)
         if index is None:
             return token

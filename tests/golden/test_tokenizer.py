@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import AddedToken, DataCollatorWithPadding, Trainer, TrainingArguments
 
-from llava.errors import CheckpointError, DataError
 from llava.prompts.encode import tokenizer_image_token
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
+from support.errors import raises_code
 from support.nasty import CASES, digest, nasty_strings
 from support.odd_vocabularies import KINDS, ids_of, write_vocabulary
 from support.shared_data import require_shared
@@ -295,15 +295,16 @@ def test_a_tokenizer_json_beside_the_model_changes_nothing(tmp_path: Path) -> No
 
 def test_a_folder_without_vocabulary_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.model; the folder holds adapter_config\.json"):
+    with raises_code("missing-tokenizer") as error:
         load_tokenizer(tmp_path)
+    assert "adapter_config.json" in str(error.value)
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id_is_one_line(tmp_path: Path) -> None:
     for name in (str(tmp_path / "nowhere"), "nobody/has-this-model"):
-        with pytest.raises(CheckpointError, match="neither a folder nor a hub id") as caught:
+        with raises_code("unknown-model") as error:
             load_tokenizer(name)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
 
 
 def test_a_hub_id_is_read_from_the_cache_when_offline(
@@ -323,12 +324,13 @@ def test_a_hub_id_is_read_from_the_cache_when_offline(
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     folder = write_vocabulary(tmp_path, "bpe")
     (folder / "tokenizer_config.json").write_text('{"legacy": ')
-    with pytest.raises(DataError, match=r"tokenizer_config\.json:1: not valid JSON"):
+    with raises_code("not-json") as error:
         load_tokenizer(folder)
+    assert "tokenizer_config.json:1:" in str(error.value)
     (folder / "tokenizer_config.json").write_text('{"legacy": "false"}')
-    with pytest.raises(CheckpointError, match="legacy is 'false'"):
+    with raises_code("bad-tokenizer-config"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").unlink()
     (folder / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
+    with raises_code("bad-tokenizer-model"):
         load_tokenizer(folder)
