@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# The environment that quickstart.sh and test.sh run in; sourced, never run.
+# Prepares the Python environment of quickstart.sh and test.sh. Source this file; do not run it.
 #
 #   source scripts/_environment.sh; use_environment EXTRAS
 #
 # Uses the active virtualenv or conda environment, else makes .venv in the repository. Installs the package with
 # EXTRAS ("notebook", "train,quant,dev", ...) and the tested versions of scripts/constraints.txt, once: a stamp in the
-# environment remembers what is installed, and a second call says so and returns at once. Sets PYTHON and PATH.
+# environment records what is installed, so that a second call returns at once. Sets PYTHON and PATH.
 #
 # Settings: PYTHON  the interpreter that makes .venv (default: python3; at least 3.11 is needed)
 
@@ -49,6 +49,6 @@ END
     echo "environment $environment: installing [$extras] with the tested versions (a few minutes the first time)"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check \
         --constraint "$root/scripts/constraints.txt" --editable "${root}[${extras}]" ||
-        die "the installation failed (see above); nothing was marked as installed, so run this again once it is mended"
+        die "the installation failed (see above); nothing was marked as installed: fix the cause and run this again"
     touch "$stamp"
 }

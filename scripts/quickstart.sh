@@ -4,8 +4,8 @@
 #
 #   bash scripts/quickstart.sh
 #
-# These are the scripts a run on 8xA100 uses; what is small here comes in as settings and trailing flags. Finished
-# steps are not done again: remove WORK to start over.
+# These are the scripts of a run on 8xA100; settings and trailing flags make it small. Finished
+# steps are not repeated: remove WORK to start over.
 #
 # Settings: WORK          where data, checkpoint and answers go                   [playground/demo/work]
 #           SEED          of the generated data and the training                  [0]
