@@ -69,8 +69,8 @@ def warn_of_shared_images(training: LazySupervisedDataset, validation: LazySuper
     )
     if shared := validated & trained:
         logger.warning(
-            f"{validation.data_path}: {len(shared):,} of its {len(validated):,} images are also in "
-            f"{training.data_path}, {min(shared)} for one: losses on them say less about unseen images"
+            f"{validation.data_path}: {len(shared):,} of its {len(validated):,} images are in "
+            f"{training.data_path} as well, {min(shared)} for one: losses on them say little about new images"
         )
 
 
