@@ -28,7 +28,7 @@ from llava.data.checks.policy import POLICIES
 from llava.errors import SettingsError
 from llava.model.multimodal_projector.builder import is_projector_type
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
-from llava.train.init_adapter import unlike_flags
+from llava.train.init_adapter import adapter_mismatches
 from llava.train.reporters import choose_reporters
 from llava.train.step.recipe import recipe_problems
 from llava.train.supported import unsupported
@@ -344,7 +344,7 @@ def _adapter_problems(model: ModelArguments, training: TrainingArguments) -> Ite
     if model.pretrain_mm_mlp_adapter:
         yield "--init_adapter and --pretrain_mm_mlp_adapter: choose one; an adapter comes with its projector"
     if Path(str(model.init_adapter)).is_dir():  # else on the hub, and looked at when it is fetched
-        yield from unlike_flags(Path(str(model.init_adapter)), training)
+        yield from adapter_mismatches(Path(str(model.init_adapter)), training)
 
 
 def _validation_problems(data: DataArguments, training: TrainingArguments) -> Iterator[str]:

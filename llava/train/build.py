@@ -39,7 +39,7 @@ from llava.train.step.recipe import shards_weights
 
 logger = logging.getLogger(__name__)
 
-# Versions that are no template's name: the original formats both as vicuna_v1.
+# Versions without a template of that name: the original formats both as vicuna_v1.
 PLAIN_VERSIONS = ("v0", "v0.5")
 
 
@@ -102,37 +102,49 @@ def load_data(
 
 
 def template_of(version: str) -> Conversation:
-    """The template that `--version` names.
+    """Return the conversation template that `--version` names.
 
     Raises:
-        SettingsError: There is none of that name (the original then trains on vicuna_v1 and says nothing).
+        SettingsError: There is no such template. (The original silently trains on vicuna_v1.)
     """
     if version in PLAIN_VERSIONS:
-        logger.info("--version %s: texts are formatted as vicuna_v1, as in the original", version)
+        logger.info("--version %s: the template is vicuna_v1, as in the original", version)
         return default_conversation
     if version not in conv_templates:
         names = ", ".join(sorted({*conv_templates, *PLAIN_VERSIONS}))
-        raise SettingsError(f"--version {version}: no such template; there are {names}")
+        raise SettingsError(
+            f"--version {version}: no such template; use one of {names}", code="unknown-template"
+        )
     return conv_templates[version]
 
 
 def projector_file(name: str) -> Path:
-    """The stage-1 projector under a name: a file, or a folder or hub id that has one."""
+    """Return the stage-1 projector file of a file, folder or hub id.
+
+    Raises:
+        CheckpointError: The folder has no projector.
+    """
     if Path(name).is_file():
         return Path(name)
     folder = locate(name, what="--pretrain_mm_mlp_adapter")
     path = find_first_file(folder, PROJECTOR_FILES)
     if path is None:
-        raise CheckpointError(f"{folder}: no projector here; wanted {' or '.join(PROJECTOR_FILES)}")
+        raise CheckpointError(
+            f"{folder}: no projector here; wanted {' or '.join(PROJECTOR_FILES)}", code="missing-projector"
+        )
     return path
 
 
 def log_what_is_trained(model: nn.Module) -> None:
-    """One line for each part of the model: tensors and parameters trained, of how many."""
+    """Log, for each part of the model, how many of its tensors and parameters are trained.
+
+    Raises:
+        SettingsError: Nothing is trained.
+    """
     parts = {"mm_projector": "projector", "vision_tower": "vision tower", "lora_": "LoRA adapter"}
     sizes: dict[str, list[tuple[int, bool]]] = {}
     for name, parameter in model.named_parameters():
-        part = next((said for mark, said in parts.items() if mark in name), "language model")
+        part = next((text for mark, text in parts.items() if mark in name), "language model")
         sizes.setdefault(part, []).append((numel(parameter), parameter.requires_grad))
     for part, tensors in sizes.items():
         trained = [size for size, is_trained in tensors if is_trained]
@@ -141,11 +153,14 @@ def log_what_is_trained(model: nn.Module) -> None:
             f"{len(trained):3} of {len(tensors):3} tensors, {part}"
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SettingsError("nothing is left to train: all of the model is frozen")
+        raise SettingsError(
+            "nothing is left to train: the flags freeze the whole model; remove one of the freeze flags",
+            code="nothing-to-train",
+        )
 
 
 def _resolve_vision_flags(model_args: ModelArguments, config: LlavaConfig) -> None:
-    """Let a LLaVA model to start from say what the flags leave open; flags may not contradict it."""
+    """Fill in the vision flags from the base model's config; refuse flags that contradict it."""
     if model_args.pretrain_mm_mlp_adapter:
         path = projector_file(model_args.pretrain_mm_mlp_adapter)
         check_weight_file(path)
@@ -159,18 +174,21 @@ def _resolve_vision_flags(model_args: ModelArguments, config: LlavaConfig) -> No
         if own is None or asked == own:
             continue
         if asked != getattr(defaults, flag):
-            raise SettingsError(f"--{flag} {asked}: the model to start from was trained with {own}")
-        logger.info("--%s is taken from the model to start from: %s", flag, own)
+            raise SettingsError(
+                f"--{flag} {asked}: the base model was trained with {own}; use that, or leave the flag out",
+                code="contradicts-base",
+            )
+        logger.info("--%s is taken from the base model: %s", flag, own)
         setattr(model_args, flag, own)
 
 
 def _image_positions(model_args: ModelArguments, folder: Path) -> int:
-    """How many positions an image takes, from the tower's config alone."""
+    """Return how many positions an image takes; this reads only the tower's config."""
     if not model_args.vision_tower:
         return 1
     tower_folder = locate(model_args.vision_tower, near=[folder], what="--vision_tower")
     tower = CLIPVisionTower(str(tower_folder), model_args, delay_load=True)
-    _ = tower.depth  # a layer that it has not is refused here, before the language model is read
+    _ = tower.depth  # refuses a layer that the tower does not have, before the language model is loaded
     return tower.num_patches + (tower.select_feature == "cls_patch")
 
 
@@ -202,17 +220,24 @@ def load_language_model(
         settings["config"] = config
     try:
         model, report = kind.from_pretrained(folder, output_loading_info=True, **settings)
-    except UnpicklingError as error:  # without torch's advice to run the file all the same
-        raise CheckpointError(f"{folder}: holds more than tensors, or is damaged; it is not run") from error
+    except UnpicklingError as error:  # torch's own message advises to run the file's code
+        raise CheckpointError(
+            f"{folder}: holds more than tensors, or is damaged; its code is not run", code="unsafe-pickle"
+        ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, ImportError) as error:
         gist = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {gist}") from error
+        raise CheckpointError(
+            f"{folder}: the model cannot be loaded: {gist}", code="unloadable-weights"
+        ) from error
     missing = set(report["missing_keys"])
     if model_args.pretrain_mm_mlp_adapter:
         missing = {name for name in missing if "mm_projector" not in name}
     if missing:
-        raise CheckpointError(f"{folder}: {len(missing)} weights are missing, the first is {min(missing)}")
-    # What an adapter notes as its base: the name as given, not a folder of the cache.
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights are missing, the first is {min(missing)}",
+            code="missing-weights",
+        )
+    # An adapter's config names its base by this: the name as given, not a folder of the cache.
     model.name_or_path = model.config._name_or_path = model_args.model_name_or_path
     model.config.use_cache = False
     return model
@@ -233,7 +258,7 @@ def _quantisation(training_args: TrainingArguments) -> dict[str, Any]:
 
 
 def set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
-    """LLaMA has no padding token. v0 adds one where it is missing, all others use <unk>."""
+    """Set a padding token, which LLaMA lacks: v0 adds one if it is missing, all others use <unk>."""
     if version != "v0":
         tokenizer.pad_token = tokenizer.unk_token
     elif tokenizer.pad_token is None:
@@ -241,7 +266,7 @@ def set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
         grow_embeddings(model, len(tokenizer))
 
 
-def add_adapter(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+def prepare_language_model(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
     """Freeze, quantize and wrap the language model with LoRA, as the flags say; return the model to train.
 
     The vision tower and projector are added later, so that none of this touches them.
@@ -327,22 +352,22 @@ def set_precision(model: nn.Module, training_args: TrainingArguments) -> None:
 
 
 def _set_trained_precision(model: nn.Module, training_args: TrainingArguments) -> None:
-    """What is trained, in one precision: fp32, unless DeepSpeed keeps the fp32 masters itself."""
+    """Cast what is trained to fp32, or to the compute precision where DeepSpeed keeps fp32 master weights."""
     dtype = training_args.compute_dtype if training_args.deepspeed else torch.float32
     for parameter in model.parameters():
-        # What ZeRO-3 has in parts it has in its precision already.
+        # ZeRO-3's shards have their precision already.
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(dtype)
 
 
 def _set_quantized_precision(model: nn.Module, training_args: TrainingArguments) -> None:
-    """QLoRA's precisions: the language model's norms in fp32, its embeddings and adapter in bf16 if asked."""
+    """Cast as QLoRA does: norms to fp32; with --bf16, embeddings, head and adapter to bf16."""
     for name, module in model.named_modules():
         if "vision_tower" in name:
             continue
         if "norm" in name:
             module.to(torch.float32)
         elif training_args.bf16 and ("lora_" in name or "lm_head" in name or "embed_tokens" in name):
-            weight = getattr(module, "weight", None)  # any kind of module may stand here
+            weight = getattr(module, "weight", None)  # some modules have no weight
             if isinstance(weight, torch.Tensor) and weight.dtype == torch.float32:
                 module.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""transformers' Trainer where LLaVA differs: order, learning rates, the loss's mean, and what is saved.
+"""A Trainer with the original's sample order, learning rates and loss; it saves what a run's kind needs.
 
 Source: LLaVA v1.2.2 llava/train/llava_trainer.py.
 """
@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(LlavaError):
-    """Training itself went wrong: the loss is not a number."""
+    """The loss or the gradient is NaN or infinite."""
 
 
 class _Flow(TrainerCallback):
-    """Tells the sampler its epoch, notes the flags, and keeps the original's rhythm of checkpoints."""
+    """Set the sampler's epoch, record the flags, and save at the steps at which the original saves."""
 
     def __init__(self, trainer: LLaVATrainer) -> None:
         self._trainer = trainer
@@ -61,19 +61,19 @@ class _Flow(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         state.stateful_callbacks[SETTINGS] = {"args": args.learned_from, "attributes": {}}
         self._trainer.meter.begin(state.global_step)
-        # A resumed state has the intervals of the flags it was written under.
+        # A resumed state holds the intervals of the flags it was written with.
         state.compute_steps(args, state.max_steps)
         layers = self._trainer.recipe.checkpoint_layers
         if args.activation_checkpointing and isinstance(layers, int):
             recompute_first(self._trainer.accelerator.unwrap_model(self._trainer.model), layers)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        # accelerate tells it too, but not through all of the wrappers a resumed run puts around it.
+        # accelerate sets it too, but not through all wrappers that a resumed run adds.
         if self._trainer.order is not None:
             self._trainer.order.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        # transformers 5 adds a checkpoint at the end, which the final output already is.
+        # transformers 5 adds a checkpoint at the end; the final output already has these weights.
         is_last, is_due = (
             state.global_step >= state.max_steps,
             state.global_step % max(state.save_steps, 1) == 0,
@@ -83,26 +83,31 @@ class _Flow(TrainerCallback):
 
 
 class LLaVATrainer(ValidatingTrainer):
-    """Trains a model that `assemble` has prepared, and saves by the kind of run.
+    """Train a model that `assemble` has prepared, and save what its kind of run needs.
 
-    A sample that teaches nothing (no answer, say) stays in its batch, as in the original, and counts for
-    nothing in the mean. The first of each kind is warned about by id, all are counted in `problems`. What
-    --bad_samples error does not allow to go on with is told in `refused`.
+    A sample without a supervised label (no answer, for example) stays in its batch, as in the original, and
+    does not count in the mean.
+
+    Attributes:
+        kind: What is trained and saved: an adapter with its projector, the projector, or the full model.
+        recipe: The shortcuts of a step.
+        problems: How often samples taught nothing, by reason; the first of each is logged with its id.
+        refused: Why `--bad_samples error` does not allow the run to continue; empty if it does.
+        checkpoints: Writes and finds checkpoints.
     """
 
     def __init__(
         self, model: Any, args: TrainingArguments, *, tokenizer: Any = None, **settings: Any
     ) -> None:
-        """Take what transformers' Trainer takes; `tokenizer` is the older name of `processing_class`.
+        """Create the trainer; `tokenizer` is the older name of transformers' `processing_class`.
 
         Args:
-            model: As prepared: its config says whether the projector alone is trained.
+            model: A prepared model; its config says whether only the projector is trained.
             args: The flags.
             tokenizer: Saved beside a whole model; an adapter or projector keeps its base's.
             settings: train_dataset, eval_dataset, data_collator, ... for transformers' Trainer.
         """
         is_ours = isinstance(model.config, LlavaConfig)
-        # What is trained and saved: an adapter with the projector, the projector alone, or the whole model.
         self.kind: Kind = "full"
         if args.lora_enable:
             self.kind = "adapter"
@@ -114,11 +119,11 @@ class LLaVATrainer(ValidatingTrainer):
         self._learned_now: list[Note] = []
         self.checkpoints = Checkpoints(args)
         image_positions = model.image_positions if is_ours else 1
-        # Given a tokenizer, transformers writes its special tokens into the config, which must fit the base.
+        # With a tokenizer, transformers writes its special tokens into the config, which must fit the base.
         settings.setdefault("processing_class", tokenizer if self.kind == "full" else None)
         super().__init__(image_positions=image_positions, model=model, args=args, **settings)
         self.meter = Meter(model, args, image_positions=image_positions)
-        # The original's loss is the mean of the micro-batches' means, on each process and over them.
+        # The original's loss is the mean over micro-batches and ranks of each micro-batch's mean.
         self.model_accepts_loss_kwargs = False
         self.recipe = resolve_recipe(args, reads_images=is_ours)
         if self.recipe.pack:
@@ -155,14 +160,14 @@ class LLaVATrainer(ValidatingTrainer):
         return self.order
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """As transformers', but its processes outlast the signals that end a run after a step."""
+        """Return transformers' loader; its workers ignore the signals that stop a run after a step."""
         loader = super().get_train_dataloader()
-        starter: Any = getattr(loader, "base_dataloader", loader)  # the one that accelerate wraps
+        starter: Any = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
         starter.worker_init_fn = partial(leave_signals_to_parent, starter.worker_init_fn)
         return loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As transformers', with groups of its own for a projector that has its own learning rate."""
+        """Create transformers' optimizer, with groups for a projector that has its own learning rate."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         rate = self.args.mm_projector_lr
@@ -171,8 +176,8 @@ class LLaVATrainer(ValidatingTrainer):
             projector = {id(parameter) for name, parameter in named if "mm_projector" in name}
             rest, own = [], []
             for group in optimizer.param_groups:
-                inside = [each for each in group["params"] if id(each) in projector]
-                outside = [each for each in group["params"] if id(each) not in projector]
+                inside = [parameter for parameter in group["params"] if id(parameter) in projector]
+                outside = [parameter for parameter in group["params"] if id(parameter) not in projector]
                 rest.append({**group, "params": outside})
                 own.append({**group, "params": inside, "lr": rate})
             optimizer.param_groups = [*rest, *own]
@@ -181,7 +186,7 @@ class LLaVATrainer(ValidatingTrainer):
     # ---- loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        """Forward and backward of one batch, in as many rows as the recipe makes of it."""
+        """Run forward and backward for one batch, split into the recipe's rows; return the loss, ()."""
         notes, learnable = inputs.get(NOTES, []), self._learnable(inputs)
         *others, last = rows_of(
             inputs,
@@ -201,9 +206,9 @@ class LLaVATrainer(ValidatingTrainer):
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Any:
-        """The model's loss. One that is no number stops the run and names the samples.
+        """Return the model's loss; stop the run and name the samples if it is not finite.
 
-        In fp16 they are named only: the scaler leaves such a step out, and tries smaller scales.
+        In fp16 the samples are only logged: the loss scaler skips such a step and lowers the scale.
 
         Raises:
             TrainingError: The loss is NaN or infinite.
@@ -213,30 +218,33 @@ class LLaVATrainer(ValidatingTrainer):
         result = super().compute_loss(model, inputs, *rest, **settings)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
-            said = f"the loss is {loss.detach().mean().item()} on samples {_ids(notes)}"
-            self._no_number(said)
+            self._stop_not_finite(f"the loss is {loss.detach().mean().item()} on samples {_ids(notes)}")
         return result
 
     def _get_grad_norm(self, model: Any, *args: Any, **settings: Any) -> Any:
-        """As transformers'. One that is no number would spoil every weight, so the step is not made.
+        """Return the gradient's norm; stop before the optimizer step if it is NaN or infinite.
 
-        DeepSpeed has stepped already when it is asked.
+        DeepSpeed has made the step by the time it is called.
         """
         norm = super()._get_grad_norm(model, *args, **settings)
         if norm is not None and not self.is_deepspeed_enabled and not math.isfinite(norm):
-            self._no_number(f"the gradient's norm is {float(norm)} on samples {_ids(self._learned_now)}")
+            self._stop_not_finite(
+                f"the gradient's norm is {float(norm)} on samples {_ids(self._learned_now)}"
+            )
         return norm
 
-    def _no_number(self, said: str) -> None:
-        said = f"step {self.state.global_step + 1}: {said}"
+    def _stop_not_finite(self, problem: str) -> None:
+        problem = f"step {self.state.global_step + 1}: {problem}"
         if not self.args.fp16:
-            raise TrainingError(f"{said}; lower --learning_rate, or look at these samples")
-        logger.warning("%s; fp16's scaler leaves such a step out", said)
+            raise TrainingError(
+                f"{problem}; lower --learning_rate, or check these samples", code="not-finite"
+            )
+        logger.warning("%s; fp16's loss scaler skips such a step", problem)
 
     def _count_problems(self, notes: list[Note], inputs: dict[str, Any]) -> None:
-        """Count samples that teach nothing, those among them whose image pushes the answer past the end."""
+        """Count samples that teach nothing, including those whose image pushes the answer past the end."""
         may_cut = inputs["input_ids"].shape[1] + self._image_positions > self.args.model_max_length
-        # Looked at only where it can be: it makes a GPU wait.
+        # Only checked where it can happen: it makes the GPU wait.
         left = self._learnable(inputs).tolist() if may_cut else [1] * len(notes)
         self.refused += [refused for _, _, refused in notes if refused]
         for (identifier, noted, _), count in zip(notes, left, strict=bool(notes)):
@@ -252,7 +260,7 @@ class LLaVATrainer(ValidatingTrainer):
     # ---- what is logged
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Any]:
-        """The batches of one optimizer step, counted."""
+        """Return the batches of one optimizer step, and count what is in them."""
         batches, items = super().get_batch_samples(*args)
         for batch in batches:
             self.meter.count(batch)
@@ -260,7 +268,7 @@ class LLaVATrainer(ValidatingTrainer):
         return batches, items
 
     def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
-        """Log, rates beside the loss; the learning rate is the next step's, as the original's is."""
+        """Log, with throughput beside the loss. As in the original, the learning rate is the next step's."""
         if "learning_rate" in logs:
             logs["learning_rate"] = self._get_learning_rate()
         if "loss" in logs:
@@ -268,14 +276,14 @@ class LLaVATrainer(ValidatingTrainer):
         super().log(logs, *rest, **settings)
 
     def evaluate(self, *args: Any, **settings: Any) -> dict[str, float]:
-        """Losses on the held-out data; see `ValidatingTrainer`."""
+        """Return the losses on the held-out data; see `ValidatingTrainer`."""
         with self.meter.paused():
             return super().evaluate(*args, **settings)
 
     # ---- saving and resuming
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what this kind of run leaves behind; a checkpoint's weights keep their training precision."""
+        """Write what this kind of run saves; a checkpoint's weights keep their training precision."""
         folder = Path(output_dir or str(self.args.output_dir))
         if _internal_call:
             with self.checkpoints.record_write_errors():
@@ -334,17 +342,22 @@ class LLaVATrainer(ValidatingTrainer):
 
 
 def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:
-    """Set the trained weights, adapters aside, each of which must be there."""
+    """Load the trained weights beside an adapter's.
+
+    Raises:
+        CheckpointError: One of them is missing.
+    """
     trained = {
-        strip_wrappers(name): each
-        for name, each in model.named_parameters()
-        if each.requires_grad and "lora_" not in name
+        strip_wrappers(name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
     }
     missing = set(trained) - set(tensors)
     if missing:
         raise CheckpointError(
             f"{folder}: lacks {len(missing)} of the {len(trained)} weights trained beside an adapter, as the "
-            "original's checkpoints do: --resume_from_checkpoint never starts anew"
+            "original's checkpoints do; --resume_from_checkpoint never starts a new run",
+            code="missing-weights",
         )
     with torch.no_grad():
         for name, parameter in trained.items():

@@ -133,7 +133,7 @@ def assemble(
     transformers.set_seed(training_args.seed)
     model = build.load_language_model(base, model_args, training_args, attn_implementation)
     build.set_padding_token(model, tokenizer, model_args.version)
-    model = build.add_adapter(model, model_args, training_args)
+    model = build.prepare_language_model(model, model_args, training_args)
     if data_args.is_multimodal:
         build.add_vision(model, tokenizer, model_args, data_args, training_args)
     if model_args.init_adapter:

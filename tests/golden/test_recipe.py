@@ -25,6 +25,7 @@ from llava.train.planning.recompute import layers_of, recompute_first
 from llava.train.step.recipe import resolve_recipe
 from llava.train.step.rows import rows_of
 from support import tiny_checkpoints as tiny
+from support.errors import raises_code
 from support.model_sizes import BIG, GIB
 
 # What was seen is a tenth of it. Gradients are up to 2 here.
@@ -315,7 +316,7 @@ def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
 
 def test_a_model_without_vision_refuses_shortcuts_that_it_does_not_know(golden: Path) -> None:
     """It would pass over them: rows of several samples would count as one each."""
-    with pytest.raises(SettingsError, match="--pack, --sparse_loss: only a model with a vision tower"):
+    with raises_code("shortcut-without-vision", SettingsError):
         resolve_recipe(given(golden, "--pack", "True", "--sparse_loss", "True"), reads_images=False)
     assert resolve_recipe(given(golden), reads_images=False) == Recipe(checkpoint_layers="auto")
 

@@ -230,7 +230,7 @@ def test_flags_may_not_contradict_the_model_to_start_from(
     argv = short(
         golden, tmp_path, "--model_name_or_path", str(full_model), "--mm_projector_type", "mlp3x_gelu"
     )
-    with pytest.raises(SettingsError, match=r"--mm_projector_type mlp3x_gelu: .* trained with mlp2x_gelu"):
+    with raises_code("contradicts-base", SettingsError):
         train(argv=argv)
 
 
@@ -429,7 +429,7 @@ def test_two_runs_do_not_write_into_one_folder(golden: Path, tmp_path: Path) -> 
             train(argv=argv)
         with lock_output_dir(tmp_path, is_writer=False):  # a process of the same run
             pass
-    with pytest.raises(SettingsError, match="--version"):
+    with raises_code("unknown-template", SettingsError):
         train(argv=[*argv, "--version", "none"])
     with lock_output_dir(tmp_path, is_writer=True):  # free again also after an error
         pass
@@ -463,7 +463,7 @@ def test_a_lora_checkpoint_without_its_projector_is_refused(golden: Path, tmp_pa
     (tmp_path / "trainer_state.json").unlink()
     shutil.rmtree(tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-1" / "non_lora_trainables.bin").unlink()
-    with pytest.raises(CheckpointError, match="lacks 4 of the 4 weights trained beside"):
+    with raises_code("missing-weights", CheckpointError):
         train(argv=argv)
 
 
@@ -500,7 +500,7 @@ def test_a_base_that_holds_code_is_not_run(golden: Path, tmp_path: Path) -> None
     shutil.copytree(golden / "weights/tiny-vicuna-v1.5", base, copy_function=shutil.copyfile)
     (base / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Runs()}, base / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"base: holds more than tensors, or is damaged; it is not run"):
+    with raises_code("unsafe-pickle", CheckpointError):
         train(argv=short(golden, tmp_path / "out", "--model_name_or_path", str(base)))
 
 
@@ -626,7 +626,7 @@ def test_a_loss_that_is_no_number_names_the_samples(golden: Path, tmp_path: Path
     assembled = assembled_from(short(golden, tmp_path))
     with torch.no_grad():
         assembled.model.get_model().mm_projector[0].weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"step 1: the loss is nan on samples 's\d+', 's\d+'"):
+    with raises_code("not-finite", TrainingError):
         fit(assembled)
 
 
@@ -643,7 +643,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(golden: Path, tmp_path: 
     weight = assembled.model.get_model().mm_projector[0].weight
     before = weight.detach().clone()
     weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is nan on samples 's\d+', 's\d+'"):
+    with raises_code("not-finite", TrainingError):
         fit(assembled)
     assert torch.equal(before, weight)
 

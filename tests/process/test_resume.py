@@ -404,14 +404,12 @@ def test_an_adapter_of_another_base_or_without_projector_is_refused(
         folder.mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(adapter / name, folder / name)
-    with pytest.raises(
-        CheckpointError, match=r"bare: lacks \S*mm_projector\S*: an adapter is trained further"
-    ):
+    with raises_code("missing-projector", CheckpointError):
         train(argv=further(golden, bare, tmp_path / "out"))
 
     beside = torch.load(adapter / "non_lora_trainables.bin", weights_only=True)
     torch.save({name: tensor[:1] for name, tensor in beside.items()}, other / "non_lora_trainables.bin")
-    with pytest.raises(CheckpointError, match=r"other: model.mm_projector\S+ has shape \(1, "):
+    with raises_code("wrong-weights", CheckpointError):
         train(argv=further(golden, other, tmp_path / "out"))
 
     settings = json.loads((other / "adapter_config.json").read_text())
