@@ -47,13 +47,13 @@ def read_jsonl_asks(question_file: Path, image_folder: Path) -> list[Ask]:
     return asks_about_images(questions, image_folder, source=question_file)
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+def read_vqa_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
     """Return the job and the questions that `argv` names (None: the command line)."""
     return read_jsonl_job(argv, __doc__, max_new_tokens=1024)
 
 
 def main() -> None:
-    answer(*read_job())
+    answer(*read_vqa_job())
 
 
 if __name__ == "__main__":

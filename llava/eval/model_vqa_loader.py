@@ -14,13 +14,13 @@ from llava.eval.model_vqa import read_jsonl_job
 from llava.infer.jobs.run import AnswerJob, Ask, answer
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+def read_loader_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
     """Return the job and the questions that `argv` names (None: the command line)."""
     return read_jsonl_job(argv, __doc__, max_new_tokens=128, limit_is_a_flag=True)
 
 
 def main() -> None:
-    answer(*read_job())
+    answer(*read_loader_job())
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def asks_of(item: MmbenchItem, where: str, *, rounds: bool, suffix: str | None) 
         )
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+def read_mmbench_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
     """Return the job and the questions that `argv` names (None: the command line)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +79,7 @@ def read_mmbench_asks(question_file: Path, *, rounds: bool, suffix: str | None) 
 
 
 def main() -> None:
-    answer(*read_job())
+    answer(*read_mmbench_job())
 
 
 if __name__ == "__main__":

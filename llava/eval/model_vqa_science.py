@@ -57,7 +57,7 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
     return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(image_folder / image))
 
 
-def read_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
+def read_science_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
     """Return the job and the questions that `argv` names (None: the command line)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +93,7 @@ def read_conversation_asks(question_file: Path, image_folder: Path, *, suffix: s
 
 
 def main() -> None:
-    answer(*read_job())
+    answer(*read_science_job())
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None
     """Write the adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every rank must call this."""
     state = split_trained_state(model.named_parameters(), bias)
     # A frozen projector is saved too: the adapter only works with the one it was trained with.
-    frozen = gather_parameters(
+    frozen = copy_tensors(
         model.named_parameters(), lambda name: "mm_projector" in name and name not in state.non_lora
     )
     with write_output(folder, is_writer=is_writer) as staging:
@@ -155,14 +155,14 @@ def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None
 def save_projector(model: Any, folder: Path, *, is_writer: bool) -> None:
     """Write config.json and mm_projector.bin, which holds the embeddings too if image tokens were added."""
     marks = ("mm_projector", "embed_tokens") if model.config.mm_use_im_start_end else ("mm_projector",)
-    tensors = gather_parameters(model.named_parameters(), lambda name: any(mark in name for mark in marks))
+    tensors = copy_tensors(model.named_parameters(), lambda name: any(mark in name for mark in marks))
     with write_output(folder, is_writer=is_writer) as staging:
         if is_writer:
             write_projector(staging, tensors)
             write_config(staging, model.config)
 
 
-def gather_parameters(
+def copy_tensors(
     named_parameters: Iterable[tuple[str, nn.Parameter]], wanted: Callable[[str], bool]
 ) -> Tensors:
     """Copy the parameters with `wanted` names to the CPU, gathered from all ranks under ZeRO-3."""
@@ -174,7 +174,7 @@ def get_mm_adapter_state_maybe_zero_3(
 ) -> Tensors:
     """Copy the parameters whose name contains one of the keys (the original's name for it)."""
     keys = tuple(keys_to_match)
-    return gather_parameters(named_params, lambda name: any(key in name for key in keys))
+    return copy_tensors(named_params, lambda name: any(key in name for key in keys))
 
 
 def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]], bias: Bias) -> Tensors:
