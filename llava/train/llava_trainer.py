@@ -42,7 +42,7 @@ from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
 from llava.train.reporters import LenientTensorBoard
 from llava.train.step.recipe import resolve_recipe
-from llava.train.step.rows import deferred, rows_of
+from llava.train.step.rows import accumulate_gradients, rows_of
 from llava.train.validation import ValidatingTrainer
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class LLaVATrainer(ValidatingTrainer):
         )
         losses = []
         for row in others:
-            with deferred(self.accelerator, model):
+            with accumulate_gradients(self.accelerator, model):
                 losses.append(super().training_step(model, row))
         losses.append(super().training_step(model, last))
         loss = torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""Operations are counted as torch counts them while it computes, and as the published figures do."""
+"""Counted operations agree with torch's counter and with published figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llava.train.planning.flops import known_rate, peak_rate, training_flops
 from llava.train.train import assemble
 
 
-def assembled(golden: Path, monkeypatch: pytest.MonkeyPatch, run: str, *more: str) -> Any:
+def build_run(golden: Path, monkeypatch: pytest.MonkeyPatch, run: str, *more: str) -> Any:
     monkeypatch.chdir(golden)
     argv = [*json.loads((golden / f"{run}.json").read_text())["argv"], "--output_dir", "unused", *more]
     # Eager attention is made of matrix products that torch can count on a CPU.
@@ -37,8 +37,8 @@ def assembled(golden: Path, monkeypatch: pytest.MonkeyPatch, run: str, *more: st
 def test_a_step_costs_what_torch_counts(
     golden: Path, monkeypatch: pytest.MonkeyPatch, run: str, more: list[str]
 ) -> None:
-    made = assembled(golden, monkeypatch, run, *more)
-    index = next(place for place, sample in enumerate(made.dataset.samples) if sample.image is not None)
+    made = build_run(golden, monkeypatch, run, *more)
+    index = next(index for index, sample in enumerate(made.dataset.samples) if sample.image is not None)
     batch = made.collator([made.dataset[index]])
     batch.pop("notes")
     made.model.get_vision_tower().vision_tower["vision_model"].set_attn_implementation("eager")
@@ -50,8 +50,8 @@ def test_a_step_costs_what_torch_counts(
     assert training_flops(made.model).of([length], logits=length, images=1) == counter.get_total_flops()
 
 
-def published(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """LLaVA-1.5-7B without weights."""
+def llava_7b(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return LLaVA-1.5-7B without weights."""
     tower = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -72,10 +72,10 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Any:
         return LlavaLlamaForCausalLM(config)
 
 
-def test_llava_7b_costs_what_is_published_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = published(monkeypatch)
+def test_llava_7b_matches_published_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llava_7b(monkeypatch)
     whole = training_flops(model)
-    # 6.607 G weights in matrix products, six operations for each; 36.0 TFLOP a sample of 880 positions.
+    # 6.607 G weights in matrix products, six operations for each; 36.0 TFLOP for a sample of 880 positions.
     assert whole.position + whole.logit == pytest.approx(6 * 6.607e9, rel=1e-3)
     assert whole.of([880], logits=880, images=1) == pytest.approx(36.0e12, rel=0.015)
     with torch.device("meta"):
@@ -84,26 +84,26 @@ def test_llava_7b_costs_what_is_published_of_it(monkeypatch: pytest.MonkeyPatch)
     assert extra == pytest.approx(6 * 320e6, rel=1e-3)
     assert adapted.of([880], logits=880, images=1) == pytest.approx(26.1e12, rel=0.02)
     assert adapted.image == pytest.approx(0.366e12 + 0.024e12, rel=0.02)
-    # Logits of the supervised tenth alone save under 2 %.
+    # Computing the logits of the supervised tenth only saves under 2 %.
     saved = 1 - adapted.of([880], logits=95, images=1) / adapted.of([880], logits=880, images=1)
     assert 0.01 < saved < 0.02
 
 
-def test_samples_in_one_row_cost_what_they_cost_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    flops = training_flops(published(monkeypatch))
-    apart = sum(flops.of([length], logits=10, images=1) for length in (700, 900))
-    assert flops.of([700, 900], logits=20, images=2) == pytest.approx(apart)
-    assert flops.of([1600], logits=20, images=2) > apart
+def test_packed_samples_cost_as_much_as_separate_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    flops = training_flops(llava_7b(monkeypatch))
+    separate = sum(flops.of([length], logits=10, images=1) for length in (700, 900))
+    assert flops.of([700, 900], logits=20, images=2) == pytest.approx(separate)
+    assert flops.of([1600], logits=20, images=2) > separate
 
 
-def test_a_language_model_alone_has_no_images() -> None:
+def test_a_text_only_model_has_no_image_operations() -> None:
     config = LlavaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
     flops = training_flops(LlamaForCausalLM(config))
     assert flops.image == 0
     assert flops.position == 2 * 3 * 2 * (4 * 64 * 64 + 3 * 64 * 128)
 
 
-def test_a_quantised_layer_costs_what_it_did() -> None:
+def test_quantising_a_layer_does_not_change_its_operations() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     config = LlavaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
     model = LlamaForCausalLM(config)
@@ -132,7 +132,7 @@ def test_a_gpu_is_known_by_its_drivers_name() -> None:
     assert {name: known_rate(name) for name in names} == names
 
 
-def test_a_cpus_rate_is_measured_and_no_random_number_of_the_run_is_used_up() -> None:
+def test_measuring_a_cpu_leaves_the_random_state_unchanged() -> None:
     before = torch.random.get_rng_state()
     rate, source = peak_rate(torch.device("cpu"), torch.float32)
     assert torch.equal(torch.random.get_rng_state(), before)

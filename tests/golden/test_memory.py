@@ -19,10 +19,10 @@ from llava.train.planning.memory import (
     Batch,
     Pass,
     Sharing,
-    _left_by_cgroup,
+    _free_in_cgroup,
     free_memory,
     layers_to_recompute,
-    plan,
+    plan_memory,
     remedies,
 )
 from llava.train.train import assemble
@@ -30,7 +30,7 @@ from support.model_sizes import BIG, GIB
 
 
 def saved_bytes(model: Any, batch: dict[str, Any], autocast: torch.dtype | None) -> int:
-    """What a whole forward pass saves beside weights; the loss aside."""
+    """Return the bytes that a forward pass saves, without weights and without the loss."""
     sizes: dict[int, int] = {}
     kept = []
 
@@ -43,10 +43,10 @@ def saved_bytes(model: Any, batch: dict[str, Any], autocast: torch.dtype | None)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with torch.autocast("cpu", autocast, enabled=autocast is not None), hooks:
         logits = model(**batch).logits
-    for each in (*model.parameters(), *model.buffers()):
-        sizes.pop(each.untyped_storage().data_ptr(), None)
-    rows, length, words = logits.shape
-    return sum(sizes.values()) - 4 * words * rows * (length - 1)  # logarithms of what is said
+    for tensor in (*model.parameters(), *model.buffers()):
+        sizes.pop(tensor.untyped_storage().data_ptr(), None)
+    rows, length, vocabulary = logits.shape
+    return sum(sizes.values()) - 4 * vocabulary * rows * (length - 1)  # log-probabilities of the loss
 
 
 @pytest.mark.parametrize(
@@ -69,53 +69,53 @@ def test_activations_are_what_torch_saves(
     made.model.eval()
     footprint = measure(made.model, device=torch.device("cpu"), autocast=autocast)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not any(each.training for each in made.model.modules())
+    assert not any(module.training for module in made.model.modules())
 
     batch = made.collator([made.dataset[index] for index in range(4)])
     del batch["notes"]
     positions = 4 * (batch["input_ids"].shape[1] + made.model.get_vision_tower().num_patches - 1)
     made.model.train()
     kept = saved_bytes(made.model, batch, autocast)
-    assert plan(footprint, Pass(positions, 0), Sharing()).device["activations"] == pytest.approx(
+    assert plan_memory(footprint, Pass(positions, 0), Sharing()).device["activations"] == pytest.approx(
         kept, rel=0.05
     )
 
     made.model.gradient_checkpointing_enable({"use_reentrant": False})
     made.model.enable_input_require_grads()
-    left = saved_bytes(made.model, batch, autocast)
-    planned = plan(footprint, Pass(positions, 0, recomputed=4), Sharing()).device["activations"]
+    reduced = saved_bytes(made.model, batch, autocast)
+    planned = plan_memory(footprint, Pass(positions, 0, recomputed=4), Sharing()).device["activations"]
     one_layer = footprint.layer_position * positions + 4 * footprint.layer_fixed
-    # The plan takes each position for an image's, whose projector saves more.
-    assert 4 * footprint.layer_input * positions < left <= planned - one_layer
-    assert left < kept / 3
+    # The plan treats each position as an image's, for which the projector saves more.
+    assert 4 * footprint.layer_input * positions < reduced <= planned - one_layer
+    assert reduced < kept / 3
 
 
-def test_what_processes_share_is_divided_among_them() -> None:
-    def device(**sharing: Any) -> dict[str, float]:
-        return plan(BIG, Pass(8000, 800), Sharing(processes=8, **sharing)).device
+def test_shared_memory_is_divided_among_the_ranks() -> None:
+    def device_bytes(**sharing: Any) -> dict[str, float]:
+        return plan_memory(BIG, Pass(8000, 800), Sharing(processes=8, **sharing)).device
 
-    assert plan(BIG, Pass(8000, 800), Sharing()).device["gradients"] == 1.36e9
-    ddp = device()
-    assert ddp["gradients"] == 2 * 1.36e9  # and the buckets that are sent
+    assert plan_memory(BIG, Pass(8000, 800), Sharing()).device["gradients"] == 1.36e9
+    ddp = device_bytes()
+    assert ddp["gradients"] == 2 * 1.36e9  # with the buckets that are sent
     assert ddp["optimizer"] == 8 * 340e6
-    zero2 = device(zero_stage=2, optimizer=12.0)
+    zero2 = device_bytes(zero_stage=2, optimizer=12.0)
     assert zero2["frozen weights"] == 14e9
     assert zero2["gradients"] == 1.36e9 / 8
     assert zero2["optimizer"] == 12 * 340e6 / 8
-    zero3 = device(zero_stage=3, optimizer=12.0)
+    zero3 = device_bytes(zero_stage=3, optimizer=12.0)
     assert zero3["frozen weights"] == 14e9 / 8
     assert zero3["weights in one piece"] == 2e9
-    offload = plan(
+    offload = plan_memory(
         BIG,
         Pass(8000, 800),
         Sharing(8, 3, 12.0, offloads_optimizer=True, offloads_weights=True),
     )
     assert set(offload.device) == {"weights in one piece", "activations", "logits and loss"}
     assert sum(offload.host.values()) == pytest.approx((14e9 + 2 * 1.36e9 + 12 * 340e6) / 8)
-    assert {each["activations"] for each in (ddp, zero2, zero3, offload.device)} == {ddp["activations"]}
+    assert {device["activations"] for device in (ddp, zero2, zero3, offload.device)} == {ddp["activations"]}
 
 
-def test_the_flags_say_what_is_shared(repo: Path) -> None:
+def test_sharing_is_read_from_the_flags(repo: Path) -> None:
     def shared(config: str | None, **more: Any) -> Sharing:
         settings: dict[str, Any] = {
             "optim": "adamw_torch",
@@ -129,7 +129,8 @@ def test_the_flags_say_what_is_shared(repo: Path) -> None:
             settings["hf_deepspeed_config"] = parsed
             stage = parsed.get_value("zero_optimization.stage")
             settings["deepspeed_plugin"] = SimpleNamespace(zero_stage=stage)
-        return Sharing.of(SimpleNamespace(**settings))
+        args: Any = SimpleNamespace(**settings)
+        return Sharing.of(args)
 
     assert shared(None) == Sharing(8, 0, 8.0)
     assert shared(None, optim="paged_adamw_8bit") == Sharing(8, 0, 2.0)
@@ -145,20 +146,22 @@ def test_no_more_layers_are_recomputed_than_memory_needs() -> None:
     assert counts[0] == 0
     assert 0 < counts[1] < counts[2] < 32
     assert counts[3] == 32
-    fits, misses = (plan(BIG, replace(passed, recomputed=counts[1] - less), sharing).peak for less in (0, 1))
+    fits, misses = (
+        plan_memory(BIG, replace(passed, recomputed=counts[1] - less), sharing).peak for less in (0, 1)
+    )
     assert fits <= SHARE * 80 * GIB < misses
 
 
-def test_remedies_take_less_and_less_and_learn_the_same() -> None:
+def test_each_remedy_needs_less_memory_than_the_one_before() -> None:
     batch = Batch(samples=12, accumulation=2, longest=2048)
-    peaks, flags = [plan(BIG, batch.passed(0), Sharing(8)).peak], []
-    for asked, planned in remedies(BIG, batch, Sharing(8), recomputed=0, can_quantise=True):
-        flags.append(asked)
+    peaks, flags = [plan_memory(BIG, batch.passed(0), Sharing(8)).peak], []
+    for option, planned in remedies(BIG, batch, Sharing(8), recomputed=0, can_quantise=True):
+        flags.append(option)
         peaks.append(planned.peak)
     assert flags[0] == "--gradient_checkpointing True"
     assert flags[1].endswith("--per_device_train_batch_size 6 --gradient_accumulation_steps 4")
     assert flags[3].endswith("--per_device_train_batch_size 1 --gradient_accumulation_steps 24")
-    assert [each.split("--")[-1] for each in flags[4:]] == [
+    assert [option.split("--")[-1] for option in flags[4:]] == [
         "bits 4",
         "deepspeed scripts/zero3.json",
         "deepspeed scripts/zero3_offload.json",
@@ -173,23 +176,23 @@ def test_remedies_take_less_and_less_and_learn_the_same() -> None:
     assert first == "--checkpoint_layers all"
 
 
-def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
-    assert _left_by_cgroup(tmp_path) == float("inf")
+def test_free_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:
+    assert _free_in_cgroup(tmp_path) == float("inf")
     old = tmp_path / "memory"
     old.mkdir()
     (old / "memory.limit_in_bytes").write_text("700\n")
     (old / "memory.usage_in_bytes").write_text("300\n")
     (old / "memory.stat").write_text("cache 9\ninactive_file 50\n")
-    assert _left_by_cgroup(tmp_path) == 450
+    assert _free_in_cgroup(tmp_path) == 450
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("600\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200\n")
-    assert _left_by_cgroup(tmp_path) == 600
+    assert _free_in_cgroup(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
-    assert _left_by_cgroup(tmp_path) == 450
+    assert _free_in_cgroup(tmp_path) == 450
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = free_memory(torch.device("cpu"))
+    single = free_memory(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_memory(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.3)
+    assert free_memory(torch.device("cpu")) == pytest.approx(single / 4, rel=0.3)

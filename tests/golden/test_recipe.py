@@ -21,7 +21,7 @@ from llava.model.packed_attention import PACKED, enable_packing
 from llava.model.recipe import Recipe
 from llava.train.arguments import parse_arguments
 from llava.train.planning.memory import Batch, Sharing
-from llava.train.planning.recompute import layers_of, recompute_first
+from llava.train.planning.recompute import choose_recomputed_layers, recompute_first
 from llava.train.step.recipe import resolve_recipe
 from llava.train.step.rows import rows_of
 from support import tiny_checkpoints as tiny
@@ -210,16 +210,18 @@ def test_an_adapter_learns_the_same_packed_and_partly_recomputed(
 )
 def test_layers_are_recomputed_as_memory_needs(wanted: Any, row: int, room: float, count: range) -> None:
     batch = Batch(16, 1, 2048, row=row, logits=0.2)
-    args = SimpleNamespace(activation_checkpointing=True)
-    assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) in count
+    args: Any = SimpleNamespace(activation_checkpointing=True)
+    assert (
+        choose_recomputed_layers(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) in count
+    )
     args.activation_checkpointing = False
-    assert layers_of(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) == 0
+    assert choose_recomputed_layers(Recipe(checkpoint_layers=wanted), args, BIG, batch, Sharing(), room) == 0
 
 
 def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
-    args = SimpleNamespace(activation_checkpointing=True)
-    with pytest.raises(SettingsError, match="--checkpoint_layers 33: the model has 32 layers"):
-        layers_of(Recipe(checkpoint_layers=33), args, BIG, Batch(1, 1, 9), Sharing(), 1.0)
+    args: Any = SimpleNamespace(activation_checkpointing=True)
+    with raises_code("out-of-range", SettingsError):
+        choose_recomputed_layers(Recipe(checkpoint_layers=33), args, BIG, Batch(1, 1, 9), Sharing(), 1.0)
 
 
 def test_logits_are_made_and_images_encoded_only_where_needed(model: Any) -> None:

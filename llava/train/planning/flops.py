@@ -1,12 +1,12 @@
-"""The arithmetic of training: what operations a sample needs, and how many a device could do a second.
+"""Count the operations that training needs, and the peak rate of a device.
 
-Their quotient is the model FLOPs utilisation. Counted is what the result needs: matrix products of forward
-and backward at true lengths, two operations for a multiplication and an addition. Not counted is what a
-recipe adds (padding, recomputed activations, attention between samples of one row, black images that stand
-for none), and what is no matrix product.
+The two give the model FLOPs utilisation (MFU). Only matrix products that the result needs are counted:
+forward and backward passes at true lengths, with two operations for each multiply-add. What a recipe adds is
+not counted: padding, recomputed activations, attention between samples of one row, and blank placeholder
+images.
 
-Rule: PaLM (arXiv 2204.02311), appendix B, where a position attends to all of its sample, later ones too. A
-frozen weight takes two of the three products: forward and the gradient of its input, not its own gradient.
+Source: PaLM (arXiv 2204.02311), appendix B, which counts attention to all positions of the sample, later
+ones included. A frozen weight needs two of the three products: the forward pass and its input's gradient.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Dense half-precision rates with fp32 sums, by words of the name the driver gives; the first match counts.
-# Source: NVIDIA's data sheets, its whitepapers for GeForce; half of a figure "with sparsity".
+# Dense half-precision rates with fp32 accumulation, by words of the device name; the first match wins.
+# Source: NVIDIA's data sheets and, for GeForce, its whitepapers; figures "with sparsity" are halved.
 PEAK_RATES: dict[str, float] = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -44,20 +44,20 @@ PEAK_RATES: dict[str, float] = {
     "V100": 125e12,
     "T4": 65e12,
 }
-# Parts of a card, and other cards of the same number.
+# Words that mark a slice of a card, or a slower card of the same number.
 _SLOWER = {"MIG", "Laptop", "D"}
 _MEASURING_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFlops:
-    """Operations of one forward and backward pass, by what they grow with.
+    """Operations of one forward and backward pass, by what they scale with.
 
     Attributes:
-        position: Of a sample, its image's positions included; without attention and logits.
-        pair: Of two positions of a sample: its length squared is how many it has.
-        logit: Of a position whose logits are made.
-        image: Vision tower (forward only) and projector.
+        position: Operations per position, image positions included; without attention and logits.
+        pair: Operations per pair of positions in a sample, of which there are its length squared.
+        logit: Operations per position whose logits are computed.
+        image: Operations per image: vision tower (forward only) and projector.
     """
 
     position: float
@@ -66,12 +66,12 @@ class TrainingFlops:
     image: float
 
     def of(self, lengths: Iterable[int], *, logits: int, images: int) -> float:
-        """Operations of training on samples once.
+        """Return the operations of training on the samples once.
 
         Args:
-            lengths: Positions of each sample, its image's included, padding not.
-            logits: At how many positions logits are needed: the supervised ones, or all of them.
-            images: Images of the samples, without black ones that stand for none.
+            lengths: Positions of each sample, with its image and without padding.
+            logits: Number of positions whose logits are needed: the supervised ones, or all.
+            images: Number of images, without blank placeholders.
         """
         positions = pairs = 0
         for length in lengths:
@@ -81,29 +81,32 @@ class TrainingFlops:
 
 
 def training_flops(model: Any) -> TrainingFlops:
-    """What training `model` costs, as it is frozen, adapted and quantised now.
+    """Return what training `model` costs with its current frozen, adapted and quantised weights.
 
     Args:
-        model: A LLaVA or LLaMA model, perhaps in PEFT's wrapper, not in DDP's or DeepSpeed's. Weights are not
-            looked at: they may be on the meta device, or in parts.
+        model: A LLaVA or LLaMA model, with or without PEFT's wrapper, but not wrapped by DDP or DeepSpeed.
+            The values of weights are not read: they may be sharded or on the meta device.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config
-    reaches_layers = any(each.requires_grad for each in base.model.parameters())
+    trains_layers = any(parameter.requires_grad for parameter in base.model.parameters())
     width = config.num_attention_heads * config.head_dim
     return TrainingFlops(
-        position=_linears(base.model.layers, reaches_layers),
-        # Queries by keys, and weights by values; the backward pass has two products for each.
-        pair=config.num_hidden_layers * 2 * 2 * width * (3 if reaches_layers else 1),
-        logit=_linears(base.lm_head, reaches_layers),
+        position=_linears(base.model.layers, trains_layers),
+        # Queries by keys and weights by values; the backward pass needs two products for each of these.
+        pair=config.num_hidden_layers * 2 * 2 * width * (3 if trains_layers else 1),
+        logit=_linears(base.lm_head, trains_layers),
         image=_image_flops(base),
     )
 
 
+def _linear_layers(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
 def _linears(module: nn.Module, passes_gradient: bool) -> float:
-    """Operations of all linear layers inside `module` for one position."""
-    layers = [each for each in module.modules() if isinstance(each, nn.Linear)]
-    return sum(_linear(each, passes_gradient) for each in layers)
+    """Return the operations of all linear layers inside `module` for one position."""
+    return sum(_linear(layer, passes_gradient) for layer in _linear_layers(module))
 
 
 def _linear(layer: nn.Linear, passes_gradient: bool) -> float:
@@ -116,24 +119,24 @@ def _image_flops(base: Any) -> float:
     if tower is None:
         return 0.0
     config, patches = tower.config, tower.num_patches
-    seen, width = patches + 1, config.hidden_size  # the class token too
+    length, width = patches + 1, config.hidden_size  # with the class token
     embedding = 2 * config.num_channels * config.patch_size**2 * width * patches
-    linears = 2 * (4 * width**2 + 2 * width * config.intermediate_size) * seen
-    attention = 2 * 2 * width * seen**2
-    features = patches if tower.select_feature == "patch" else seen
-    layers = [each for each in base.get_model().mm_projector.modules() if isinstance(each, nn.Linear)]
-    # Nothing before the projector is trained, so its first layer passes no gradient on.
+    linears = 2 * (4 * width**2 + 2 * width * config.intermediate_size) * length
+    attention = 2 * 2 * width * length**2
+    features = patches if tower.select_feature == "patch" else length
+    # Nothing before the projector is trained, so its first layer needs no gradient of its input.
     projector = sum(
-        _linear(each, place > 0 and each.weight.requires_grad) for place, each in enumerate(layers)
+        _linear(layer, index > 0 and layer.weight.requires_grad)
+        for index, layer in enumerate(_linear_layers(base.get_model().mm_projector))
     )
     return embedding + tower.depth * (linears + attention) + projector * features
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations a second `device` can do at most, and where the figure is from.
+    """Return the most operations a second that `device` can do, and the source of the figure.
 
-    A known GPU's is the data sheet's for half precision. Of all else (a CPU, single precision, an unknown
-    card) it is the rate that large matrix products reach, which takes a moment.
+    For half precision on a known GPU it is the data sheet's rate. Otherwise (a CPU, single precision, an
+    unknown card) it is measured with large matrix products, which takes a moment.
     """
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         name = torch.cuda.get_device_name(device)
@@ -144,7 +147,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def known_rate(name: str) -> float | None:
-    """The data sheet's dense half-precision rate of a GPU, by the name its driver gives; None if unknown."""
+    """Return a GPU's dense half-precision rate by its driver's device name; None if unknown."""
     words = set(name.replace("-", " ").split())
     if words & _SLOWER:
         return None
@@ -152,23 +155,23 @@ def known_rate(name: str) -> float | None:
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -> float:
-    """Operations a second in products of two `size` x `size` matrices: the best of five, fewer if slow.
+    """Measure the operations a second of matrix products: the best of at most five.
 
     Args:
-        device: Where; a CPU computes with as many threads as torch has.
-        dtype: Of both factors and the product.
-        size: 8192 on a GPU and 512 on a CPU if None: enough to keep it busy, done in a moment.
+        device: Where to compute; a CPU uses all of torch's threads.
+        dtype: Precision of both factors and of the product.
+        size: Rows and columns of each factor; if None, 8192 on a GPU and 512 on a CPU.
     """
     size = size or (512 if device.type == "cpu" else 8192)
-    # From a generator of its own: this may be called amid a run, whose dropout goes on from the global one.
-    draws = torch.Generator(device).manual_seed(0)
-    one, other = (torch.randn(size, size, generator=draws, device=device, dtype=dtype) for _ in range(2))
-    (one[:64, :64] @ other[:64, :64]).sum().item()  # the first product ever loads libraries
+    # A separate generator, so that a run's dropout, which draws from the global one, is unchanged.
+    generator = torch.Generator(device).manual_seed(0)
+    one, other = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
+    (one[:64, :64] @ other[:64, :64]).sum().item()  # the first product loads libraries
     seconds: list[float] = []
-    # A CPU without instructions for bfloat16 takes thirty times as long as for float32.
+    # A CPU without bfloat16 instructions takes thirty times as long as for float32, hence the time limit.
     while len(seconds) < 5 and sum(seconds) < _MEASURING_S:
         start = time.perf_counter()
         product = one @ other
-        product[0, 0].item()  # a GPU is waited for
+        product[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)

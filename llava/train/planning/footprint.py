@@ -1,7 +1,8 @@
-"""What a model takes in memory, found out by asking it.
+"""Measure how much memory a model takes.
 
-One decoder layer runs on a few positions, and what it saves for the backward pass is counted, whatever
-adapter, precision, dropout or kernel it has; likewise the last norm and the projector.
+One decoder layer runs on a few positions, and the tensors it saves for the backward pass are counted. The
+count is right for any adapter, precision, dropout or kernel. The last norm and the projector are measured in
+the same way.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from torch import nn
 
 from llava.model.zero3 import gather_parameters
 
-# Positions of the shorter of the two passes that a part is asked with.
+# Positions of the shorter of the two measured passes; the longer one has twice as many.
 _PROBE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of a model, before it is known how much goes through it and who shares it.
+    """Memory use of a model, independent of the batch and of the number of ranks; sizes are in bytes.
 
     Attributes:
         frozen: Weights that are not trained.
-        trained: Weights that are, as they are stored.
-        trained_count: How many numbers these are.
-        weight_size: Of one number of a decoder's weight.
-        layers: Decoder layers.
-        layer_fixed: What a layer saves whatever the number of positions: weights cast for autocast.
-        layer_position: What a layer saves for each position.
-        layer_input: What is left of that where a layer is recomputed: its input.
-        outside: What projector, embedding and last norm save for each position, at most.
-        logit: Of a position whose logits are made: they, their float32 form, and the gradients of both.
+        trained: Weights that are trained, in their stored precision.
+        trained_count: Number of trained elements.
+        weight_size: One element of a decoder weight.
+        layers: Number of decoder layers.
+        layer_fixed: What a layer saves for any number of positions: weights cast by autocast.
+        layer_position: What a layer saves per position.
+        layer_input: What a recomputed layer saves per position: its input.
+        outside: The most that projector, embedding and last norm save per position.
+        logit: Per position with logits: the logits, their float32 copy, and the gradients of both.
     """
 
     frozen: float
@@ -51,29 +52,30 @@ class Footprint:
 
 
 def measure(model: Any, *, device: torch.device, autocast: torch.dtype | None) -> Footprint:
-    """A model's footprint, by running a decoder layer and the projector on a few positions.
+    """Measure a model's footprint by running a decoder layer and the projector on a few positions.
 
-    Draws no random number and leaves the model as it was. Under ZeRO-3 every process must call this, before
-    DeepSpeed has the model.
+    The random state and the model are left unchanged. Under ZeRO-3 every rank must call this, before
+    DeepSpeed wraps the model.
 
     Args:
-        model: As it will be trained, in PEFT's wrapper or not, wherever it is now.
-        device: Where it will be trained: a CPU saves other things than a GPU.
-        autocast: In what products are computed, if not in what the weights are in.
+        model: The model as it will be trained, with or without PEFT's wrapper, on any device.
+        device: Where it will be trained: a CPU saves other tensors than a GPU.
+        autocast: Precision of autocast; None without it.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, width = base.model, base.config.hidden_size
     embedding = decoder.embed_tokens.weight
     rows = torch.zeros(1, 2 * _PROBE, width, dtype=embedding.dtype, device=device)
-    places = torch.arange(2 * _PROBE, device=device)[None]
-    angles = decoder.rotary_emb(rows, position_ids=places)
+    position_ids = torch.arange(2 * _PROBE, device=device)[None]
+    angles = decoder.rotary_emb(rows, position_ids=position_ids)
 
-    def through_layer(layer: Any, hidden: torch.Tensor) -> Any:
-        here = tuple(each[:, : hidden.shape[1]] for each in angles)
-        return layer.forward(hidden, position_embeddings=here, position_ids=places[:, : hidden.shape[1]])
+    def run_layer(layer: nn.Module, hidden: torch.Tensor) -> object:
+        length = hidden.shape[1]
+        cos, sin = (angle[:, :length] for angle in angles)
+        return layer.forward(hidden, position_embeddings=(cos, sin), position_ids=position_ids[:, :length])
 
     rows.requires_grad_()
-    layer_fixed, layer_position = _saved(decoder.layers[0], rows, autocast, through_layer, angles)
+    layer_fixed, layer_position = _saved(decoder.layers[0], rows, autocast, run_layer, angles)
     layer_input = embedding.element_size() * width
     outside = layer_input + _saved(decoder.norm, rows, autocast)[1]
     projector = getattr(decoder, "mm_projector", None)
@@ -83,7 +85,8 @@ def measure(model: Any, *, device: torch.device, autocast: torch.dtype | None) -
         outside += _saved(projector, features, autocast)[1]
     compute = torch.empty((), dtype=autocast or embedding.dtype).element_size()
     frozen, trained = (
-        [each for each in model.parameters() if each.requires_grad is kind] for kind in (False, True)
+        [parameter for parameter in model.parameters() if parameter.requires_grad is trains]
+        for trains in (False, True)
     )
     return Footprint(
         frozen=sum(map(stored_bytes, frozen)),
@@ -103,21 +106,21 @@ def _saved(
     module: nn.Module,
     rows: torch.Tensor,
     autocast: torch.dtype | None,
-    run: Callable[[Any, torch.Tensor], Any] = nn.Module.__call__,
+    run: Callable[[nn.Module, torch.Tensor], object] = nn.Module.__call__,
     shared: Sequence[torch.Tensor] = (),
 ) -> tuple[float, float]:
-    """Bytes that `module` saves for the backward pass: whatever the number of positions, and for each.
+    """Return the bytes that `module` saves for the backward pass: a fixed amount, and per position.
 
     Args:
-        module: Whose weights do not count.
-        rows: (1, L, D), of which all positions and half of them go through it, where they are.
-        autocast: As of `measure`.
-        run: How it is called.
-        shared: Tensors that do not count, as they are others' too.
+        module: The module to run. Its weights are not counted.
+        rows: (1, L, D) inputs; the module runs on half of the positions, then on all, on their device.
+        autocast: Precision of autocast; None without it.
+        run: Calls the module with its inputs.
+        shared: Tensors that are not counted, because other modules save them too.
     """
     device, was_training = rows.device, module.training
     weight = next(module.parameters())
-    if weight.device.type != device.type and not hasattr(weight, "ds_id"):  # ZeRO-3 makes it whole there
+    if weight.device.type != device.type and not hasattr(weight, "ds_id"):  # ZeRO-3 gathers it there
         module = copy.deepcopy(module).to(device)
     module.train()
     try:
@@ -133,12 +136,12 @@ def _saved(
             )
     finally:
         module.train(was_training)
-    each = (many - few) / (counts[1] - counts[0])
-    return few - counts[0] * each, each
+    per_position = (many - few) / (counts[1] - counts[0])
+    return few - counts[0] * per_position, per_position
 
 
 def _saved_once(
-    run: Callable[[torch.Tensor], Any],
+    run: Callable[[torch.Tensor], object],
     rows: torch.Tensor,
     known: Sequence[torch.Tensor],
     autocast: torch.dtype | None,
@@ -154,20 +157,20 @@ def _saved_once(
         torch.autocast(rows.device.type, autocast, enabled=autocast is not None),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
-        output = run(rows.clone())  # alive to the end, so that no address is used twice
-    for each in known:
-        sizes.pop(each.untyped_storage().data_ptr(), None)
+        output = run(rows.clone())  # kept until the end, so that no address is used twice
+    for tensor in known:
+        sizes.pop(tensor.untyped_storage().data_ptr(), None)
     del output
     return sum(sizes.values())
 
 
 def numel(parameter: nn.Parameter) -> int:
-    """How many numbers a parameter is of; ZeRO-3 leaves an empty tensor and the true size beside it."""
+    """Return the number of elements of a parameter, also where ZeRO-3 has replaced it by an empty tensor."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def stored_bytes(parameter: nn.Parameter) -> int:
-    """Bytes a parameter takes, all processes' parts together; with bitsandbytes' constants in 4 bits."""
+    """Return the bytes of a parameter over all ranks, with the constants of a 4-bit parameter."""
     size = numel(parameter) * parameter.element_size()
     quantisation = getattr(parameter, "quant_state", None)
     return size if quantisation is None else size + quantisation.absmax.nbytes

@@ -1,8 +1,8 @@
-"""How many of the language model's layers are recomputed in the backward pass instead of kept."""
+"""Choose how many decoder layers recompute their activations in the backward pass."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import SettingsError
 from llava.model.recipe import Recipe
@@ -10,22 +10,27 @@ from llava.train.distributed import all_reduce_max
 from llava.train.planning.footprint import Footprint
 from llava.train.planning.memory import Batch, Sharing, layers_to_recompute
 
+if TYPE_CHECKING:
+    from llava.train.arguments import TrainingArguments
 
-def layers_of(
-    recipe: Recipe, args: Any, footprint: Footprint, batch: Batch, sharing: Sharing, room: float
+
+def choose_recomputed_layers(
+    recipe: Recipe, args: TrainingArguments, footprint: Footprint, batch: Batch, sharing: Sharing, room: float
 ) -> int:
-    """The number that `--gradient_checkpointing` and `--checkpoint_layers` come to; every process must ask.
+    """Return how many layers `--gradient_checkpointing` and `--checkpoint_layers` ask to recompute.
+
+    Every rank must call this.
 
     Args:
-        recipe: The shortcuts, settled.
-        args: The flags.
-        footprint: What the model takes.
-        batch: What a device is given at a time, at its largest.
-        sharing: What processes share.
-        room: Bytes that this process may use on its device.
+        recipe: The resolved recipe.
+        args: The training flags.
+        footprint: Memory use of the model.
+        batch: The largest micro-batch of a device.
+        sharing: How the ranks share weights and optimizer state.
+        room: Bytes that this rank may use on its device.
 
     Raises:
-        SettingsError: The model has fewer layers than are to be recomputed.
+        SettingsError: More layers are to be recomputed than the model has.
     """
     wanted = recipe.checkpoint_layers
     if not args.activation_checkpointing:
@@ -33,17 +38,19 @@ def layers_of(
     if wanted == "all":
         return footprint.layers
     if wanted == "auto":
-        # One number for all: where weights are in parts, all must compute a layer again together.
+        # The same number on all ranks: with sharded weights, all must recompute a layer together.
         return all_reduce_max(layers_to_recompute(footprint, batch.passed(0), sharing, room))[0]
     if int(wanted) > footprint.layers:
-        raise SettingsError(f"--checkpoint_layers {wanted}: the model has {footprint.layers} layers")
+        raise SettingsError(
+            f"--checkpoint_layers {wanted}: the model has {footprint.layers} layers", code="out-of-range"
+        )
     return int(wanted)
 
 
 def recompute_first(model: Any, count: int) -> None:
-    """Let gradient checkpointing, which is on, recompute the first `count` layers alone.
+    """Restrict gradient checkpointing, which must be on, to the first `count` layers.
 
-    The first ones, because what the others keep is gone by the time these are computed again.
+    The backward pass reaches the first layers last, when the activations kept by the others are freed.
     """
-    for place, layer in enumerate(model.get_decoder().layers):
-        layer.gradient_checkpointing = place < count
+    for index, layer in enumerate(model.get_decoder().layers):
+        layer.gradient_checkpointing = index < count

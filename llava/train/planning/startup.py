@@ -26,7 +26,7 @@ from llava.prompts.labels import Supervised
 from llava.train.planning import memory
 from llava.train.planning.footprint import Footprint, measure
 from llava.train.planning.memory import SHARE, Batch, Plan, Sharing
-from llava.train.planning.recompute import layers_of
+from llava.train.planning.recompute import choose_recomputed_layers
 
 if TYPE_CHECKING:  # the trainer imports planning
     from llava.train.arguments import TrainingArguments
@@ -70,8 +70,8 @@ def plan_run(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> RunPlan:
     footprint = measure(model, device=args.device, autocast=_autocast(args))
     batch = largest_batch(dataset, args, _image_positions(trainer, dataset), trainer.recipe)
     sharing, room = Sharing.of(args), memory.room_on(args.device, model)
-    recomputed = layers_of(trainer.recipe, args, footprint, batch, sharing, room)
-    planned = memory.plan(footprint, batch.passed(recomputed), sharing)
+    recomputed = choose_recomputed_layers(trainer.recipe, args, footprint, batch, sharing, room)
+    planned = memory.plan_memory(footprint, batch.passed(recomputed), sharing)
     return RunPlan(footprint, batch, sharing, room, recomputed, planned)
 
 

@@ -1,7 +1,7 @@
-"""How fast a run learns: rates, utilisation and time left, measured between two lines of the log.
+"""Measure a run's throughput, utilisation and remaining time between two lines of the log.
 
-Counted is what the samples hold, wherever a recipe puts it: padding never counts, nor does a blank image that
-stands for none. Between two lines nothing is waited for: counts stay on the device until they are read.
+Padding and blank placeholder images are not counted, so rates compare across recipes. Counts stay on the
+device until they are logged, so that counting never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -11,27 +11,34 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.dataset import count_learnable
 from llava.data.pack import count_positions
 from llava.train.planning.flops import TrainingFlops, peak_rate, training_flops
 
+if TYPE_CHECKING:
+    from llava.train.arguments import TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 _SECONDS_AN_HOUR = 3600
 
 
-def count_batch(batch: Mapping[str, Any], *, image_positions: int, max_length: int) -> torch.Tensor:
-    """(5,) int64 on the batch's device: samples, positions, their squares' sum, supervised positions, images.
+def count_batch(batch: Mapping[str, torch.Tensor], *, image_positions: int, max_length: int) -> torch.Tensor:
+    """Count a batch: samples, positions, sum of squared lengths, supervised positions, images.
 
     Args:
-        batch: As collated: `input_ids`, `labels` and `attention_mask`, each (B, L).
-        image_positions: Positions one image takes.
-        max_length: Positions after which a sample is cut.
+        batch: A collated batch with `input_ids`, `labels` and `attention_mask`, each (B, L).
+        image_positions: Positions that one image takes.
+        max_length: Samples are truncated to this many positions.
+
+    Returns:
+        (5,) int64 on the batch's device.
     """
     ids = batch["input_ids"]
     positions = count_positions(
@@ -43,21 +50,26 @@ def count_batch(batch: Mapping[str, Any], *, image_positions: int, max_length: i
 
 
 class Meter:
-    """Counts batches and time from one reading to the next.
+    """Counter of batches and time from one reading to the next.
 
-    Validation and checkpoints take time that counts to the hours left, but not to rates.
+    The time of validation and checkpoints counts towards the hours left, but not towards the rates.
     """
 
     def __init__(
-        self, model: Any, args: Any, *, image_positions: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        image_positions: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Begin to count.
+        """Start to count.
 
         Args:
-            model: What is trained, without the wrappers of several processes.
-            args: The flags: device, precision, number of processes, length of a sample.
-            image_positions: Positions one image takes.
-            clock: Seconds from some moment on.
+            model: The trained model, without DDP's or DeepSpeed's wrapper.
+            args: The training flags.
+            image_positions: Positions that one image takes.
+            clock: Returns the time in seconds.
         """
         self._model = model
         self._args = args
@@ -66,14 +78,14 @@ class Meter:
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Forget what was counted; `step` is the last one that is done."""
+        """Reset all counts; `step` is the last step done."""
         self._first_step = step
         self._begun = self._since = self._clock()
         self._paused = 0.0
         self._counts = torch.zeros(5, dtype=torch.int64)
 
-    def count(self, batch: Mapping[str, Any]) -> None:
-        """Count a batch that is going to be learned from."""
+    def count(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Add a batch that is about to be trained on."""
         counts = count_batch(
             batch, image_positions=self._image_positions, max_length=self._args.model_max_length
         )
@@ -81,7 +93,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the block's time out of the rates."""
+        """Exclude the block's time from the rates."""
         _finish_queued_work()
         start = self._clock()
         try:
@@ -92,31 +104,31 @@ class Meter:
     def read(
         self, step: int, last_step: int, total: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, float]:
-        """What is logged beside the loss; a new reading begins.
+        """Return what is logged beside the loss, and start the next reading.
 
         Args:
-            step: Steps that are done.
-            last_step: After which the run ends.
-            total: Sums a tensor over all processes, each of which must call this.
+            step: Number of steps done.
+            last_step: Number of steps after which the run ends.
+            total: Sums a tensor over all ranks, each of which must call this.
         """
         now = self._clock()
         seconds = now - self._since - self._paused
         counts = total(self._counts.to(self._args.device)).tolist()
-        of_a_step = (now - self._begun) / max(step - self._first_step, 1)
-        logs = rates(counts, seconds, training_flops(self._model), _peak_of_all(self._args))
-        logs["hours_left"] = rounded(of_a_step * (last_step - step) / _SECONDS_AN_HOUR)
+        seconds_per_step = (now - self._begun) / max(step - self._first_step, 1)
+        logs = rates(counts, seconds, training_flops(self._model), _total_peak(self._args))
+        logs["hours_left"] = rounded(seconds_per_step * (last_step - step) / _SECONDS_AN_HOUR)
         self._since, self._paused, self._counts = self._clock(), 0.0, torch.zeros_like(self._counts)
         return logs
 
 
 def rates(counts: list[int], seconds: float, flops: TrainingFlops, peak: float) -> dict[str, float]:
-    """Rates of what was counted, see `count_batch`, and the model FLOPs utilisation as a part of 1.
+    """Return the rates of what was counted, and the model FLOPs utilisation from 0 to 1.
 
     Args:
-        counts: Of all processes.
-        seconds: In which it was learned from.
-        flops: Operations by what they grow with; those of recomputed activations are not in it.
-        peak: Operations a second of all devices.
+        counts: Sums of `count_batch` over all ranks.
+        seconds: Time spent on training.
+        flops: Operations of the model, without recomputed activations.
+        peak: Peak operations a second of all devices together.
     """
     samples, positions, pairs, supervised, images = counts
     done = flops.position * positions + flops.pair * pairs + flops.logit * supervised + flops.image * images
@@ -131,22 +143,22 @@ def rates(counts: list[int], seconds: float, flops: TrainingFlops, peak: float) 
 
 
 def rounded(value: float) -> float:
-    """To four digits: a rate has no more that mean something."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
-def _peak_of_all(args: Any) -> float:
+def _total_peak(args: TrainingArguments) -> float:
     return _peak(args.device, args.compute_dtype) * args.world_size
 
 
 @cache
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
     rate, source = peak_rate(device, dtype)
-    logger.info("mfu is of %.4g operations a second and device (%s)", rate, source)
+    logger.info("mfu is relative to %.4g operations a second per device (%s)", rate, source)
     return rate
 
 
 def _finish_queued_work() -> None:
-    """Let a GPU finish what it has been told, so that a clock read now tells the time this took."""
+    """Wait for the GPU, so that the clock includes the work queued so far."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""A batch as the forward and backward passes it is computed in: by samples or, packed, by rows of them."""
+"""Split a batch into the micro-batches of its forward and backward passes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from llava.data.pack import assign_rows, count_positions, count_rows, select_samples
 from llava.model.recipe import Recipe
@@ -15,23 +16,23 @@ from llava.train.distributed import all_reduce_max
 
 
 def rows_of(
-    inputs: dict[str, Any],
+    inputs: dict[str, torch.Tensor],
     recipe: Recipe,
     *,
     supervised: torch.Tensor,
     image_positions: int,
     max_length: int,
 ) -> list[dict[str, Any]]:
-    """The keyword arguments of one forward pass each, whose losses sum up to the batch's.
+    """Split a batch into the keyword arguments of its forward passes, whose losses sum to the batch's loss.
 
-    Every process makes as many as the one that needs most: some backends talk to each other in each pass.
+    Every rank makes as many passes as the rank that needs most: some backends communicate in each pass.
 
     Args:
         inputs: A collated batch.
         recipe: The shortcuts to take.
-        supervised: () int64, how many labels of the batch count.
-        image_positions: Positions one image takes.
-        max_length: Positions after which a sample is cut.
+        supervised: () int64, number of supervised positions in the batch.
+        image_positions: Positions that one image takes.
+        max_length: Samples are truncated to this many positions.
     """
     if not recipe.changes_forward:
         return [inputs]
@@ -45,8 +46,8 @@ def rows_of(
 
 
 @contextmanager
-def deferred(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """Backward passes in here add to gradients that are not final: no step, no exchange that can wait."""
+def accumulate_gradients(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Accumulate gradients in the block without an optimizer step or synchronization between ranks."""
     state = accelerator.gradient_state
     before = state.sync_gradients
     state._set_sync_gradients(False)

@@ -1,4 +1,4 @@
-"""Rates are what was counted over the time it took, validation and checkpoints aside."""
+"""Rates are counts over time, without the time of validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from llava.train.planning import throughput as module
 from llava.train.planning.flops import TrainingFlops
@@ -16,7 +17,7 @@ FLOPS = TrainingFlops(position=1000.0, pair=1.0, logit=10.0, image=500.0)
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """An image with an answer, a text cut at 8 positions amid its answer, both padded to 10."""
+    """Return an image sample with an answer and a text of 10 positions, both of length 10."""
     ids = torch.tensor([[1, -200, 5, 6, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]])
     labels = torch.full_like(ids, -100)
     labels[0, 3], labels[1, 6:] = 6, 7
@@ -25,12 +26,12 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def test_counts_are_of_true_positions() -> None:
+def test_padding_and_truncated_positions_are_not_counted() -> None:
     assert count_batch(batch(), image_positions=4, max_length=8).tolist() == [2, 7 + 8, 49 + 64, 1 + 2, 1]
     assert count_batch(batch(), image_positions=4, max_length=6).tolist() == [2, 6 + 6, 36 + 36, 0, 1]
 
 
-def test_utilisation_is_what_the_samples_need_of_what_the_devices_could_do() -> None:
+def test_utilisation_is_relative_to_the_peak_of_the_devices() -> None:
     logged = rates([4, 300, 25_000, 30, 2], 2.0, FLOPS, peak=1e6)
     assert logged == {
         "tokens_per_second": 150,
@@ -42,7 +43,7 @@ def test_utilisation_is_what_the_samples_need_of_what_the_devices_could_do() -> 
 
 
 class Clock:
-    """Tells the seconds it is set to."""
+    """A clock that returns the seconds it is set to."""
 
     now = 0.0
 
@@ -50,15 +51,15 @@ class Clock:
         return self.now
 
 
-def test_validation_and_checkpoints_take_hours_but_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paused_time_counts_towards_hours_left_but_not_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "training_flops", lambda model: FLOPS)
     monkeypatch.setattr(module, "_peak", lambda *_: 1e6)
     args: Any = SimpleNamespace(
         device=torch.device("cpu"), compute_dtype=torch.float32, world_size=2, model_max_length=8
     )
     clock = Clock()
-    meter = Meter(None, args, image_positions=4, clock=clock)
-    clock.now = 100.0  # assembling what else is needed
+    meter = Meter(nn.Identity(), args, image_positions=4, clock=clock)
+    clock.now = 100.0  # the time before training starts is not counted
     meter.begin(10)
     meter.count(batch())
     clock.now += 5
