@@ -1,7 +1,7 @@
-"""The training flags: every name of the original, over today's transformers.
+"""Parse and check the training flags: those of the original, on top of today's transformers.
 
-Names that transformers has dropped since are declared here and mapped in one table, so published scripts run
-unchanged. Knows nothing of models and data: contradictions are found before a weight is read.
+Flags that transformers has dropped since are declared here and mapped in one table, so that published scripts
+run unchanged. Contradictions are found before any weight is read.
 
 Source: LLaVA v1.2.2 llava/train/train.py (names and defaults); transformers 4.37.2 (dropped names).
 """
@@ -42,130 +42,128 @@ def _flag(default: Any, text: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and how its image side is built."""
+    """Flags that choose the model and its vision modules."""
 
-    model_name_or_path: str = _flag("facebook/opt-125m", "Folder or hub id of the LLM, or of a LLaVA model.")
-    version: str = _flag("v0", "Prompt template: v1 to fine-tune LLaVA-1.5, plain for the projector alone.")
+    model_name_or_path: str = _flag("facebook/opt-125m", "Folder or hub id of a language or LLaVA model.")
+    version: str = _flag("v0", "Conversation template: v1 to fine-tune LLaVA-1.5, plain to pretrain.")
     freeze_backbone: bool = _flag(False, "Do not train the language model.")
-    tune_mm_mlp_adapter: bool = _flag(False, "Train the projector and nothing else.")
+    tune_mm_mlp_adapter: bool = _flag(False, "Train only the projector.")
     vision_tower: str | None = _flag(None, "Folder or hub id of the CLIP vision tower.")
-    mm_vision_select_layer: int = _flag(-1, "Which hidden state of the tower is the image; -2 in LLaVA-1.5.")
-    pretrain_mm_mlp_adapter: str | None = _flag(
-        None, "Projector to start from: a file, a folder or a hub id."
-    )
+    mm_vision_select_layer: int = _flag(-1, "Layer of the tower to take features from; -2 in LLaVA-1.5.")
+    pretrain_mm_mlp_adapter: str | None = _flag(None, "Initial projector: file, folder or hub id.")
     init_adapter: str | None = _flag(
-        None,
-        "LoRA run to go on with on new data: its folder, a checkpoint-N or a hub id; projector included.",
+        None, "LoRA adapter and projector to train further on new data: folder, checkpoint-N or hub id."
     )
     mm_projector_type: str = _flag("linear", "linear, mlp2x_gelu (LLaVA-1.5), mlpNx_gelu or identity.")
     mm_use_im_start_end: bool = _flag(False, "Put <im_start> and <im_end> around the image.")
     mm_use_im_patch_token: bool = _flag(True, "Add <im_patch> to the vocabulary; False in LLaVA-1.5.")
-    mm_patch_merge_type: str = _flag("flat", "How tiles of one image are joined; flat in LLaVA-1.5.")
+    mm_patch_merge_type: str = _flag("flat", "How the tiles of an image are joined; flat in LLaVA-1.5.")
     mm_vision_select_feature: str = _flag("patch", "patch, or cls_patch to keep the class token.")
 
 
 @dataclass
 class DataArguments:
-    """What is learned from."""
+    """Flags that choose the training and validation data."""
 
     data_path: str | None = _flag(None, "JSON file of conversations.")
-    lazy_preprocess: bool = _flag(False, "Has no effect: samples are always prepared when needed.")
-    is_multimodal: bool = _flag(False, "Has no effect: set when there is a vision tower.")
-    image_folder: str | None = _flag(None, "Folder that the records' image paths start from.")
-    image_aspect_ratio: str = _flag("square", "pad, or anything else for resize and centre crop.")
+    lazy_preprocess: bool = _flag(False, "Has no effect: samples are always prepared on demand.")
+    is_multimodal: bool = _flag(False, "Has no effect: true if there is a vision tower.")
+    image_folder: str | None = _flag(None, "Folder that the image paths of the records are relative to.")
+    image_aspect_ratio: str = _flag("square", "pad to a square; any other value resizes and crops.")
     held_out: float = _flag(
-        0.0, "Part of the images (0.01: one in a hundred) to validate on instead of learning from."
+        0.0, "Share of the images to validate on instead of training on; 0.01 is one in a hundred."
     )
     eval_data_path: str | None = _flag(None, "JSON file of conversations to validate on.")
-    bad_samples: str = _flag("error", "Bad records and images: error, skip, or repair what can be mended.")
-    check_data: bool = _flag(True, "First open every image and count every sample's positions.")
-    # Filled in when the model is assembled, for the data set to read; no flags.
+    bad_samples: str = _flag("error", "What to do about bad records and images: error, skip or repair.")
+    check_data: bool = _flag(True, "Check every image and sample before training.")
+    # Not flags: set when the model is built, and read by the data set.
     image_processor: Any = field(default=None, init=False, repr=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
 
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments with the original's additions and the names of its time."""
+    """The training arguments of transformers, with the original's additions and older flag names."""
 
-    cache_dir: str | None = _flag(None, "Where downloaded weights are kept.")
+    cache_dir: str | None = _flag(None, "Folder that downloaded weights are cached in.")
     optim: str = _flag("adamw_torch", "Optimizer.")
-    remove_unused_columns: bool = _flag(False, "Must stay False: the data set makes the columns.")
+    remove_unused_columns: bool = _flag(False, "Must be False: True would drop every image.")
     freeze_mm_mlp_adapter: bool = _flag(False, "Do not train the projector.")
     mpt_attn_impl: str | None = _flag("triton", "Has no effect: MPT models are not supported.")
-    model_max_length: int = _flag(512, "Positions of a sample, image included; the rest is cut off.")
-    double_quant: bool = _flag(True, "QLoRA: quantise the quantisation constants too.")
-    quant_type: str = _flag("nf4", "QLoRA: fp4 or nf4.")
-    bits: int = _flag(16, "16, or 8 or 4 for a quantised base.")
+    model_max_length: int = _flag(512, "Positions that samples are truncated to, image included.")
+    double_quant: bool = _flag(True, "QLoRA: also quantise the quantisation constants.")
+    quant_type: str = _flag("nf4", "QLoRA: 4-bit data type, fp4 or nf4.")
+    bits: int = _flag(16, "Bits of the base's weights: 16, or 8 or 4 to quantise it.")
     lora_enable: bool = _flag(False, "Train a LoRA adapter (and the projector) instead of all weights.")
     lora_r: int = _flag(64, "Rank of the adapter.")
-    lora_alpha: int = _flag(16, "Scale of the adapter: it is multiplied by alpha / r.")
-    lora_dropout: float = _flag(0.05, "Dropout in front of the adapter.")
+    lora_alpha: int = _flag(16, "The adapter's output is multiplied by alpha / r.")
+    lora_dropout: float = _flag(0.05, "Dropout on the adapter's inputs.")
     lora_weight_path: str = _flag("", "Has no effect, as in the original.")
-    lora_bias: str = _flag("none", "Biases to train along: none, all or lora_only.")
-    mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it has its own.")
-    group_by_modality_length: bool = _flag(False, "Batches of like length, with or without images.")
+    lora_bias: str = _flag("none", "Biases to train: none, all or lora_only.")
+    mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if different.")
+    group_by_modality_length: bool = _flag(False, "Group samples by length and by having an image.")
 
-    # How a step is computed, not what it is; see llava/train/step/recipe.py. None: as the recipe says.
-    recipe: str = _flag("fast", "exact: as the original computes; fast: the same losses in less time.")
-    pack: bool | None = _flag(None, "Samples of a batch behind one another in rows without padding.")
-    micro_batch_tokens: int | None = _flag(None, "Positions of such a row, at most; 0 for one row a batch.")
-    sparse_loss: bool | None = _flag(None, "Logits only where the next label counts.")
-    skip_blank_images: bool | None = _flag(None, "No vision tower for samples of text alone.")
-    skip_unread_layers: bool | None = _flag(None, "The vision tower ends at the layer that is read.")
+    # How a step is computed; None: as the recipe says. See llava/train/step/recipe.py.
+    recipe: str = _flag("fast", "exact, as the original; or fast, with the same losses.")
+    pack: bool | None = _flag(None, "Pack the samples of a batch into rows without padding.")
+    micro_batch_tokens: int | None = _flag(None, "Most positions of a packed row; 0 for one row a batch.")
+    sparse_loss: bool | None = _flag(None, "Compute logits only at supervised positions.")
+    skip_blank_images: bool | None = _flag(None, "Skip the vision tower for samples without an image.")
+    skip_unread_layers: bool | None = _flag(None, "Skip the vision tower's layers after the selected one.")
     checkpoint_layers: str | None = _flag(
-        None, "With gradient checkpointing: auto (as memory needs), all, or how many layers to recompute."
+        None, "Layers to recompute with --gradient_checkpointing: auto (as memory requires), all or a number."
     )
 
     save_minutes: float | None = _flag(
-        None, "Minutes from one checkpoint to the next, besides --save_steps: 30 if not given, 0 for none."
+        None, "Minutes between checkpoints, in addition to --save_steps: 30 by default, 0 for none."
     )
 
-    per_device_eval_batch_size: int = _flag(1, "Has no effect: one sample at a time is validated on.")
+    per_device_eval_batch_size: int = _flag(1, "Has no effect: validation takes one sample at a time.")
 
-    # Declared anew: bare `--gradient_checkpointing` and several words after `--report_to` worked once.
+    # Declared again: `--gradient_checkpointing` once took no value, and `--report_to` several.
     gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
     report_to: list[str] | None = field(
-        default=None, metadata={"help": "tensorboard (the default if installed), wandb, all, none."}
+        default=None,
+        metadata={"help": "tensorboard (the default if installed), wandb, all or none."},
     )
     resume_from_checkpoint: str | None = _flag("auto", "auto (the output folder's last), never, or a folder.")
-    use_cpu: bool = _flag(False, "Train on the CPU; so it is where there is no GPU.")
-    tf32: bool | None = _flag(None, "Allow TF32 products; ignored where the hardware has none.")
+    use_cpu: bool = _flag(False, "Train on the CPU; the default without a GPU.")
+    tf32: bool | None = _flag(None, "Allow TF32; ignored on hardware without it.")
 
-    # Gone from transformers; see OLD_NAMES.
+    # Dropped by transformers; see OLD_NAMES.
     evaluation_strategy: str | None = _flag(None, "Old name of eval_strategy.")
-    warmup_ratio: float = _flag(0.0, "Part of all steps that warms up; warmup_steps wins over it.")
-    group_by_length: bool = _flag(False, "Batches of like length, whatever the modality.")
+    warmup_ratio: float = _flag(0.0, "Share of the steps used for warm-up; --warmup_steps takes precedence.")
+    group_by_length: bool = _flag(False, "Group samples of similar length, with or without images.")
     no_cuda: bool = _flag(False, "Old name of use_cpu.")
-    logging_dir: str | None = _flag(None, "Where TensorBoard files go; OUTPUT_DIR/runs by default.")
-    save_safetensors: bool = _flag(True, "Has no effect: full weights are always safetensors.")
+    logging_dir: str | None = _flag(None, "Folder for TensorBoard files; OUTPUT_DIR/runs by default.")
+    save_safetensors: bool = _flag(True, "Has no effect: full weights are always saved as safetensors.")
     overwrite_output_dir: bool = _flag(False, "Has no effect; see resume_from_checkpoint.")
 
-    # What this machine cannot do; refused with the other wrong flags.
+    # Flags that this machine cannot honour; reported with the other invalid flags.
     unfit: list[str] = field(default_factory=list, init=False, repr=False)
-    # Filled in when all flags are read: what decides what is learned, by flag; see checkpointing/resume.py.
+    # Set after parsing: the flags that decide what is learned; see checkpointing/resume.py.
     learned_from: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        defaults = {each.name: each.default for each in fields(self)}
+        defaults = {flag.name: flag.default for flag in fields(self)}
         for name, (new_name, convert) in OLD_NAMES.items():
             value = getattr(self, name)
             if value and getattr(self, new_name) == defaults[new_name]:
                 setattr(self, new_name, convert(value))
         self.report_to, self.unfit = choose_reporters(self.report_to)
         self.per_device_eval_batch_size = 1
-        self.average_tokens_across_devices = False  # the original takes the mean of each process's mean
-        self.activation_checkpointing = self.gradient_checkpointing  # its name from transformers 6 on
+        self.average_tokens_across_devices = False  # the original averages the means of the ranks
+        self.activation_checkpointing = self.gradient_checkpointing  # its name since transformers 6
         self._fit_to_hardware()
         for flag, problem in self._impossible():
             self.unfit.append(problem)
-            setattr(self, flag, None)  # or transformers stops at it, and does not come to the others
+            setattr(self, flag, None)  # or transformers raises before the other flags are checked
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
             meet_on_cpu(self.hf_deepspeed_config.config)
 
     def _fit_to_hardware(self) -> None:
-        """Drop what needs a GPU where there is none, and say so; never give up a GPU that is there."""
+        """Turn off what this hardware cannot do, and log it."""
         if not self.use_cpu and not torch.accelerator.is_available():
             logger.info("no GPU found: training on the CPU")
             self.use_cpu = True
@@ -174,7 +172,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.tf32 = None
 
     def _impossible(self) -> Iterator[tuple[str, str]]:
-        """Flags that ask for what this machine cannot do, and why not."""
+        """Yield each flag that this machine cannot honour, with the reason."""
         if self.use_cpu and self.fp16:
             yield "fp16", "--fp16 True needs a GPU; on the CPU use --bf16 True or neither"
         if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
@@ -191,12 +189,12 @@ class TrainingArguments(transformers.TrainingArguments):
 
     @property
     def order_seed(self) -> int:
-        """Of what is drawn among the samples: their order, and which are held out."""
+        """The seed for the order of the samples and for which are held out."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """In what the model computes: fp16 or bf16 if asked for, else fp32."""
+        """The model's compute precision: fp16 or bf16 if asked for, else fp32."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
 
@@ -205,33 +203,36 @@ OLD_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "evaluation_strategy": ("eval_strategy", str),
     "no_cuda": ("use_cpu", bool),
     "group_by_length": ("train_sampling_strategy", lambda _: "group_by_length"),
-    # transformers takes a number of steps below 1 for a ratio, and 1.0 for one step.
+    # transformers reads warmup_steps below 1 as a ratio, and 1.0 as one step.
     "warmup_ratio": ("warmup_steps", lambda ratio: min(float(ratio), math.nextafter(1.0, 0.0))),
 }
-# Flags of transformers 4.37 whose absence changes no result: accepted, and said to have no effect.
+# Dropped flags of transformers 4.37 that change no result: accepted, with a warning.
 HARMLESS_FLAGS = (
     *("use_mps_device", "jit_mode_eval", "use_ipex", "tpu_num_cores", "tpu_metrics_debug", "past_index"),
     *("fp16_opt_level", "fp16_backend", "half_precision_backend", "torchdynamo", "ray_scope"),
     *("mp_parameters", "use_legacy_prediction_loop", "include_inputs_for_metrics"),
     "include_tokens_per_second",
 )
-MINUTES = 30.0  # what a killed run loses at most; the published --save_steps never come in an epoch
+MINUTES = 30.0  # a killed run loses no more; an epoch ends before the published --save_steps
 BIASES = ("none", "all", "lora_only")
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; see --help")
+        raise SettingsError(f"{message}; see --help", code="invalid-flags")
 
 
 Parsed = tuple[ModelArguments, DataArguments, TrainingArguments]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
-    """The three groups of arguments, checked against each other; `sys.argv` if None.
+    """Parse and check the flags.
+
+    Args:
+        argv: The flags; `sys.argv` if None.
 
     Raises:
-        SettingsError: A flag is unknown, has a wrong value, or contradicts another.
+        SettingsError: A flag is unknown, has an invalid value, or contradicts another.
     """
     parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
     for name in HARMLESS_FLAGS:
@@ -241,18 +242,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
             list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:
-        raise SettingsError(str(error)) from error
+        raise SettingsError(str(error), code="invalid-flags") from error
     if unknown:
-        raise SettingsError(f"unknown flags: {' '.join(unknown)}; see --help")
+        raise SettingsError(f"unknown flags: {' '.join(unknown)}; see --help", code="unknown-flag")
     for name in HARMLESS_FLAGS:
         if getattr(old, name) is not None:
-            logger.warning("--%s has no effect any more", name)
+            logger.warning("--%s no longer has any effect", name)
     check_arguments(model, data, training)
     training.learned_from = _learned_from(model, data, training)
     return model, data, training
 
 
-# Of the flags about training: those that another number of devices or another disk leaves as they are.
+# The training flags that a resumed run must not change, on any number of devices.
 _DECISIVE = (
     *("learning_rate", "mm_projector_lr", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim"),
     *("num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "fp16", "bits", "model_max_length"),
@@ -263,10 +264,10 @@ _DECISIVE = (
 
 
 def _learned_from(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
-    """What a run learns from and how, as JSON can hold it."""
+    """Return the flags that decide what a run learns, as JSON values."""
     chosen = {name: getattr(training, name) for name in _DECISIVE}
     return {
-        **{each.name: getattr(model, each.name) for each in fields(model)},
+        **{flag.name: getattr(model, flag.name) for flag in fields(model)},
         "data_path": data.data_path,
         "held_out": data.held_out,
         "size of data_path": Path(str(data.data_path)).stat().st_size,
@@ -280,10 +281,14 @@ def _learned_from(model: ModelArguments, data: DataArguments, training: Training
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
-    """Refuse settings that contradict each other or name what does not exist; all of them in one error."""
+    """Check the flags for invalid values, contradictions and missing files.
+
+    Raises:
+        SettingsError: Lists all problems.
+    """
     problems = list(_problems(model, data, training))
     if problems:
-        raise SettingsError("; ".join(problems))
+        raise SettingsError("; ".join(problems), code="invalid-flags")
     if training.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
 
@@ -304,7 +309,7 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
     if training.bits in (4, 8) and importlib.util.find_spec("bitsandbytes") is None:
         yield f"--bits {training.bits}: bitsandbytes is not installed"
     if training.lora_enable and model.tune_mm_mlp_adapter:
-        yield "--lora_enable and --tune_mm_mlp_adapter: choose the adapter or the projector alone"
+        yield "--lora_enable and --tune_mm_mlp_adapter: choose one"
     if training.lora_enable and training.lora_r < 1:
         yield f"--lora_r {training.lora_r}: wanted 1 or more"
     if not 0.0 <= training.lora_dropout < 1.0:
@@ -318,7 +323,7 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
     if training.freeze_mm_mlp_adapter and model.tune_mm_mlp_adapter:
         yield "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter leave nothing to train"
     if training.freeze_mm_mlp_adapter and training.mm_projector_lr is not None:
-        yield "--mm_projector_lr for a projector that --freeze_mm_mlp_adapter does not train"
+        yield "--mm_projector_lr and --freeze_mm_mlp_adapter: the projector is not trained; choose one"
     if training.group_by_length and training.group_by_modality_length:
         yield "--group_by_length and --group_by_modality_length: choose one"
     yield from recipe_problems(training)
@@ -340,10 +345,10 @@ def _problems(model: ModelArguments, data: DataArguments, training: TrainingArgu
 
 def _adapter_problems(model: ModelArguments, training: TrainingArguments) -> Iterator[str]:
     if not training.lora_enable:
-        yield "--init_adapter without --lora_enable True: it is an adapter that is trained further"
+        yield "--init_adapter without --lora_enable True: only an adapter can be trained further"
     if model.pretrain_mm_mlp_adapter:
         yield "--init_adapter and --pretrain_mm_mlp_adapter: choose one; an adapter comes with its projector"
-    if Path(str(model.init_adapter)).is_dir():  # else on the hub, and looked at when it is fetched
+    if Path(str(model.init_adapter)).is_dir():  # one on the hub is checked after the download
         yield from adapter_mismatches(Path(str(model.init_adapter)), training)
 
 
