@@ -1,6 +1,6 @@
-"""Conversation templates: from turns to the exact text a model is trained on, and where answers lie in it.
+"""Conversation templates: from turns to the exact text a model is trained on, and the answers' spans in it.
 
-Knows nothing of ids. The templates and their spelling are fixed: weights depend on every character.
+This module knows nothing of token ids. The templates are fixed: weights depend on every character.
 
 Source: LLaVA v1.2.2 llava/conversation.py (formats and texts).
 """
@@ -34,10 +34,10 @@ class SeparatorStyle(Enum):
 
 @dataclass
 class Conversation:
-    """A template, or a template with what has been said so far.
+    """A template, or a conversation that follows one.
 
-    A message is [role, text]; text is None while the answer is awaited, or a tuple (text, PIL image, process
-    mode). Templates themselves hold tuples: `copy()` one before appending to it.
+    A message is [role, text]; text is None for an answer still to come, or a tuple (text, PIL image,
+    process mode). Templates themselves hold tuples: `copy()` one before appending to it.
     """
 
     system: str
@@ -51,7 +51,7 @@ class Conversation:
     skip_next: bool = False
 
     def get_prompt(self) -> str:
-        """The whole text, ready to be tokenized.
+        """Return the whole prompt, ready to be tokenized.
 
         Raises:
             TypeError: The template has no separator after an answer (`plain`); the original's type, too.
@@ -65,13 +65,13 @@ class Conversation:
         return "".join(head + body for head, body in _parts(self, messages))
 
     def append_message(self, role: str, message: Any) -> None:
-        """Add a turn; None keeps the place of an answer to come."""
+        """Add a turn; the text None stands for an answer to come."""
         if not isinstance(self.messages, list):
             raise TypeError("this is a template shared by everyone: copy() it and append to the copy")
         self.messages.append([role, message])
 
     def copy(self) -> Conversation:
-        """A conversation of its own that can be appended to."""
+        """Return an independent copy that can be appended to."""
         return Conversation(
             system=self.system,
             roles=self.roles,
@@ -84,7 +84,7 @@ class Conversation:
         )
 
     def get_images(self, return_pil: bool = False) -> list[Any]:
-        """The images of the human's turns, prepared as each asks: PIL images, or PNG in base64."""
+        """Return the images of the human's turns, each in its process mode: PIL images, or PNG in base64."""
         said = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
         return [self.process_image(image, mode, return_pil) for _, image, mode in said]
 
@@ -97,7 +97,7 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> Any:
-        """A PIL image made ready to be sent, for people to look at: models get theirs from llava.images.
+        """Prepare a PIL image for display; the model's input comes from llava.images.
 
         Args:
             image: A PIL image.
@@ -125,7 +125,7 @@ class Conversation:
         return base64.b64encode(stream.getvalue()).decode()
 
     def dict(self) -> dict[str, Any]:
-        """What a log keeps of a conversation: its texts, not its images."""
+        """Return the conversation for a log: its texts, without images."""
         return {
             "system": self.system,
             "roles": self.roles,
@@ -137,9 +137,9 @@ class Conversation:
 
 
 def render(template: Conversation, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
-    """The training text of `turns`, and the character span of each answer that is not empty.
+    """Return the training text of `turns`, and the character span of each answer that is not empty.
 
-    A span holds what the model is to write: all from behind the assistant's role to the end of the end mark.
+    A span covers the answer and its end token, which is what the model learns to write.
     For `plain` and the SINGLE style the text is that of training, which differs from what `get_prompt` gives
     a chat. Turns must alternate, the human's first, in all styles but SINGLE.
 
@@ -173,8 +173,8 @@ def render(template: Conversation, turns: Sequence[Turn]) -> tuple[str, list[Spa
     return text + ending, spans
 
 
-def require_fit(template: Conversation, turns: Sequence[Turn]) -> None:
-    """Raise the `DataError` that `render` would, without the work of rendering."""
+def require_renderable(template: Conversation, turns: Sequence[Turn]) -> None:
+    """Raise the `DataError` that `render` would raise, without rendering."""
     if template.sep_style is SeparatorStyle.PLAIN:
         _require_caption(turns)
     elif template.sep_style is not SeparatorStyle.SINGLE:
@@ -186,10 +186,14 @@ def _messages(template: Conversation, turns: Sequence[Turn]) -> list[tuple[str, 
     for place, turn in enumerate(turns):
         if turn.speaker != wanted[place % 2]:
             raise DataError(
-                f"turn {place} is from {turn.speaker}, wanted {wanted[place % 2]}: turns must alternate"
+                f"turn {place} is from {turn.speaker}, wanted {wanted[place % 2]}: turns must alternate",
+                code="turns-not-alternating",
             )
     if template.sep_style is SeparatorStyle.LLAMA_2 and not (turns and turns[0].text):
-        raise DataError(f"turn 0 is empty, but template {template.version} opens with the human's words")
+        raise DataError(
+            f"turn 0 is empty, but template {template.version} starts with the human's text",
+            code="empty-first-turn",
+        )
     return [(template.roles[place % 2], turn.text) for place, turn in enumerate(turns)]
 
 
@@ -198,7 +202,7 @@ Part = tuple[str, str]
 
 
 def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
-    """The opening and one part a message, in the styles SINGLE, TWO, MPT and PLAIN."""
+    """Return the opening and one part per message, in the styles SINGLE, TWO, MPT and PLAIN."""
     style, sep = template.sep_style, template.sep
     after_answer = template.sep2 if style in (SeparatorStyle.TWO, SeparatorStyle.PLAIN) else sep
     colon, space = (":", " ") if style in (SeparatorStyle.SINGLE, SeparatorStyle.TWO) else ("", "")
@@ -216,7 +220,7 @@ def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Pa
 
 
 def _llama_2_parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
-    """One part a message; the system text stands inside the first."""
+    """Return one part per message; the first contains the system text."""
     parts = []
     for place, (role, message) in enumerate(messages):
         if place == 0 and not message:
@@ -234,7 +238,7 @@ def _llama_2_parts(template: Conversation, messages: Sequence[Sequence[Any]]) ->
 
 
 def _single_training_parts(template: Conversation, turns: Sequence[Turn]) -> list[Part]:
-    """As `### Role: text`, a line each. The mark that opens the next turn is what ends an answer."""
+    """Return lines of `### Role: text`. The mark of the next turn is what ends an answer."""
     roles = {"human": template.roles[0], "gpt": template.roles[1]}
     mark = "###"
     turn_parts = [(f" {roles[turn.speaker]}:", f" {turn.text}\n{mark}") for turn in turns]
@@ -242,7 +246,7 @@ def _single_training_parts(template: Conversation, turns: Sequence[Turn]) -> lis
 
 
 def _plain_training_parts(template: Conversation, turns: Sequence[Turn]) -> list[Part]:
-    """The image and its caption; what the human says is not used."""
+    """Return the image token and its caption; the human's text is not used."""
     _require_caption(turns)
     return [(DEFAULT_IMAGE_TOKEN, ""), ("", turns[1].text + template.sep)]
 
@@ -251,12 +255,13 @@ def _require_caption(turns: Sequence[Turn]) -> None:
     if [turn.speaker for turn in turns] != ["human", "gpt"] or DEFAULT_IMAGE_TOKEN not in turns[0].text:
         raise DataError(
             f"template plain takes one human turn with {DEFAULT_IMAGE_TOKEN} and one answer, "
-            f"found {len(turns)} turns ({', '.join(turn.speaker for turn in turns)})"
+            f"found {len(turns)} turns ({', '.join(turn.speaker for turn in turns)})",
+            code="wrong-turns",
         )
 
 
 def _with_image_first(conversation: Conversation) -> Sequence[Sequence[Any]]:
-    """The messages, with the image token put where the template wants it if the first carries an image."""
+    """Return the messages, with the image token where the template puts it if the first has an image."""
     messages = conversation.messages
     if not messages or not isinstance(messages[0][1], tuple):
         return messages

@@ -1,19 +1,19 @@
-"""LLaVA's JSON records to samples and back, each checked: what cannot be trained on is said before training.
+"""Convert LLaVA's JSON records to samples and back, and check each one before training.
 
-Knows nothing of prompts and ids. A record has the keys `id`, `image` (a path under the image folder; left out
-for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`. The data engine
-adds `type`, the question type's name, by which validation losses are told apart; the original ignores it.
+This module knows nothing of prompts and ids. A record has the keys `id`, `image` (a path under the image
+folder; left out for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`.
+The data engine adds `type`, the question type's name, by which validation losses are told apart; the original ignores it.
 
 Refused, because the original crashes on it or trains on something else than was meant: another speaker than
 human and gpt; turns that do not alternate; no turn at all; texts that are no strings or hold half a surrogate
 pair; an image that is no path; `<image>` in two turns of a record with an image, or, without one, where an
 image is shown (a line of its own that opens or ends what the human says).
 
-Taken as the original takes it: a first turn from gpt (kept here, left out of the prompt later), even the only
+Accepted as in the original: a first turn from gpt (kept here, left out of the prompt later), even the only
 one; `<image>` anywhere in its turn or several times in one (it moves to the front, once); `<image>` elsewhere
 in a record without image (a feed's XML, say: plain text); a last turn without answer; empty texts; other keys
-(dropped). A missing id becomes the record's place. What teaches nothing, such as an image that no text
-mentions, passes here, and prompts/labels.py counts it.
+(dropped). A missing id becomes the record's place. A sample without a supervised label, such as an
+image that no text mentions, is accepted here; prompts/labels.py counts it.
 
 Source: LLaVA v1.2.2 train.py, LazySupervisedDataset (fields, lengths).
 """
@@ -58,10 +58,10 @@ class RecordError(DataError):
 
 
 def read_records(path: Path, passed: Callable[[int], object] | None = None) -> Iterator[tuple[int, Any]]:
-    """(place, record) for each record of a JSON array, or of a `.jsonl` file, one at a time and in order.
+    """Yield (position, record) for each record of a JSON array or a `.jsonl` file, in order.
 
-    A place is the record's number from 0, in a `.jsonl` file its line from 1. `passed` is told how many bytes
-    have been read, each time some are.
+    A position is the record's number from 0, in a `.jsonl` file its line from 1. `passed` is called with the
+    number of bytes read so far.
 
     Raises:
         DataError: The file is not as it must be; the message gives the line.
@@ -70,12 +70,12 @@ def read_records(path: Path, passed: Callable[[int], object] | None = None) -> I
 
 
 def place_name(path: Path, place: int) -> str:
-    """How messages call a place: `train.json: record 3`, `train.jsonl:4`."""
+    """Return how messages name a record: `train.json: record 3`, `train.jsonl:4`."""
     return f"{path}:{place}" if path.suffix == ".jsonl" else f"{path}: record {place}"
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
-    """The samples of a JSON array, or of a `.jsonl` file, one at a time and in order.
+    """Yield the samples of a JSON array or a `.jsonl` file, in order.
 
     Raises:
         DataError: The file or a record is not as it must be; the message gives its place in the file.
@@ -85,7 +85,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 
 def parse_sample(row: object, where: str) -> Sample:
-    """The sample that one record describes.
+    """Return the sample that one record describes.
 
     Args:
         row: The record as JSON gives it.
@@ -109,7 +109,7 @@ def parse_sample(row: object, where: str) -> Sample:
 
 
 def sample_to_row(sample: Sample) -> dict[str, Any]:
-    """The record of a sample: keys in the order id, image, conversations, type; none for what it has not."""
+    """Return the record of a sample: id, image, conversations, type, without the fields it lacks."""
     row: dict[str, Any] = {"id": sample.id}
     if sample.image is not None:
         row["image"] = sample.image
@@ -120,12 +120,12 @@ def sample_to_row(sample: Sample) -> dict[str, Any]:
 
 
 def names_image_in_vain(sample: Sample) -> bool:
-    """Whether a sample of text alone holds the image token, which is plain text there."""
+    """Return whether a text-only sample contains the image token, which is plain text there."""
     return sample.image is None and any(DEFAULT_IMAGE_TOKEN in turn.text for turn in sample.turns)
 
 
 def group_lengths(sample: Sample) -> tuple[int, int]:
-    """The two lengths that samples are grouped by, in words between white space.
+    """Return the two lengths that samples are grouped by, in words separated by white space.
 
     The first counts 128 for an image. The second counts the text alone and is negative where there is no
     image: the sampler keeps the two kinds apart by sign. It is at least one word, where the original counts
@@ -184,7 +184,7 @@ def _turn(entry: object, where: str, place: int) -> Turn:
 
 
 def _half_pair(text: str) -> int | None:
-    """Where a text that cannot be written as UTF-8 goes wrong."""
+    """Return the position where a text cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -206,7 +206,7 @@ def _image(row: dict[str, Any], where: str) -> str | None:
 
 
 def _type(row: dict[str, Any]) -> str | None:
-    """The question type. A key of that name that holds no name is someone else's, and dropped like others."""
+    """Return the question type, or None if the record's `type` is not a string."""
     kind = row.get("type")
     if not isinstance(kind, str) or _half_pair(kind) is not None:
         return None
@@ -233,6 +233,6 @@ def _check_image_tokens(sample: Sample, where: str) -> None:
 
 
 def _shows_image(turn: Turn) -> bool:
-    """Whether the image token stands where LLaVA's own records have it: a first or last line of its own."""
+    """Return whether the image token is a first or last line of its own, as in LLaVA's records."""
     lines = turn.text.strip().split("\n")
     return turn.speaker == "human" and DEFAULT_IMAGE_TOKEN in (lines[0].strip(), lines[-1].strip())

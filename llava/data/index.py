@@ -32,7 +32,7 @@ from llava.data.checks.repair import repair_sample
 from llava.errors import DataError
 from llava.files import atomic_write, read_json, write_json
 from llava.log import progress_bar
-from llava.prompts.labels import CHOOSY, require_fit
+from llava.prompts.labels import CHOOSY, require_supervisable
 from llava.samples import (
     RecordError,
     group_lengths,
@@ -369,7 +369,7 @@ def _row(place: int, record: object) -> dict[str, object]:
 
 def _fits(sample: Sample, style: SeparatorStyle) -> bool:
     try:
-        require_fit(sample, _CHOOSY_TEMPLATES[style])
+        require_supervisable(sample, _CHOOSY_TEMPLATES[style])
     except DataError:
         return False
     return True

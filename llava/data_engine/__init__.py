@@ -1,5 +1,5 @@
-"""The data engine's records and how they become training data. Text only: no torch, no images opened.
+"""Convert the data engine's records to training data. Text only: no torch, and no image is opened.
 
-`records` reads what an engine wrote, `formats` asks it in several ways, `convert` makes samples of it, `mix`
-puts them behind a base; `pipeline` and `python -m llava.data_engine` join these steps.
+`records` reads engine records, `formats` writes them as questions and answers, `convert` makes samples, `mix`
+appends them to base data; `pipeline` and `python -m llava.data_engine` join these steps.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from llava.command import run
-from llava.data_engine.convert import Group, MissingImages, Settings
+from llava.data_engine.convert import ConversionSettings, Group, MissingImages
 from llava.data_engine.formats import DEFAULT_MODES, MODES
 from llava.data_engine.mix import BATCH_SIZE
 from llava.data_engine.pipeline import convert_files, mix_files, summary
@@ -73,8 +73,10 @@ def _list(text: str) -> tuple[str, ...]:
 
 def _convert(arguments: argparse.Namespace) -> None:
     if arguments.check_images and not arguments.image_root:
-        raise SettingsError("--check-images needs --image-root, the folder that image paths start from")
-    settings = Settings(
+        raise SettingsError(
+            "--check-images needs --image-root, the folder that image paths start from", code="missing-flag"
+        )
+    settings = ConversionSettings(
         engine=tuple(arguments.engine),
         modes=arguments.modes,
         group=arguments.group,

@@ -1,4 +1,4 @@
-"""EngineRecords -> Samples: stable ids, seeded, every record either used or counted with its reason."""
+"""Convert engine records to samples with stable ids; each record is used or counted with a reason."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _BY_IMAGE = """
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What to convert and how.
+class ConversionSettings:
+    """What to convert, and how.
 
     Attributes:
         engine: The files of engine records. Records are numbered through all of them, in this order.
-        modes: How each record is asked; see `formats.MODES`.
+        modes: The forms that each record is converted to; see `formats.MODES`.
         group: "image" joins the exchanges of one mode about one image into one conversation.
-        skills: Only these: `qtype` ids or names. None is all.
+        skills: The question types to convert, as `qtype` ids or names; None for all.
         limit: Stop after this many usable records.
         seed: Of the shuffled options.
         image_root: The folder that must hold the images; None does not look.
@@ -61,30 +61,35 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.engine:
-            raise SettingsError("no file of engine records was named")
+            raise SettingsError("no file of engine records is given; name one or more", code="missing-file")
         if wrong := [mode for mode in self.modes if mode not in MODES]:
-            raise SettingsError(f"no mode {wrong[0]!r}; there are: {', '.join(MODES)}")
+            raise SettingsError(f"no mode {wrong[0]!r}; there are: {', '.join(MODES)}", code="unknown-mode")
         if not self.modes or len(set(self.modes)) < len(self.modes):
-            raise SettingsError(f"modes are {','.join(self.modes)!r}; wanted one or more, each once")
+            raise SettingsError(
+                f"modes are {','.join(self.modes)!r}; wanted one or more, each once", code="repeated-mode"
+            )
         if self.group not in get_args(Group):
-            raise SettingsError(f"group is {self.group!r}; wanted one of {', '.join(get_args(Group))}")
+            wanted = ", ".join(get_args(Group))
+            raise SettingsError(f"group is {self.group!r}; wanted one of {wanted}", code="unknown-choice")
         if self.missing_images not in get_args(MissingImages):
             wanted = ", ".join(get_args(MissingImages))
-            raise SettingsError(f"missing_images is {self.missing_images!r}; wanted one of {wanted}")
+            raise SettingsError(
+                f"missing_images is {self.missing_images!r}; wanted one of {wanted}", code="unknown-choice"
+            )
         if self.limit is not None and self.limit < 1:
-            raise SettingsError(f"limit is {self.limit}; wanted 1 or more")
+            raise SettingsError(f"limit is {self.limit}; wanted 1 or more", code="out-of-range")
         if self.image_root is not None and not self.image_root.is_dir():
-            raise SettingsError(f"{self.image_root}: no such folder of images")
+            raise SettingsError(f"{self.image_root}: no such folder of images", code="missing-folder")
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the records of one conversion; complete when its samples are used up.
+    """Counts of one conversion, complete once all its samples have been read.
 
     Attributes:
-        records: Read. Of these, `used` gave an exchange and `filtered` are of a skill that was not asked for.
+        records: Records read. `used` gave an exchange; `filtered` have a skill that was not selected.
         exchanges: Questions with answers, by mode; `by_skill` and `letters` divide them further.
-        absent: By mode, the records that simply do not have its field.
+        absent: By mode, the records without the field that the mode needs.
         reasons: How many records or fields were refused (or noted) for each reason.
     """
 
@@ -100,12 +105,12 @@ class Tally:
 
 
 class Conversion:
-    """One pass over the engine files. Use `samples` up, then read `tally`.
+    """One pass over the engine files. Read all `samples` first, then `tally`.
 
     Every refused record or field is a line of JSON in `problems`, as soon as it is met.
     """
 
-    def __init__(self, settings: Settings, problems: IO[str]) -> None:
+    def __init__(self, settings: ConversionSettings, problems: IO[str]) -> None:
         self.settings = settings
         self.tally = Tally()
         self._problems = problems
@@ -113,7 +118,7 @@ class Conversion:
         self._skills = None if settings.skills is None else _skill_names(settings.skills)
 
     def samples(self) -> Iterator[Sample]:
-        """The samples, in source order; with `group="image"` in the order in which images first appear.
+        """Yield the samples in source order; with `group="image"` in the order in which images first appear.
 
         Raises:
             DataError: A file is broken, not one sample came out, or an image is missing and that is an error.
@@ -125,7 +130,8 @@ class Conversion:
             files = ", ".join(map(str, self.settings.engine))
             raise DataError(
                 f"{files}: not one sample in {self.tally.records} records"
-                f" ({reasons or 'none refused'}; filtered out by skill: {self.tally.filtered})"
+                f" ({reasons or 'none refused'}; filtered out by skill: {self.tally.filtered})",
+                code="no-samples",
             )
 
     def _exchanges(self) -> Iterator[tuple[EngineRecord, str, Exchange]]:
@@ -156,7 +162,7 @@ class Conversion:
                 self._note(source, index, record.position, fault, lost=lost)
 
     def _records(self) -> Iterator[tuple[Path, int, EngineRecord]]:
-        """(file, index in it, record) of every record that can be used at all."""
+        """Yield (file, index in it, record) for every usable record."""
         position = -1
         for source in self.settings.engine:
             for index, row in read_rows(source):
@@ -180,7 +186,7 @@ class Conversion:
                 yield source, index, record
 
     def _missing_image(self, record: EngineRecord) -> Unusable | None:
-        """What to note about an image that is not there when its record is used all the same."""
+        """Return a note about a missing image whose record is used anyway."""
         root, policy = self.settings.image_root, self.settings.missing_images
         if root is None or (root / record.image).is_file():
             return None
@@ -188,7 +194,8 @@ class Conversion:
         if policy == "error":
             raise DataError(
                 f"{root / record.image}: no such image (record {record.position});"
-                " `python -m llava.layout check` says what is to be downloaded"
+                " `llava layout check` says what to download",
+                code="missing-image",
             )
         detail = f"no {record.image} under {root}"
         if policy == "skip":
@@ -220,7 +227,7 @@ def _skill_names(wanted: tuple[str, ...]) -> frozenset[str]:
     found = {label: find_skill(label) for label in wanted}
     if unknown := [label for label, skill in found.items() if skill is None]:
         there = ", ".join(f"{skill.id} {skill.name}" for skill in SKILLS)
-        raise SettingsError(f"no skill {unknown[0]!r}; there are: {there}")
+        raise SettingsError(f"no skill {unknown[0]!r}; there are: {there}", code="unknown-skill")
     return frozenset(skill.name for skill in found.values() if skill)
 
 
@@ -257,5 +264,5 @@ def _spool_rows(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iter
 
 
 def _type(skills: set[str]) -> str | None:
-    """The question type of a conversation: the one skill of its questions, if they have one."""
+    """Return the question type of a conversation: the skill of all its questions, or None if they differ."""
     return next(iter(skills)) if len(skills) == 1 and UNLABELLED not in skills else None

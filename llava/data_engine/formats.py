@@ -1,4 +1,4 @@
-"""How a record is asked: directly, for a short answer, or as a multiple choice. A function a mode, one table.
+"""Write a record as a question and an answer: direct, short answer or multiple choice. One function per mode.
 
 Sources: the wording is that of LLaVA's own mix (llava_v1_5_mix665k), where the sentence that asks for a
 letter or a short answer stands in the first question of a conversation only; the modes are those MiniGPT-4
@@ -13,29 +13,29 @@ from random import Random
 from string import ascii_uppercase
 
 from llava.data_engine.records import Choice, EngineRecord
-from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX, image_line, options_block, with_suffix
+from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX, options_block, with_image_line, with_suffix
 from llava.schema import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question and its answer; `suffix` is the sentence that only a conversation's first question has."""
+    """One question and its answer; `suffix` is a sentence that only a conversation's first question has."""
 
     question: str
     answer: str
     suffix: str = ""
 
     def turns(self, *, opens: bool) -> tuple[Turn, Turn]:
-        """The two turns. The first exchange of a conversation brings the image and the suffix."""
+        """Return the two turns. The first exchange of a conversation has the image and the suffix."""
         text = self.question
         if opens:
-            text = image_line(with_suffix(text, self.suffix) if self.suffix else text)
+            text = with_image_line(with_suffix(text, self.suffix) if self.suffix else text)
         return Turn("human", text), Turn("gpt", self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way of asking: its function, and the record's field it lives on (None there: it cannot be asked)."""
+    """One form of a record: its function, and the field it needs (a record without it has no such form)."""
 
     name: str
     needs: str
@@ -43,24 +43,24 @@ class Mode:
 
 
 def direct(record: EngineRecord, seed: int) -> Exchange | None:
-    """The bare question and the answer in a sentence."""
+    """Return the question and the answer as a sentence."""
     return None if record.answer is None else Exchange(record.instruction, record.answer)
 
 
 def short(record: EngineRecord, seed: int) -> Exchange | None:
-    """The question and a word or phrase."""
+    """Return the question and a short answer."""
     if record.short_answer is None:
         return None
     return Exchange(record.instruction, record.short_answer, SHORT_SUFFIX)
 
 
 def choice(record: EngineRecord, seed: int) -> Exchange | None:
-    """The question with its options, and the bare letter."""
+    """Return the question with its options, and the letter."""
     return None if record.choice is None else _with_options(record.instruction, record.choice)
 
 
 def choice_shuffled(record: EngineRecord, seed: int) -> Exchange | None:
-    """As `choice`, the options in another order: the same for the same seed and place, never as they were."""
+    """Return `choice` with the options in another order, which depends on seed and position only."""
     if record.choice is None:
         return None
     rng = Random(f"{seed} {record.position}")
@@ -68,7 +68,7 @@ def choice_shuffled(record: EngineRecord, seed: int) -> Exchange | None:
 
 
 def shuffled(choice: Choice, rng: Random) -> Choice:
-    """The options in an order drawn evenly from all that read differently, the correct one kept by index."""
+    """Return the options in a different order, drawn uniformly, with the correct index."""
     order = list(range(len(choice.options)))
     while True:
         rng.shuffle(order)

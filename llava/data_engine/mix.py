@@ -1,4 +1,4 @@
-"""Base JSON + new samples -> training JSON: base first, unchanged and in order, then the samples.
+"""Write base data, unchanged and in order, and then new samples into one training file.
 
 The base is streamed, so a file of several GB needs little memory. Ids and image paths that clash are refused.
 """
@@ -34,21 +34,21 @@ class Mixed:
 
     @property
     def total(self) -> int:
-        """All records of the file."""
+        """Return the number of records in the file."""
         return self.base + self.added
 
     @property
     def steps(self) -> int:
-        """The optimiser steps of one epoch at a global batch of `BATCH_SIZE`."""
+        """Return the optimizer steps of one epoch at a global batch size of `BATCH_SIZE`."""
         return -(-self.total // BATCH_SIZE)
 
 
 def write_samples(
     output: Path, samples: Iterable[Sample], *, base: Path | None = None, image_root: Path | None = None
 ) -> Mixed:
-    """Write `base`'s records, then `samples`, as one JSON array with a record a line.
+    """Write `base`'s records, then `samples`, as one JSON array with one record per line.
 
-    An image that is there under `image_root` never counts as one that is named from another folder. New ids
+    An image that exists under `image_root` never counts as named from another folder. New ids
     are compared with the base's, not with one another: see `each_id_once`.
 
     Raises:
@@ -58,7 +58,9 @@ def write_samples(
     if base is not None:
         require_base(base)
         if output.exists() and output.samefile(base):
-            raise SettingsError(f"{output}: the output would replace the base file; name another")
+            raise SettingsError(
+                f"{output}: the output would replace the base file; name another", code="output-is-input"
+            )
     clashes = _Clashes(base, image_root)
     digest = sha256()
     counts = [0, 0]
@@ -77,7 +79,7 @@ def write_samples(
 
 
 def each_id_once(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The samples as they come; not needed for those of one conversion, which have ids of their own.
+    """Yield the samples and check that each id comes once. Samples of one conversion need no such check.
 
     Raises:
         DataError: An id comes twice.
@@ -85,26 +87,32 @@ def each_id_once(samples: Iterable[Sample]) -> Iterator[Sample]:
     seen = Seen()
     for sample in samples:
         if str(sample.id) in seen:
-            raise DataError(f"id {sample.id!r} comes twice in the samples; convert all engine files together")
+            raise DataError(
+                f"id {sample.id!r} comes twice in the samples; convert all engine files together",
+                code="repeated-id",
+            )
         seen.add(str(sample.id))
         yield sample
 
 
 def require_base(base: Path) -> None:
-    """Raise a DataError that says where to get the base unless it is there."""
+    """Raise an error that says where to get the base, unless it is there."""
     if not base.is_file():
-        raise DataError(f"{base}: no such file; download it from {BASE_SOURCE}")
+        raise DataError(f"{base}: no such file; download it from {BASE_SOURCE}", code="missing-file")
 
 
 def _base_rows(base: Path) -> Iterator[dict[str, Any]]:
     for index, row in read_rows(base):
         if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
-            raise DataError(f"{base}: record {index} has no list of conversations: no LLaVA training file")
+            raise DataError(
+                f"{base}: record {index} has no list of conversations; wanted a LLaVA training file",
+                code="not-training-data",
+            )
         yield row
 
 
 class _ArrayWriter:
-    """A JSON array written a record a line, compact, each piece also handed to `observe`."""
+    """Writes a compact JSON array, one record per line, and passes each piece to `observe`."""
 
     def __init__(self, stream: IO[bytes], observe: Any) -> None:
         self._stream = stream
@@ -130,7 +138,7 @@ class _ArrayWriter:
 
 
 class _Clashes:
-    """Which ids and image folders the base has."""
+    """The ids and image folders of the base."""
 
     def __init__(self, base: Path | None, image_root: Path | None) -> None:
         self._base = base
@@ -140,7 +148,7 @@ class _Clashes:
         self._fitting: set[str] = set()
 
     def learn(self, row: dict[str, Any]) -> None:
-        """Take in a record of the base; the published base has ids of its own twice, which is its affair."""
+        """Note a record of the base. The published base repeats some of its own ids, which is allowed."""
         if "id" in row:
             self._ids.add(str(row["id"]))
         if isinstance(image := row.get("image"), str):
@@ -156,7 +164,8 @@ class _Clashes:
         if str(sample.id) in self._ids:
             raise DataError(
                 f"id {sample.id!r} comes twice; has {self._base} been mixed before? Give the base as it was"
-                " downloaded, and all engine files together"
+                " downloaded, and all engine files together",
+                code="repeated-id",
             )
         if sample.image is None or (folder := _folder(sample.image)) in self._fitting:
             return
@@ -165,7 +174,8 @@ class _Clashes:
         if other is not None and not is_there:
             raise DataError(
                 f"sample {sample.id!r} has its image in {folder}/, but {self._base} calls that folder"
-                f" {other}/: both must be paths under one image folder (if they are, name it: --image-root)"
+                f" {other}/: both must be paths under one image folder (if they are, name it: --image-root)",
+                code="image-folders-differ",
             )
         self._fitting.add(folder)
 

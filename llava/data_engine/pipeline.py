@@ -1,4 +1,4 @@
-"""The steps as the command and the notebook take them: look at records, convert them, mix them in."""
+"""The steps of the command and the notebook: preview records, convert them, mix them with base data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from llava.data_engine.convert import Conversion, Settings, Tally
+from llava.data_engine.convert import Conversion, ConversionSettings, Tally
 from llava.data_engine.mix import BATCH_SIZE, Mixed, each_id_once, require_base, write_samples
 from llava.data_engine.question_types import SKILLS
 from llava.data_engine.records import EngineRecord, parse_record, read_rows, require_records
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def require(engine: Sequence[Path], base: Path) -> None:
-    """Fail before the work instead of after it when an input is not there.
+    """Raise an error before the work starts if an input is missing.
 
     Raises:
         DataError: A file is missing; the message says where to get it.
@@ -36,7 +36,7 @@ def require(engine: Sequence[Path], base: Path) -> None:
 
 
 def preview(engine: Path, count: int = 3) -> list[EngineRecord]:
-    """The first `count` records of a file that can be used.
+    """Return the first `count` usable records of a file.
 
     Raises:
         DataError: The file is missing or broken.
@@ -53,7 +53,7 @@ def preview(engine: Path, count: int = 3) -> list[EngineRecord]:
 
 
 def convert_files(
-    settings: Settings,
+    settings: ConversionSettings,
     output: Path,
     *,
     base: Path | None = None,
@@ -112,7 +112,7 @@ def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: 
 
 
 def summary(report: dict[str, Any]) -> str:
-    """A report as the table and lines that a person reads."""
+    """Return a report as a table and lines to read."""
     modes = report["settings"]["modes"]
     width = max(len(skill) for skill in ["questions of", *report["by_skill"]])
     lines = [f"{'questions of':<{width}}" + "".join(f"{mode:>10}" for mode in modes)]
@@ -130,7 +130,13 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _report(
-    settings: Settings, tally: Tally, mixed: Mixed, *, output: Path, base: Path | None, problems: Path
+    settings: ConversionSettings,
+    tally: Tally,
+    mixed: Mixed,
+    *,
+    output: Path,
+    base: Path | None,
+    problems: Path,
 ) -> dict[str, Any]:
     order = {skill.name: skill.id for skill in SKILLS}
     skills = sorted(tally.by_skill, key=lambda name: (order.get(name, len(order) + 1), name))
@@ -160,4 +166,6 @@ def _report(
 
 def _refuse_overwriting(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
     if taken := {path.resolve() for path in inputs} & {path.resolve() for path in outputs}:
-        raise SettingsError(f"{min(taken)} is an input and would be overwritten; name another output")
+        raise SettingsError(
+            f"{min(taken)} is an input and would be overwritten; name another output", code="output-is-input"
+        )

@@ -1,4 +1,4 @@
-"""The nine skills that engine records are labelled with. One table; adding a skill is one row.
+"""The nine question types (skills) of engine records. To add one, add a row to the table.
 
 Source: SEED-Bench-1's image question types, whose ids are the `qtype` of the published engine records.
 """
@@ -32,7 +32,7 @@ _BY_KEY = {key: skill for skill in SKILLS for key in (str(skill.id), skill.name.
 
 
 def find_skill(label: object) -> Skill | None:
-    """The skill that an id (`4`, `"4"`) or a name (any case) stands for; None when there is no such skill."""
+    """Return the skill of an id (`4`, `"4"`) or a name (any case), or None if there is no such skill."""
     if isinstance(label, bool) or not isinstance(label, int | str):
         return None
     return _BY_KEY.get(str(label).strip().casefold())

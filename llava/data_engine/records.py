@@ -1,10 +1,10 @@
-"""Engine JSON -> EngineRecord, validated. Knows both published formats, not how a record is asked.
+"""Read engine JSON, in both published formats, as validated EngineRecords.
 
 The published format (2024) has instruction, answer, short_answer, options, choice_answer, image and qtype;
 its README spells `choide_answer` once, so both spellings count. Other keys are ignored. The first engine
 (2023) wrote question, choices, correct_choice_idx, question_type and a COCO image_id, and no direct answer.
 
-Nothing is guessed: the letter that is given names the correct option, short_answer is never compared with the
+Nothing is guessed: the given letter names the correct option, short_answer is never compared with the
 options, and a field that cannot be used is refused with one of the reasons below.
 """
 
@@ -53,13 +53,15 @@ class EngineRecord:
 
 
 def require_records(path: Path) -> None:
-    """Raise a DataError that says where the published records are unless `path` is there."""
+    """Raise an error that says where the published records are, unless `path` is there."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; the published engine records are at {ENGINE_SOURCE}")
+        raise DataError(
+            f"{path}: no such file; the published engine records are at {ENGINE_SOURCE}", code="missing-file"
+        )
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """(index from 0, row) of a JSON array, or (line from 1, row) of a `.jsonl` file; nothing is validated.
+    """Yield (index from 0, row) of a JSON array or (line from 1, row) of a `.jsonl` file, without validation.
 
     Raises:
         DataError: The file is missing or is not JSON.
@@ -69,7 +71,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def parse_record(row: object, position: int) -> EngineRecord:
-    """The record in `row`, whose place in its source is `position`.
+    """Return the record in `row`; `position` is its place in the source.
 
     Raises:
         Unusable: There is no image or no instruction to use, or the skill does not exist.
@@ -102,7 +104,7 @@ def parse_record(row: object, position: int) -> EngineRecord:
 
 
 def _from_first_engine(row: dict[str, Any]) -> dict[str, Any]:
-    """The first engine's row under the names of the published format. Its images are COCO train2017."""
+    """Return a row of the first engine with the published format's keys. Its images are COCO train2017."""
     if "question" not in row:
         raise Unusable("first_engine_not_parsed", "raw_instructions without question and choices")
     new = {"instruction": row["question"], "options": row.get("choices"), "image": row.get("image")}
@@ -120,7 +122,7 @@ def _from_first_engine(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_path(value: object) -> str:
-    """The path under the image folder, with forward slashes; `VG_100K/1.jpg` gets its `vg/`."""
+    """Return the path under the image folder, with forward slashes and, for `VG_100K/...`, `vg/` in front."""
     if value is None:
         raise Unusable("image_missing")
     path = clean(value, "image", one_line=True).replace("\\", "/").removeprefix("./")
@@ -142,7 +144,7 @@ def _skill_name(row: Mapping[str, Any]) -> str:
 
 
 def _choice(row: Mapping[str, Any]) -> Choice | None:
-    """The multiple choice of a record; None when it has neither options nor letter."""
+    """Return the multiple choice of a record, or None if it has neither options nor letter."""
     given = [row[key] for key in _LETTER_KEYS if row.get(key) not in (None, "")]
     raw_options = row.get("options")
     if not raw_options and not given:
@@ -180,7 +182,7 @@ def _options(value: object) -> tuple[str, ...]:
 
 
 def _without_labels(options: list[str]) -> tuple[str, ...]:
-    """The options without their own "A. ", "(A) " in front, if all have one; "A. Lincoln" alone is a name."""
+    """Return the options without the "A. " or "(A) " that all have; a single "A. Lincoln" is a name."""
     labels = [_OPTION_LABEL.match(option) for option in options]
     letters = [(label[1] or label[2]).upper() for label in labels if label]
     wanted = list(ascii_uppercase[: len(options)])

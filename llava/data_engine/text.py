@@ -1,6 +1,6 @@
-"""Text of engine records made safe to train on: trimmed, on one line where a template needs that, or refused.
+"""Clean the texts of engine records: trim them, join lines where a template needs one line, or refuse them.
 
-A text that would act on the prompt itself (an end-of-answer marker, the template's own words) is refused,
+A text that would change the prompt itself (an end-of-answer marker, the template's own words) is refused,
 not repaired: what its writer meant is unknown, and upstream's label masking would silence the whole sample.
 """
 
@@ -33,7 +33,7 @@ _OUTER_IMAGE_TOKENS = re.compile(rf"^(?:\s*{DEFAULT_IMAGE_TOKEN})+|(?:{DEFAULT_I
 
 
 class Unusable(Exception):
-    """Why one field or one record cannot be used: a stable reason and what was found."""
+    """Raised when a field or record cannot be used: a stable reason, and what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -42,7 +42,7 @@ class Unusable(Exception):
 
 
 def clean(value: object, field: str, *, one_line: bool) -> str:
-    """`value` as text to train on: trimmed, case and punctuation kept. A whole number is its digits.
+    """Return `value` as trimmed text, with case and punctuation kept. A whole number becomes its digits.
 
     Args:
         value: What the record holds.
@@ -66,5 +66,5 @@ def clean(value: object, field: str, *, one_line: bool) -> str:
 
 
 def without_outer_image_tokens(value: object) -> object:
-    """A question without `<image>` at its start or end: the conversion puts the token where it belongs."""
+    """Return a question without `<image>` at its start or end; the conversion adds the token itself."""
     return _OUTER_IMAGE_TOKENS.sub("", value) if isinstance(value, str) else value

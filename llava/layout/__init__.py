@@ -1,1 +1,1 @@
-"""Where each download of the training data lies under its folder, and whether all of it is there."""
+"""Check that the downloads of the training data are complete and in their folders."""

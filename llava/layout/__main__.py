@@ -1,4 +1,4 @@
-"""The command `python -m llava.layout`: is all training data where the scripts expect it?
+"""The command `llava layout`: check that all training data is where the scripts expect it.
 
 `check` counts the images of every folder; with `--data FILE` it looks for every image that a training file
 names, and only that decides. `ocrvqa DIR` makes OCR-VQA's GIF, PNG and other files the `.jpg` files that the
@@ -54,14 +54,19 @@ def main() -> None:
 
 def _check(flags: argparse.Namespace) -> None:
     if not flags.root.is_dir():
-        raise DataError(f"{flags.root}: no such folder; playground/data/README.md says what belongs there")
+        raise DataError(
+            f"{flags.root}: no such folder; playground/data/README.md says what belongs there",
+            code="missing-folder",
+        )
     if flags.missing and not flags.data:
-        raise SettingsError("--missing lists the images that --data names: give --data as well")
+        raise SettingsError(
+            "--missing lists the images that --data names: give --data as well", code="missing-flag"
+        )
     wrong = _check_folders(flags.root)
     if flags.data:
         wrong = _check_files(flags.root, flags.data, flags.missing)
     if wrong:
-        raise DataError(f"{flags.root}: {'; '.join(wrong)}")
+        raise DataError(f"{flags.root}: {'; '.join(wrong)}", code="incomplete-data")
 
 
 def _check_folders(root: Path) -> list[str]:
@@ -111,7 +116,8 @@ def _convert(flags: argparse.Namespace) -> None:
     if ways["failed"]:
         first = next(iter(outcome.unreadable))
         raise DataError(
-            f"{flags.folder}: {ways['failed']:,} images cannot be read ({first} first), see {report}"
+            f"{flags.folder}: {ways['failed']:,} images cannot be read ({first} first), see {report}",
+            code="unreadable-image",
         )
 
 

@@ -1,6 +1,6 @@
 """The folders of images that the training files name, how many images each has, and which are missing.
 
-Folders are listed, not asked file by file: 600,000 images take seconds, also on a network disk.
+Whole folders are listed, not single files checked: 600,000 images take seconds, also on a network disk.
 Counts: LLaVA issue 702 (a complete download of each source). Addresses: LLaVA's README.
 """
 
@@ -20,7 +20,7 @@ State = Literal["complete", "short", "missing"]
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One folder of `.jpg` images; `exact` is False where sources differ in how many are to be had."""
+    """One folder of `.jpg` images; `exact` is False where sources give different counts."""
 
     path: str
     images: int
@@ -49,7 +49,7 @@ FOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What lies in one folder: `.jpg` files, and other image files that no training file will ask for."""
+    """The contents of one folder: `.jpg` files, and other image files, which no training file names."""
 
     folder: Folder
     jpg: int
@@ -68,14 +68,14 @@ def count(root: Path, folder: Folder) -> Found:
 
 
 class Listing:
-    """Which images exist under a root; each folder is listed once, when first asked about."""
+    """The images that exist under a root; each folder is listed once, on first use."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._names: dict[str, frozenset[str]] = {}
 
     def has(self, image: str) -> bool:
-        """Whether `image`, a path with forward slashes under the root, is a file."""
+        """Return whether `image`, a path with forward slashes under the root, is a file."""
         folder, _, name = image.rpartition("/")
         if folder not in self._names:
             path = self._root / folder
@@ -86,7 +86,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The images of one training file: records that name one, different images, and those missing."""
+    """The images of one training file: records with an image, different images, and missing ones."""
 
     records: int
     images: int
@@ -94,7 +94,7 @@ class Named:
 
 
 def check_named(root: Path, training_file: Path) -> Named:
-    """Look for every image that `training_file` names.
+    """Check that every image that `training_file` names exists.
 
     Raises:
         DataError: The file is missing or broken, or an image is no path.
@@ -105,12 +105,12 @@ def check_named(root: Path, training_file: Path) -> Named:
     for place, row in read_records(training_file):
         where = place_name(training_file, place)
         if not isinstance(row, dict):
-            raise DataError(f"{where} is {type(row).__name__}, wanted an object")
+            raise DataError(f"{where} is {type(row).__name__}, wanted an object", code="not-an-object")
         image = row.get("image")
         if image is None:
             continue
         if not isinstance(image, str):
-            raise DataError(f"{where}: image is {image!r}, wanted one path")
+            raise DataError(f"{where}: image is {image!r}, wanted one path", code="bad-image-path")
         records += 1
         if image not in seen:
             seen[image] = listing.has(image)

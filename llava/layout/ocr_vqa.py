@@ -32,7 +32,7 @@ Way = Literal["kept", "copied", "converted", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`verify`: decode also what is JPEG already. `remove_originals`: delete what a `.jpg` now stands for."""
+    """`verify`: also decode files that are JPEG. `remove_originals`: delete files replaced by a `.jpg`."""
 
     verify: bool = False
     remove_originals: bool = False
@@ -40,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Images by the way they were made; unreadable files with the reason; files left alone (no images)."""
+    """Counts of images by how they were made, unreadable files with reasons, and other files."""
 
     ways: dict[Way, int]
     unreadable: dict[str, str]
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class _Unreadable(Exception):
-    """A file is no image that can be decoded."""
+    """Raised for a file that cannot be decoded."""
 
 
 def convert_folder(folder: Path, options: Options, *, workers: int) -> Outcome:
@@ -58,7 +58,7 @@ def convert_folder(folder: Path, options: Options, *, workers: int) -> Outcome:
         DataError: There is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder", code="missing-folder")
     outcome = Outcome({"kept": 0, "copied": 0, "converted": 0, "failed": 0}, {}, [])
     sources: dict[Path, list[Path]] = defaultdict(list)
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_file()):
@@ -67,7 +67,9 @@ def convert_folder(folder: Path, options: Options, *, workers: int) -> Outcome:
         else:
             outcome.ignored.append(path.name)
     if not sources:
-        raise DataError(f"{folder}: no images in it; wanted OCR-VQA's downloads (.jpg, .gif, .png, ...)")
+        raise DataError(
+            f"{folder}: no images in it; wanted OCR-VQA's downloads (.jpg, .gif, .png, ...)", code="no-images"
+        )
     # Pillow decodes and encodes without holding the interpreter, so threads use all cores.
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(partial(_make, options=options), sources, sources.values())
@@ -78,7 +80,7 @@ def convert_folder(folder: Path, options: Options, *, workers: int) -> Outcome:
 
 
 def _make(target: Path, sources: list[Path], options: Options) -> tuple[Way, dict[str, str]]:
-    """Make `target` of the first of its sources that can be read, itself before the others."""
+    """Make `target` from the first of its sources that can be read, starting with itself."""
     unreadable: dict[str, str] = {}
     for source in sorted(sources, key=lambda path: (path != target, path.name)):
         try:
@@ -111,7 +113,7 @@ def _make_from(source: Path, target: Path, *, verify: bool) -> Way:
 
 
 def _decoded(path: Path) -> Image:
-    """The image in `path` as RGB, wholly decoded; of several frames the first."""
+    """Return the image in `path` as RGB, fully decoded; of several frames the first."""
     from PIL import Image
 
     try:

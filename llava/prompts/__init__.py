@@ -1,1 +1,1 @@
-"""Prompts as ids: lists of integers in, lists of integers out. No torch, no files."""
+"""Turn prompts into token ids and label masks, as lists of integers. No torch, no files."""

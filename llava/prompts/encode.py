@@ -1,4 +1,4 @@
-"""A prompt with `<image>` in it to token ids, -200 standing for the image.
+"""Encode a prompt with `<image>` in it as token ids, with -200 for the image.
 
 Source: LLaVA v1.2.2 mm_utils.py, tokenizer_image_token (the rule).
 """
@@ -20,7 +20,7 @@ class Encoded(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer to make prompts and labels; any of transformers' will do."""
+    """What prompts and labels need of a tokenizer; any tokenizer of transformers has it."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -35,14 +35,14 @@ class Tokenizer(Protocol):
         """How that id is written in a text."""
 
     def __call__(self, text: str, /) -> Encoded:
-        """The ids of one text."""
+        """Return the ids of one text."""
 
     def decode(self, token_ids: list[int], /) -> str:
-        """The text of ids."""
+        """Return the text of ids."""
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX) -> list[int]:
-    """The ids of `prompt`: each stretch between images is tokenized on its own, one BOS opens the whole."""
+    """Return the ids of `prompt`: pieces between images are tokenized separately, with one BOS in front."""
     stretches: Sequence[list[int]] = [tokenizer(text).input_ids for text in prompt.split(DEFAULT_IMAGE_TOKEN)]
     opens = bool(stretches[0]) and stretches[0][0] == tokenizer.bos_token_id
     ids = stretches[0][:opens]
@@ -59,7 +59,7 @@ def tokenizer_image_token(
     image_token_index: int = IMAGE_TOKEN_INDEX,
     return_tensors: str | None = None,
 ) -> Any:
-    """`encode_prompt` under the original's name: a list of ids, or for "pt" a tensor (L,) of int64.
+    """Return `encode_prompt`'s ids as a list, or for "pt" as a tensor (L,) of int64. The original's name.
 
     Raises:
         ValueError: `return_tensors` is neither None nor "pt".

@@ -1,7 +1,7 @@
-"""Of which kinds of question a training sample is: what validation losses are told apart by.
+"""Sort training samples into kinds of question, for one validation loss per kind.
 
-A sample is of the form its prompt has, and also of the question type its record names, if it names one: the
-data engine's skills are asked in several forms. Base records name none.
+Each sample has the form of its prompt and, if its record names one, a question type. Records of the data
+engine name a type; base records do not.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ LETTER, SHORT, CONVERSATION, TEXT_ONLY = FORMS = ("letter", "short answer", "con
 
 
 def kinds(sample: Sample) -> tuple[str, ...]:
-    """The sample's form and, where its record names one, its question type."""
+    """Return the sample's form and, if its record names one, its question type."""
     form = form_of(sample)
     return (form,) if sample.type in (None, form) else (form, str(sample.type))
 
 
 def form_of(sample: Sample) -> str:
-    """One of `FORMS`.
+    """Return the sample's form, one of `FORMS`.
 
     Text only: no image. Letter, short answer: the sentence that asks for it stands in one of the questions,
     in LLaVA's mix in the first alone, for all of them. Conversation: everything else about an image.

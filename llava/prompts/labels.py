@@ -1,10 +1,10 @@
-"""Which ids of a sample are trained on: its answers, each to the end of its end mark, and nothing else.
+"""Choose which token ids of a sample are supervised: its answers with their end tokens, and nothing else.
 
 The original measures each round of a conversation on its own and adds the lengths up, which goes wrong for
 an empty answer, an end mark inside a text, and every vocabulary but LLaMA's; it then silences the whole
-sample with a printed line, or masks what it should not. Here an answer's ids are those behind the ids of the
-text before it. Ids are always the original's; labels are where it kept a sample and no text holds a mark of
-the template ("</s>", "ASSISTANT:").
+sample with a printed line, or masks what it should not. Here an answer's ids are those that
+follow the ids of the text before it. Ids are always the original's; labels are where it kept a sample and no
+text holds a mark of the template ("</s>", "ASSISTANT:").
 
 Source: LLaVA v1.2.2 train.py, preprocess_multimodal and preprocess_{plain,v1,llama_2,mpt} (which text, what
 is supervised, what is truncated).
@@ -47,8 +47,7 @@ _REACH = 8
 class Supervised:
     """A sample as ids; labels are the ids of its answers and -100 elsewhere.
 
-    `problem` says in a few fixed words why nothing can be learnt from the sample; all labels are -100 then
-    and only then.
+    `problem` is the reason, in fixed words, why the sample teaches nothing; all labels are -100 exactly then.
     """
 
     input_ids: list[int]
@@ -64,16 +63,16 @@ def supervise(
     max_length: int | None,
     mm_use_im_start_end: bool = False,
 ) -> Supervised:
-    """The ids and labels of `sample`.
+    """Return the ids and labels of `sample`.
 
     Args:
-        sample: What was said. A first turn that is not the human's is left out, as in the original (the
-            SINGLE style keeps it, likewise).
+        sample: Its first turn is left out if it is not the human's, as in the original (the SINGLE style
+            keeps it, as there).
         template: One of `conv_templates`.
         tokenizer: Any of transformers'.
-        max_length: Ids kept of a text-only sample. One with an image is not cut here: its image takes more
-            places than one, so only the collator knows where the end is.
-        mm_use_im_start_end: Set the image off by `<im_start>` and `<im_end>`.
+        max_length: How many ids a text-only sample keeps. A sample with an image is cut later, because its
+            image takes more than one position.
+        mm_use_im_start_end: Enclose the image in `<im_start>` and `<im_end>`.
 
     Raises:
         DataError: The turns do not alternate, or the template cannot hold them; the message names the sample.
@@ -104,16 +103,16 @@ def supervise(
     return Supervised(ids, labels, problem)
 
 
-def require_fit(sample: Sample, template: Conversation) -> None:
-    """Raise the `DataError` that `supervise` would, without a tokenizer: before training, not amid it."""
+def require_supervisable(sample: Sample, template: Conversation) -> None:
+    """Raise the `DataError` that `supervise` would raise, but before training, without a tokenizer."""
     if template.sep_style in CHOOSY:
         with _naming(sample):
             # Where the image token is moved to decides nothing here.
-            conversation.require_fit(template, _without_opening(sample.turns, template))
+            conversation.require_renderable(template, _without_opening(sample.turns, template))
 
 
 def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = False) -> str:
-    r"""Return `text` with its image token, if it has any, once and in front; `version` is the template's.
+    r"""Move the image token, if there is one, to the front of `text`, once; `version` is the template's.
 
     "a <image> b" becomes "<image>\na  b".
     """
@@ -140,7 +139,7 @@ def _naming(sample: Sample) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"sample {sample.id!r}: {error}") from error
+        raise DataError(f"sample {sample.id!r}: {error}", code=error.code) from error
 
 
 def _turns_in_order(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> list[Turn]:
@@ -164,10 +163,10 @@ def _without_opening(turns: Sequence[Turn], template: Conversation) -> Sequence[
 def _spans_by_round(
     text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
 ) -> list[Span] | None:
-    """Each answer's ids, tokenizing every text only once more; None where that is not certain to be right.
+    """Return each answer's ids by tokenizing every text once more, or None where that could be wrong.
 
-    Certain it is where answers end in the tokenizer's own end token: no token reaches across it, and what
-    follows it is tokenized as if nothing but it stood before.
+    It is right where answers end in the tokenizer's own end token: no token crosses it, and the text after it
+    is tokenized as if the end token were all that comes before.
     """
     mark = tokenizer.eos_token
     if not mark or not all(text.endswith(mark, start, end) for start, end in answers):
@@ -191,10 +190,10 @@ def _spans_by_round(
 def _spans_by_prefix(
     text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
 ) -> list[Span] | None:
-    """Each answer's ids, as what lies between the ids of two prefixes of the text; None where they misfit.
+    """Return each answer's ids, between the ids of two prefixes of the text; None if they do not fit.
 
     A token may reach across the end of an answer ("><" over the end of "<|im_end|>"): the model has to write
-    it, so it is the answer's. One across the start belongs to neither side, and nothing is certain.
+    it, so it belongs to the answer. One across the start belongs to neither side; then the result is None.
     """
     spans: list[Span] = []
     for start, end in answers:
@@ -207,7 +206,7 @@ def _spans_by_prefix(
 
 
 def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> tuple[int, bool] | None:
-    """How many of `ids` begin within the text of `prefix`, and whether they end with it; None at a misfit."""
+    """Return how many of `ids` begin inside the text of `prefix`, and whether they end with it."""
     pairs = enumerate(zip(ids, prefix, strict=False))
     shared = next((place for place, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
     if shared == len(prefix):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llava.data_engine.convert import Conversion, Settings
+from llava.data_engine.convert import Conversion, ConversionSettings
 from llava.data_engine.formats import MODES, shuffled
 from llava.data_engine.pipeline import convert_files
 from llava.data_engine.question_types import SKILLS, find_skill
@@ -52,7 +52,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 def convert(tmp_path: Path, rows: list[Any], **settings: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(samples, report) of a conversion of `rows`."""
     engine = write(tmp_path / "engine.json", rows)
-    report = convert_files(Settings(engine=(engine,), **settings), tmp_path / "out.json")
+    report = convert_files(ConversionSettings(engine=(engine,), **settings), tmp_path / "out.json")
     return json.loads((tmp_path / "out.json").read_text(encoding="utf-8")), report
 
 
@@ -74,7 +74,7 @@ def test_both_spellings_of_the_letter_are_read(key: str) -> None:
 
 def test_the_first_engines_records_are_read_as_they_were_published(realdata: Path, tmp_path: Path) -> None:
     source = realdata / "dataengine/gptvqa_train_data.json"
-    report = convert_files(Settings(engine=(source,)), tmp_path / "out.json")
+    report = convert_files(ConversionSettings(engine=(source,)), tmp_path / "out.json")
     rows = json.loads(source.read_text())
     samples = {str(sample.id): sample for sample in read_samples(tmp_path / "out.json")}
     assert report["reasons"] == {}
@@ -91,7 +91,7 @@ def test_the_first_engines_records_are_read_as_they_were_published(realdata: Pat
 def test_raw_output_of_the_first_engine_is_refused_as_not_parsed(realdata: Path, tmp_path: Path) -> None:
     source = realdata / "dataengine/gptvqa_result.jsonl"
     with pytest.raises(DataError, match="not one sample in 3 records \\(first_engine_not_parsed 3;"):
-        convert_files(Settings(engine=(source,)), tmp_path / "out.json")
+        convert_files(ConversionSettings(engine=(source,)), tmp_path / "out.json")
     assert [row["index"] for row in problems(tmp_path)] == [1, 2, 3]
     assert not (tmp_path / "out.json").exists()
 
@@ -353,7 +353,7 @@ def test_two_runs_are_equal_and_another_seed_moves_only_the_shuffle(tmp_path: Pa
 
 def test_files_are_numbered_through(tmp_path: Path) -> None:
     files = tuple(write(tmp_path / f"{n}.json", [record(instruction=f"q{n}")]) for n in range(3))
-    conversion = Conversion(Settings(engine=files, modes=("da",)), StringIO())
+    conversion = Conversion(ConversionSettings(engine=files, modes=("da",)), StringIO())
     assert [sample.id for sample in conversion.samples()] == ["engine_da_0", "engine_da_1", "engine_da_2"]
 
 
@@ -411,13 +411,13 @@ def test_missing_images_are_skipped_warned_of_or_refused(tmp_path: Path) -> None
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        Settings(**({"engine": (Path("engine.json"),)} | settings))
+        ConversionSettings(**({"engine": (Path("engine.json"),)} | settings))
 
 
 @pytest.mark.parametrize("label", ["10", "0", "Text Understandng", ""])
 def test_a_skill_that_does_not_exist_is_refused(label: str) -> None:
     with pytest.raises(SettingsError, match=rf"no skill '{label}'; there are: 1 Scene Understanding, 2 "):
-        Conversion(Settings(engine=(Path("engine.json"),), skills=("1", label)), StringIO())
+        Conversion(ConversionSettings(engine=(Path("engine.json"),), skills=("1", label)), StringIO())
 
 
 # --- properties ---

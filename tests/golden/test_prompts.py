@@ -21,9 +21,9 @@ from llava.prompts.labels import Supervised, place_image_token, supervise
 from llava.prompts.wording import (
     LETTER_SUFFIX,
     SHORT_SUFFIX,
-    image_line,
     ocr_line,
     options_block,
+    with_image_line,
     with_suffix,
 )
 from llava.samples import parse_sample
@@ -432,7 +432,7 @@ def test_questions_are_worded_as_in_training() -> None:
     assert with_suffix("Colour?", options, LETTER_SUFFIX) == (
         "Colour?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
     )
-    assert image_line(with_suffix("Colour?", SHORT_SUFFIX)) == (
+    assert with_image_line(with_suffix("Colour?", SHORT_SUFFIX)) == (
         "<image>\nColour?\nAnswer the question using a single word or phrase."
     )
     assert ocr_line(["A", "B"]) == "Reference OCR token: A, B"

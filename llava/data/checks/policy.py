@@ -17,7 +17,7 @@ from llava.conversation import Conversation
 from llava.data.checks.repair import TOKENS_DROPPED
 from llava.data.index import SampleIndex, Samples, problem_code
 from llava.errors import DataError
-from llava.prompts.labels import require_fit
+from llava.prompts.labels import require_supervisable
 
 Policy = Literal["error", "skip", "repair"]
 ProblemOutcome = Literal["refused", "left out", "mended"]
@@ -62,7 +62,7 @@ def select_usable(
     samples = Samples(index, np.arange(len(index)), repaired=repaired)
     for row in to_fit:
         try:
-            require_fit(samples[row], template)
+            require_supervisable(samples[row], template)
         except DataError as error:
             problems.append(RecordProblem(row, UNFIT, f"{index.location(row)}: {error}", lost))
     keep = np.ones(len(index), dtype=bool)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.files import write_json, write_jsonl
-from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX, image_line, options_block, with_suffix
+from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX, options_block, with_image_line, with_suffix
 
 from .drawing import draw
 from .questions import TYPES, Asker, Question, is_askable
@@ -47,7 +47,7 @@ def conversation(question: Question, mode: str) -> list[dict[str, str]]:
         asked, answer = with_suffix(question.text, SHORT_SUFFIX), question.short
     else:
         asked, answer = question.text, question.sentence
-    return [{"from": "human", "value": image_line(asked)}, {"from": "gpt", "value": answer}]
+    return [{"from": "human", "value": with_image_line(asked)}, {"from": "gpt", "value": answer}]
 
 
 def letter_prompt(question: Question) -> str:
