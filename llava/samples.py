@@ -2,7 +2,8 @@
 
 This module knows nothing of prompts and ids. A record has the keys `id`, `image` (a path under the image
 folder; left out for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`.
-The data engine adds `type`, the question type's name, by which validation losses are told apart; the original ignores it.
+The data engine adds `type`, the question type's name, for one validation loss per type; the original
+ignores it.
 
 Refused, because the original crashes on it or trains on something else than was meant: another speaker than
 human and gpt; turns that do not alternate; no turn at all; texts that are no strings or hold half a surrogate

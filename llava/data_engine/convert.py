@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Literal, get_args
 
 from llava.data_engine.formats import DEFAULT_MODES, MODES, Exchange
 from llava.data_engine.question_types import SKILLS, find_skill
 from llava.data_engine.records import UNLABELLED, EngineRecord, parse_record, read_rows
-from llava.data_engine.seen import Seen
-from llava.data_engine.text import Unusable
+from llava.data_engine.text import Unusable, digest
 from llava.errors import DataError, SettingsError
 from llava.schema import Sample
 
@@ -28,11 +24,6 @@ MissingImages = Literal["skip", "warn", "error"]
 # A conversation of more exchanges could outgrow the model's context; the next one goes on.
 EXCHANGES_PER_GROUP = 10
 # Each image and mode in the place of its first exchange.
-_BY_IMAGE = """
-    SELECT image, mode, row
-    FROM (SELECT *, rowid AS place, MIN(rowid) OVER (PARTITION BY image, mode) AS first FROM exchanges)
-    ORDER BY first, place
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +105,7 @@ class Conversion:
         self.settings = settings
         self.tally = Tally()
         self._problems = problems
-        self._seen = Seen()
+        self._seen: set[int] = set()
         self._skills = None if settings.skills is None else _skill_names(settings.skills)
 
     def samples(self) -> Iterator[Sample]:
@@ -155,7 +146,7 @@ class Conversion:
             if asked:
                 tally.used += 1
                 # Only now: a faulty record must not make a later, correct one its duplicate.
-                self._seen.add(_question(record))
+                self._seen.add(digest(_question(record)))
             elif not faults:
                 faults = [(Unusable("nothing_to_ask", f"no field for {','.join(modes)}"), list(modes))]
             for fault, lost in faults:
@@ -175,7 +166,7 @@ class Conversion:
                     if self._skills is not None and record.skill not in self._skills:
                         self.tally.filtered += 1
                         continue
-                    if _question(record) in self._seen:
+                    if digest(_question(record)) in self._seen:
                         raise Unusable("duplicate", "same image and instruction as an earlier record")
                     missing = self._missing_image(record)
                 except Unusable as fault:
@@ -238,29 +229,24 @@ def _singly(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator
 
 
 def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
-    """One conversation an image and mode, named after its first record, of the type all its questions are of.
+    """Yield one conversation per image and mode, in the order in which they first appear.
 
-    An image's exchanges lie far apart in the source, so a database in a temporary file sorts them.
+    A conversation is named after its first record, and has the question type that all its questions share.
+    All exchanges are held in memory: 2 to 3 KB per record.
     """
-    with closing(sqlite3.connect("")) as spool:
-        spool.execute("CREATE TABLE exchanges (image, mode, row)")
-        spool.executemany("INSERT INTO exchanges VALUES (?, ?, ?)", _spool_rows(exchanges))
-        for (image, mode), found in groupby(spool.execute(_BY_IMAGE), key=lambda row: row[:2]):
-            while batch := list(islice(found, EXCHANGES_PER_GROUP)):
-                rows = [json.loads(row) for *_, row in batch]
-                turns = [
-                    turn
-                    for place, (_, _, question, answer, suffix) in enumerate(rows)
-                    for turn in Exchange(question, answer, suffix).turns(opens=place == 0)
-                ]
-                kind = _type({skill for _, skill, *_ in rows})
-                yield Sample(f"engine_{mode}_{rows[0][0]}", tuple(turns), image, kind)
-
-
-def _spool_rows(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[tuple[str, str, str]]:
+    groups: dict[tuple[str, str], list[tuple[int, str, Exchange]]] = {}
     for record, mode, exchange in exchanges:
-        row = [record.position, record.skill, exchange.question, exchange.answer, exchange.suffix]
-        yield record.image, mode, json.dumps(row)
+        groups.setdefault((record.image, mode), []).append((record.position, record.skill, exchange))
+    for (image, mode), group in groups.items():
+        for start in range(0, len(group), EXCHANGES_PER_GROUP):
+            batch = group[start : start + EXCHANGES_PER_GROUP]
+            turns = tuple(
+                turn
+                for index, (*_, exchange) in enumerate(batch)
+                for turn in exchange.turns(opens=index == 0)
+            )
+            kind = _type({skill for _, skill, _ in batch})
+            yield Sample(f"engine_{mode}_{batch[0][0]}", turns, image, kind)
 
 
 def _type(skills: set[str]) -> str | None:

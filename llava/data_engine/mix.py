@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from llava.data_engine.records import read_rows
-from llava.data_engine.seen import Seen
+from llava.data_engine.text import digest
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
 from llava.log import progress
@@ -84,14 +84,14 @@ def each_id_once(samples: Iterable[Sample]) -> Iterator[Sample]:
     Raises:
         DataError: An id comes twice.
     """
-    seen = Seen()
+    seen: set[int] = set()
     for sample in samples:
-        if str(sample.id) in seen:
+        if digest(str(sample.id)) in seen:
             raise DataError(
                 f"id {sample.id!r} comes twice in the samples; convert all engine files together",
                 code="repeated-id",
             )
-        seen.add(str(sample.id))
+        seen.add(digest(str(sample.id)))
         yield sample
 
 
@@ -143,14 +143,14 @@ class _Clashes:
     def __init__(self, base: Path | None, image_root: Path | None) -> None:
         self._base = base
         self._image_root = image_root
-        self._ids = Seen()
+        self._ids: set[int] = set()
         self._folders: set[str] = set()
         self._fitting: set[str] = set()
 
     def learn(self, row: dict[str, Any]) -> None:
         """Note a record of the base. The published base repeats some of its own ids, which is allowed."""
         if "id" in row:
-            self._ids.add(str(row["id"]))
+            self._ids.add(digest(str(row["id"])))
         if isinstance(image := row.get("image"), str):
             self._folders.add(_folder(image))
 
@@ -161,7 +161,7 @@ class _Clashes:
             DataError: Its id is taken, or its image is named from another root folder than the base's: with
                 coco/train2017/1.jpg in the base, train2017/2.jpg cannot lie under the same image folder.
         """
-        if str(sample.id) in self._ids:
+        if digest(str(sample.id)) in self._ids:
             raise DataError(
                 f"id {sample.id!r} comes twice; has {self._base} been mixed before? Give the base as it was"
                 " downloaded, and all engine files together",
