@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 REPO = Path(__file__).resolve().parents[2]
 PACKAGE = REPO / "llava"
 
@@ -35,6 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 HEAVY = {"torch", "transformers", "PIL", "peft", "accelerate", "pandas", "numpy", "pyarrow"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
+MAX_FOLDER_FILES = 20
+ERRORS = {"LlavaError", "DataError", "CheckpointError", "AnswersError", "SettingsError"}
+# Every command has a main().
+SHARED_NAMES = {"main"}
 
 
 def component(path: Path) -> str:
@@ -56,13 +58,15 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(REPO)))
-def test_imports_go_down_never_up_or_sideways(path: Path) -> None:
-    own = component(path)
-    parts = [name.split(".") for name in imported(path)]
-    used = {part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "llava"}
-    wrong = used - MAY_IMPORT[own] - {own, "__version__"}
-    assert not wrong, f"{path.relative_to(REPO)} ({own}) imports {sorted(wrong)}"
+def test_imports_go_down_never_up_or_sideways() -> None:
+    wrong = []
+    for path in modules():
+        own = component(path)
+        parts = [name.split(".") for name in imported(path)]
+        used = {part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "llava"}
+        if bad := used - MAY_IMPORT[own] - {own, "__version__"}:
+            wrong.append(f"{path.relative_to(REPO)} ({own}) imports {sorted(bad)}")
+    assert not wrong
 
 
 def test_the_text_side_loads_no_heavy_library() -> None:
@@ -96,27 +100,77 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert result.stdout.startswith("False ")
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(REPO)))
-def test_files_and_functions_stay_readable(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    if text.strip():
-        assert ast.get_docstring(tree), f"{path} does not open with what it is for"
-    assert len(text.splitlines()) <= MAX_FILE_LINES
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or 0) - node.lineno + 1
-            assert lines <= MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {lines} lines"
+def definitions(path: Path) -> list[ast.FunctionDef | ast.ClassDef]:
+    """The functions and classes at the top level of a file."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+def test_files_and_functions_stay_readable() -> None:
+    wrong = []
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        name = path.relative_to(REPO)
+        if text.strip() and not ast.get_docstring(tree):
+            wrong.append(f"{name} has no module docstring")
+        if (count := len(text.splitlines())) > MAX_FILE_LINES:
+            wrong.append(f"{name} has {count} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    wrong.append(f"{name}:{node.lineno}: {node.name} has {lines} lines")
+    assert not wrong
+
+
+def test_no_package_is_a_long_list_of_files() -> None:
+    folders = {path.parent for path in modules()}
+    crowded = {
+        str(folder.relative_to(REPO)): count
+        for folder in folders
+        if (count := len(list(folder.glob("[!_]*.py")))) > MAX_FOLDER_FILES
+    }
+    assert not crowded
+
+
+def test_public_names_have_one_meaning() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in modules():
+        for node in definitions(path):
+            if not node.name.startswith("_") and node.name not in SHARED_NAMES:
+                homes.setdefault(node.name, []).append(str(path.relative_to(REPO)))
+    assert not {name: files for name, files in homes.items() if len(files) > 1}
+
+
+def test_every_error_has_a_code() -> None:
+    bare = [
+        f"{path.relative_to(REPO)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ERRORS
+        and "code" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert not bare
+
+
+def test_no_test_imports_another_test() -> None:
+    found = [
+        f"{path.relative_to(REPO)} imports {name}"
+        for path in (REPO / "tests").rglob("*.py")
+        for name in imported(path)
+        if name.split(".")[0].startswith("test_")
+    ]
+    assert not found
 
 
 def test_public_functions_say_what_they_do() -> None:
     bare = [
         f"{path.relative_to(REPO)}:{node.lineno} {node.name}"
         for path in modules()
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        and not node.name.startswith("_")
-        and node.name != "main"
-        and not ast.get_docstring(node)
+        for node in definitions(path)
+        if not node.name.startswith("_") and node.name != "main" and not ast.get_docstring(node)
     ]
     assert not bare
