@@ -578,7 +578,7 @@ def test_what_the_original_trains_on_stops_no_run(
     caplog.set_level("INFO", logger="llava")
     trainer = fit(assembled_from([*argv, *more]))
     assert trainer.problems == {"no answer": 3, "answer cut away": 2, "image not in text": 1}
-    assert "1 records without image hold <image>, which is plain text there: 0 is the first" in caplog.text
+    assert "1 records without an image contain <image> as text, first 0" in caplog.text
 
 
 def test_a_broken_image_is_named_from_a_worker_process_too(golden: Path, tmp_path: Path) -> None:
@@ -599,7 +599,7 @@ def test_a_broken_image_is_named_from_a_worker_process_too(golden: Path, tmp_pat
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
-        (["--version", "v1.5"], SettingsError, "--version v1.5: no such template; there are .*vicuna_v1"),
+        (["--version", "v1.5"], SettingsError, "--version v1.5: no such template; .*vicuna_v1"),
         (["--model_name_or_path", "weights/none"], CheckpointError, "weights/none"),
         (["--vision_tower", "weights/none"], CheckpointError, "weights/none"),
         (["--pretrain_mm_mlp_adapter", "weights/none"], CheckpointError, "weights/none"),

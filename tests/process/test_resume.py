@@ -384,7 +384,7 @@ def test_what_contradicts_an_adapter_is_said_at_once(golden: Path, tmp_path: Pat
         parse_arguments(further(golden, adapter, tmp_path, *flags))
     for part in (
         "--init_adapter and --pretrain_mm_mlp_adapter: choose one",
-        f"--lora_r 4: the adapter in {adapter} has 8; give that",
+        f"--lora_r 4: the adapter in {adapter} has 8;",
         "--save_minutes -1: wanted 0 (none) or more",
     ):
         assert part in str(caught.value)
