@@ -1,4 +1,4 @@
-"""What goes together: ways of sharing a run among processes, and what is trained. The rest is refused here.
+"""Refuse combinations of ZeRO stages, quantization and FSDP that are not supported.
 
 scripts/v1_5/DISTRIBUTED.md has it as a table for users, and a test holds that against what happens.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def unsupported(*, bits: int, fsdp: bool, deepspeed: Mapping[str, Any] | None) -> Iterator[str]:
-    """What of these settings is not supported, with the reason and what to use.
+    """Yield one message per unsupported setting, with the reason and what to use instead.
 
     Args:
         bits: 16, or 4 or 8 for a quantised base.

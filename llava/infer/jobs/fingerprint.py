@@ -106,7 +106,7 @@ def _header(stream: BinaryIO, size: int) -> bytes | None:
 
 
 def _spread(stream: BinaryIO, start: int, size: int, blocks: int, block_bytes: int) -> Iterator[bytes]:
-    """`blocks` blocks from the first to the last of `size` bytes; all of them where they are no more."""
+    """Yield `blocks` blocks spread evenly over `size` bytes, or all bytes if they are fewer."""
     if size <= blocks * block_bytes:
         stream.seek(start)
         yield stream.read(size)
