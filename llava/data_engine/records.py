@@ -144,7 +144,7 @@ def _skill_name(row: Mapping[str, Any]) -> str:
 
 
 def _choice(row: Mapping[str, Any]) -> Choice | None:
-    """Return the multiple choice of a record, or None if it has neither options nor letter."""
+    """Return the options and the correct one of a record, or None if it has neither options nor a letter."""
     given = [row[key] for key in _LETTER_KEYS if row.get(key) not in (None, "")]
     raw_options = row.get("options")
     if not raw_options and not given:

@@ -104,7 +104,7 @@ def supervise(
 
 
 def require_supervisable(sample: Sample, template: Conversation) -> None:
-    """Raise the `DataError` that `supervise` would raise, but before training, without a tokenizer."""
+    """Raise `DataError` if the sample's turns do not fit the template. This needs no tokenizer."""
     if template.sep_style in CHOOSY:
         with _naming(sample):
             # Where the image token is moved to decides nothing here.

@@ -66,11 +66,11 @@ def run_steps(trainer: LLaVATrainer, start: Start) -> None:
 
 
 def end_if_stopped(trainer: LLaVATrainer, callback: CheckpointCallback) -> None:
-    """End the process if a signal or a refused sample stopped the run. The run has been saved by then.
+    """Exit if a signal, or a bad sample under `--bad_samples error`, stopped training. Call it after the save.
 
     Raises:
-        SystemExit: A signal stopped it; the code is the one shells use, 128 plus the signal's number.
-        DataError: `--bad_samples error` refuses a sample of this rank. The other ranks exit with code 2.
+        SystemExit: With 128 plus the signal's number; with 2 if another rank has the bad sample.
+        DataError: This rank has the bad sample.
     """
     if callback.stop_signal:
         _end_for_signal(trainer, callback.stop_signal)
@@ -135,7 +135,7 @@ def _end_for_refused_sample(trainer: LLaVATrainer) -> NoReturn:
 
 
 def _without_worker_traceback(error: LlavaError) -> LlavaError:
-    """Reduce the text of a data loader worker's error, which ends in the real message, to that message."""
+    """Return the error with only its real message, which PyTorch puts after the worker's traceback."""
     *above, last = str(error).strip().splitlines()
     if not above or "DataLoader worker" not in above[0]:
         return error

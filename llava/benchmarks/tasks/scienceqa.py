@@ -72,7 +72,7 @@ def read_problems(root: Path, split: str = SPLIT) -> list[ScienceProblem]:
 
 
 def read_tool_output(path: Path) -> list[Answer]:
-    """Read the answers in an answers file or in either output file of the original's evaluator."""
+    """Read ScienceQA answers from an answers file or one of the two files of LLaVA's evaluator."""
     try:
         value = read_json_records(path)
     except DataError:

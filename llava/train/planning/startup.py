@@ -110,7 +110,7 @@ def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions:
 def largest_batch(
     dataset: LazySupervisedDataset, args: TrainingArguments, image_positions: int, recipe: Recipe
 ) -> Batch:
-    """Return the batch of the longest samples; grouping by length does put them into one batch."""
+    """Return the batch of the longest samples, the most memory a step can need."""
     samples = args.per_device_train_batch_size
     longest = np.argsort(np.asarray(dataset.lengths))[-samples:]
     limit = dataset.tokenizer.model_max_length
