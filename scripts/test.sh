@@ -23,5 +23,6 @@ else
     mypy
     git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run | xargs -0 shellcheck -x
 fi
+workers=${TEST_WORKERS:-$(env -u OMP_NUM_THREADS nproc)} # with OMP_NUM_THREADS=1 nproc prints 1
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-$(nproc)}" --dist worksteal --quiet --durations 15 "$@"
+exec "$PYTHON" -m pytest --numprocesses "$workers" --dist worksteal --quiet --durations 15 "$@"

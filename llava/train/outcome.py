@@ -66,7 +66,7 @@ def run_steps(trainer: LLaVATrainer, start: Start) -> None:
 
 
 def end_if_stopped(trainer: LLaVATrainer, callback: CheckpointCallback) -> None:
-    """Exit if a signal, or a bad sample under `--bad_samples error`, stopped training. Call it after the save.
+    """Exit if a signal or a refused sample stopped training. Call it after the save.
 
     Raises:
         SystemExit: With 128 plus the signal's number; with 2 if another rank has the bad sample.
