@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from llava.errors import LlavaError
+from llava.errors import LlavaError, one_line
 from llava.log import setup_logging
 
 # Environment variable: the file where each rank writes its error, for the launcher to print last.
@@ -31,15 +31,15 @@ def run(main: Callable[[], None]) -> None:
     except (LlavaError, OSError) as error:
         if os.environ.get("LLAVA_TRACEBACK") == "1":
             raise
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.stderr.write(f"error: {_reason(error)}\n")
         if ERROR_FILE in os.environ and "RANK" in os.environ:
             with Path(os.environ[ERROR_FILE]).open("a", encoding="utf-8") as file:
-                file.write(f"rank {os.environ['RANK']}: {_one_line(error)}\n")
+                file.write(f"rank {os.environ['RANK']}: {_reason(error)}\n")
         sys.exit(2)
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -33,3 +33,8 @@ class AnswersError(LlavaError):
 
 class SettingsError(LlavaError):
     """Flags or settings contradict each other or name something that does not exist."""
+
+
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """Return an error's text on one line, cut to `limit` characters, or its type's name if it has no text."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -21,7 +21,7 @@ from llava import benchmarks
 from llava.benchmarks import paper
 from llava.benchmarks.evaluation import ModelEvaluation
 from llava.command import run
-from llava.errors import DataError, LlavaError, SettingsError
+from llava.errors import DataError, LlavaError, SettingsError, one_line
 from llava.eval.questions import JobSettings, job_of, journal_of, read_asks
 from llava.infer.jobs.flags import (
     add_batch_flags,
@@ -228,7 +228,7 @@ def _printing_errors(work: Callable[[], Scores | None]) -> Scores | None:
     try:
         return work()
     except (LlavaError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         raise _FailedError from error
     except Exception as error:
         traceback.print_exc()

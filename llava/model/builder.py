@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, one_line
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
 from llava.model.loading.checkpoint import (
@@ -210,9 +210,8 @@ def _read_model(
             f"{folder}: a file there holds more than tensors", code="unsafe-pickle"
         ) from error
     except _LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{folder}: the model cannot be loaded: {reason}", code="load-failed"
+            f"{folder}: the model cannot be loaded: {one_line(error, 300)}", code="load-failed"
         ) from error
     if placement.is_quantised:
         avoid_unsupported_kernels(model)

@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from llava.conversation import Conversation, conv_templates, default_conversation
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.held_out import hold_out, warn_of_shared_images
-from llava.errors import CheckpointError, SettingsError
+from llava.errors import CheckpointError, SettingsError, one_line
 from llava.model import lora
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file
@@ -225,9 +225,8 @@ def load_language_model(
             f"{folder}: holds more than tensors, or is damaged; its code is not run", code="unsafe-pickle"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, ImportError) as error:
-        gist = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{folder}: the model cannot be loaded: {gist}", code="unloadable-weights"
+            f"{folder}: the model cannot be loaded: {one_line(error, 300)}", code="unloadable-weights"
         ) from error
     missing = set(report["missing_keys"])
     if model_args.pretrain_mm_mlp_adapter:

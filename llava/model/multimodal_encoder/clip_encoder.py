@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, one_line
 from llava.model.loading.checkpoint import describe_owner
 from llava.model.loading.locate import locate
 from llava.model.loading.weights import check_weight_files, hide_load_report
@@ -75,9 +75,8 @@ class CLIPVisionTower(nn.Module):
             with hide_load_report():
                 clip, report = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{folder}: not a CLIP vision model: {reason}", code="not-a-clip-model"
+                f"{folder}: not a CLIP vision model: {one_line(error, 300)}", code="not-a-clip-model"
             ) from error
         if report["missing_keys"]:
             raise CheckpointError(

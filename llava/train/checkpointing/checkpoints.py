@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, one_line
 from llava.files import STAGING, publish_folder
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.resume import STATE_FILE
@@ -131,7 +131,7 @@ class Checkpoints:
         if self._failure is None and not self._is_writer:
             return  # the rank that failed logs the reason
         cause = self._failure and (self._failure.__cause__ or self._failure)
-        reason = " ".join(str(cause or "another rank failed to write").split())[:200]
+        reason = one_line(cause, 200) if cause else "another rank failed to write"
         newest = self.newest()
         kept = f"the last complete one, {newest}, is kept" if newest else "there is no earlier one"
         logger.warning(

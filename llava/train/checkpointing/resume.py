@@ -16,7 +16,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from llava.errors import CheckpointError, SettingsError
+from llava.errors import CheckpointError, SettingsError, one_line
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS
 from llava.train.distributed import gather_objects
@@ -161,11 +161,10 @@ def explain_load_errors(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
     except (*WRITE_ERRORS, UnpicklingError, EOFError, ValueError, KeyError) as error:
-        gist = (
-            "holds more than tensors" if isinstance(error, UnpicklingError) else " ".join(str(error).split())
-        )
+        unpickled = isinstance(error, UnpicklingError)
+        reason = "holds more than tensors" if unpickled else one_line(error, 200)
         raise CheckpointError(
             f"{checkpoint}: cannot be resumed: it is damaged, or of a run with other flags "
-            f"({gist[:200]}); give an earlier checkpoint-N to --resume_from_checkpoint, or never",
+            f"({reason}); give an earlier checkpoint-N to --resume_from_checkpoint, or never",
             code="damaged-checkpoint",
         ) from error

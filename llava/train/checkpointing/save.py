@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from llava.errors import CheckpointError, SettingsError
+from llava.errors import CheckpointError, SettingsError, one_line
 from llava.files import STAGING, atomic_folder, write_json
 from llava.model.loading.checkpoint import write_non_lora, write_projector
 from llava.model.loading.weights import Tensors
@@ -99,10 +99,9 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except WRITE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{folder}: could not be written ({reason}); what was there is unchanged. Make room, or give "
-            "another --output_dir",
+            f"{folder}: could not be written ({one_line(error, 200)}); what was there is unchanged. "
+            "Make room, or give another --output_dir",
             code="not-writable",
         ) from error
 
