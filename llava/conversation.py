@@ -48,6 +48,7 @@ class Conversation:
     sep: str = "###"
     sep2: str | None = None
     version: str = "Unknown"
+    # Compatibility: kept for code that imports the original's name.
     skip_next: bool = False
 
     def get_prompt(self) -> str:
@@ -65,29 +66,25 @@ class Conversation:
         return "".join(head + body for head, body in _parts(self, messages))
 
     def append_message(self, role: str, message: Any) -> None:
-        """Add a turn; the text None stands for an answer to come."""
+        """Add a turn; the text None means an answer that is still to come."""
         if not isinstance(self.messages, list):
             raise TypeError("this is a template shared by everyone: copy() it and append to the copy")
         self.messages.append([role, message])
 
     def copy(self) -> Conversation:
         """Return an independent copy that can be appended to."""
+        messages = [[role, message] for role, message in self.messages]
         return Conversation(
-            system=self.system,
-            roles=self.roles,
-            messages=[[role, message] for role, message in self.messages],
-            offset=self.offset,
-            sep_style=self.sep_style,
-            sep=self.sep,
-            sep2=self.sep2,
-            version=self.version,
+            self.system, self.roles, messages, self.offset, self.sep_style, self.sep, self.sep2, self.version
         )
 
+    # Compatibility: kept for code that imports the original's name.
     def get_images(self, return_pil: bool = False) -> list[Any]:
         """Return the images of the human's turns, each in its process mode: PIL images, or PNG in base64."""
-        said = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
-        return [self.process_image(image, mode, return_pil) for _, image, mode in said]
+        shown = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
+        return [self.process_image(image, mode, return_pil) for _, image, mode in shown]
 
+    # Compatibility: kept for code that imports the original's name.
     def process_image(
         self,
         image: Any,
@@ -183,21 +180,21 @@ def require_renderable(template: Conversation, turns: Sequence[Turn]) -> None:
 
 def _messages(template: Conversation, turns: Sequence[Turn]) -> list[tuple[str, str]]:
     wanted = ("human", "gpt")
-    for place, turn in enumerate(turns):
-        if turn.speaker != wanted[place % 2]:
+    for index, turn in enumerate(turns):
+        if turn.speaker != wanted[index % 2]:
             raise DataError(
-                f"turn {place} is from {turn.speaker}, wanted {wanted[place % 2]}: turns must alternate",
-                code="turns-not-alternating",
+                f"turn {index} is from {turn.speaker}, wanted {wanted[index % 2]}: turns must alternate",
+                code="turns-do-not-alternate",
             )
     if template.sep_style is SeparatorStyle.LLAMA_2 and not (turns and turns[0].text):
         raise DataError(
             f"turn 0 is empty, but template {template.version} starts with the human's text",
             code="empty-first-turn",
         )
-    return [(template.roles[place % 2], turn.text) for place, turn in enumerate(turns)]
+    return [(template.roles[index % 2], turn.text) for index, turn in enumerate(turns)]
 
 
-# A part is (head, body): who speaks, and what is said with the end mark behind it.
+# A part is (head, body): the speaker's role, and the text with its end mark.
 Part = tuple[str, str]
 
 
@@ -207,12 +204,12 @@ def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Pa
     after_answer = template.sep2 if style in (SeparatorStyle.TWO, SeparatorStyle.PLAIN) else sep
     colon, space = (":", " ") if style in (SeparatorStyle.SINGLE, SeparatorStyle.TWO) else ("", "")
     parts = [(template.system, "" if style is SeparatorStyle.PLAIN else sep)]
-    for place, (role, message) in enumerate(messages):
+    for index, (role, message) in enumerate(messages):
         head = "" if style is SeparatorStyle.PLAIN else role + colon
         if not message:
             parts.append((head, ""))
             continue
-        end = after_answer if place % 2 else sep
+        end = after_answer if index % 2 else sep
         if end is None:
             raise TypeError(f"template {template.version} has no separator after an answer (sep2 is None)")
         parts.append((head, space + _text(message) + end))
@@ -222,17 +219,17 @@ def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Pa
 def _llama_2_parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
     """Return one part per message; the first contains the system text."""
     parts = []
-    for place, (role, message) in enumerate(messages):
-        if place == 0 and not message:
+    for index, (role, message) in enumerate(messages):
+        if index == 0 and not message:
             raise AssertionError("the first message of a LLAMA_2 conversation is empty")
-        if place == 0 and role != template.roles[0]:
+        if index == 0 and role != template.roles[0]:
             raise AssertionError(f"a LLAMA_2 conversation opens with {template.roles[0]}, not {role}")
         if not message:
             parts.append(("", ""))
-        elif place % 2:
+        elif index % 2:
             parts.append(("", f" {_text(message)} {template.sep2}"))
         else:
-            system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if place == 0 and template.system else ""
+            system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if index == 0 and template.system else ""
             parts.append((f"{template.sep}[INST] {system}{_text(message)} [/INST]", ""))
     return parts
 

@@ -1,4 +1,4 @@
-"""`llava doctor`: what this machine has for LLaVA, what is missing, and the one command that mends it."""
+"""`llava doctor`: what this machine has for LLaVA, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 from llava.command import run
 
-# Distribution -> (what it is for, the command that brings it).
+# Distribution -> (what it is for, the command that installs it).
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sentencepiece", "pillow", "pandas")
 OPTIONAL = {
     "deepspeed": ("ZeRO training on several GPUs", 'pip install -e ".[train]"'),

@@ -13,7 +13,7 @@ image is shown (a line of its own that opens or ends what the human says).
 Accepted as in the original: a first turn from gpt (kept here, left out of the prompt later), even the only
 one; `<image>` anywhere in its turn or several times in one (it moves to the front, once); `<image>` elsewhere
 in a record without image (a feed's XML, say: plain text); a last turn without answer; empty texts; other keys
-(dropped). A missing id becomes the record's place. A sample without a supervised label, such as an
+(dropped). A missing id becomes the record's location. A sample without a supervised label, such as an
 image that no text mentions, is accepted here; prompts/labels.py counts it.
 
 Source: LLaVA v1.2.2 train.py, LazySupervisedDataset (fields, lengths).
@@ -48,14 +48,17 @@ class RecordError(DataError):
     """A record is not as it must be.
 
     Attributes:
-        kind: What is wrong, in one of the fixed words above.
+        kind: What is wrong, in one of the fixed words above; the code is the same with hyphens.
         sample: What the record says, where nothing but its image tokens is wrong.
     """
 
     def __init__(self, kind: str, message: str, sample: Sample | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, code=kind.replace(" ", "-"))
         self.kind = kind
         self.sample = sample
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, str(self), self.sample)
 
 
 def read_records(path: Path, passed: Callable[[int], object] | None = None) -> Iterator[tuple[int, Any]]:
@@ -70,19 +73,19 @@ def read_records(path: Path, passed: Callable[[int], object] | None = None) -> I
     return read_jsonl(path, passed) if path.suffix == ".jsonl" else enumerate(stream_json_array(path, passed))
 
 
-def place_name(path: Path, place: int) -> str:
+def record_location(path: Path, position: int) -> str:
     """Return how messages name a record: `train.json: record 3`, `train.jsonl:4`."""
-    return f"{path}:{place}" if path.suffix == ".jsonl" else f"{path}: record {place}"
+    return f"{path}:{position}" if path.suffix == ".jsonl" else f"{path}: record {position}"
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
     """Yield the samples of a JSON array or a `.jsonl` file, in order.
 
     Raises:
-        DataError: The file or a record is not as it must be; the message gives its place in the file.
+        DataError: The file or a record is not as it must be; the message gives its position in the file.
     """
-    for place, row in read_records(path):
-        yield parse_sample(row, place_name(path, place))
+    for position, row in read_records(path):
+        yield parse_sample(row, record_location(path, position))
 
 
 def parse_sample(row: object, where: str) -> Sample:
@@ -90,7 +93,7 @@ def parse_sample(row: object, where: str) -> Sample:
 
     Args:
         row: The record as JSON gives it.
-        where: File and place, for the message.
+        where: File and position, for the message.
 
     Raises:
         RecordError: The record is not as it must be (see above); the message opens with `where` and the id.
@@ -120,7 +123,7 @@ def sample_to_row(sample: Sample) -> dict[str, Any]:
     return row
 
 
-def names_image_in_vain(sample: Sample) -> bool:
+def has_unused_image_token(sample: Sample) -> bool:
     """Return whether a text-only sample contains the image token, which is plain text there."""
     return sample.image is None and any(DEFAULT_IMAGE_TOKEN in turn.text for turn in sample.turns)
 
@@ -153,32 +156,32 @@ def _turns(conversations: object, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
         found = "missing" if conversations is None else f"{json.dumps(conversations)[:60]}"
         raise RecordError(NO_TURNS, f"{where}: conversations is {found}, wanted a list of turns")
-    turns = tuple(_turn(entry, where, place) for place, entry in enumerate(conversations))
+    turns = tuple(_turn(entry, where, index) for index, entry in enumerate(conversations))
     opening = 0 if turns[0].speaker == "human" else 1
-    for place, turn in enumerate(turns[opening:], start=opening):
-        wanted = "human" if (place - opening) % 2 == 0 else "gpt"
+    for index, turn in enumerate(turns[opening:], start=opening):
+        wanted = "human" if (index - opening) % 2 == 0 else "gpt"
         if turn.speaker != wanted:
             raise RecordError(
                 NOT_ALTERNATING,
-                f"{where}: turn {place} is from {turn.speaker}, wanted {wanted}: they must alternate",
+                f"{where}: turn {index} is from {turn.speaker}, wanted {wanted}: they must alternate",
             )
     return turns
 
 
-def _turn(entry: object, where: str, place: int) -> Turn:
+def _turn(entry: object, where: str, index: int) -> Turn:
     if not isinstance(entry, dict):
         raise RecordError(
-            BAD_TURN, f"{where}: turn {place} is {type(entry).__name__}, wanted an object with from and value"
+            BAD_TURN, f"{where}: turn {index} is {type(entry).__name__}, wanted an object with from and value"
         )
     speaker, text = entry.get("from"), entry.get("value")
     if speaker != "human" and speaker != "gpt":
-        raise RecordError(BAD_TURN, f'{where}: turn {place} is from {speaker!r}, wanted "human" or "gpt"')
+        raise RecordError(BAD_TURN, f'{where}: turn {index} is from {speaker!r}, wanted "human" or "gpt"')
     if not isinstance(text, str):
-        raise RecordError(BAD_TURN, f"{where}: turn {place} has the value {text!r}, wanted a string")
+        raise RecordError(BAD_TURN, f"{where}: turn {index} has the value {text!r}, wanted a string")
     if (at := _half_pair(text)) is not None:
         raise RecordError(
             BAD_TURN,
-            f"{where}: turn {place} holds half a surrogate pair at character {at} ({text[at]!r}), which no "
+            f"{where}: turn {index} holds half a surrogate pair at character {at} ({text[at]!r}), which no "
             "tokenizer reads: replace it by the character it was cut from",
         )
     return Turn(speaker, text)
@@ -215,8 +218,8 @@ def _type(row: dict[str, Any]) -> str | None:
 
 
 def _check_image_tokens(sample: Sample, where: str) -> None:
-    places = [place for place, turn in enumerate(sample.turns) if DEFAULT_IMAGE_TOKEN in turn.text]
-    shown = [place for place in places if _shows_image(sample.turns[place])]
+    indices = [index for index, turn in enumerate(sample.turns) if DEFAULT_IMAGE_TOKEN in turn.text]
+    shown = [index for index in indices if _shows_image(sample.turns[index])]
     if shown and sample.image is None:
         raise RecordError(
             TOKEN_WITHOUT_IMAGE,
@@ -224,10 +227,10 @@ def _check_image_tokens(sample: Sample, where: str) -> None:
             "add the key image, or write the token otherwise",
             sample,
         )
-    if len(places) > 1 and sample.image is not None:
+    if len(indices) > 1 and sample.image is not None:
         raise RecordError(
             SEVERAL_TOKENS,
-            f"{where}: {DEFAULT_IMAGE_TOKEN} stands in turns {', '.join(map(str, places))}, "
+            f"{where}: {DEFAULT_IMAGE_TOKEN} stands in turns {', '.join(map(str, indices))}, "
             "but a record has one image: keep it in one turn",
             sample,
         )

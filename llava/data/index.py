@@ -36,10 +36,10 @@ from llava.prompts.labels import CHOOSY, require_supervisable
 from llava.samples import (
     RecordError,
     group_lengths,
-    names_image_in_vain,
+    has_unused_image_token,
     parse_sample,
-    place_name,
     read_records,
+    record_location,
 )
 from llava.schema import Sample, Speaker, Turn
 
@@ -123,12 +123,16 @@ class SampleIndex:
     def identifier(self, row: int) -> str | int:
         """Return the record's id, or its place in the file if it has none."""
         stored = self._value("id", row)
-        return place_name(self.data_path, self._value("place", row)) if stored is None else json.loads(stored)
+        return (
+            record_location(self.data_path, self._value("place", row))
+            if stored is None
+            else json.loads(stored)
+        )
 
     def location(self, row: int) -> str:
         """Return file, place and id of a row's record, to open a message with."""
         stored = self._value("id", row)
-        place = place_name(self.data_path, self._value("place", row))
+        place = record_location(self.data_path, self._value("place", row))
         return place if stored is None else f"{place} (id {json.loads(stored)!r})"
 
     @cached_property
@@ -162,7 +166,7 @@ class SampleIndex:
 
     def problem(self, row: int) -> str:
         """Return what is wrong with a bad row; the message opens with the record's place."""
-        return place_name(self.data_path, self._value("place", row)) + str(self._value("problem", row))
+        return record_location(self.data_path, self._value("place", row)) + str(self._value("problem", row))
 
     @cached_property
     def repairable_rows(self) -> np.ndarray:
@@ -360,7 +364,7 @@ def _row(place: int, record: object) -> dict[str, object]:
         row["gpt first"] = sample.turns[0].speaker == "gpt"
         row["texts"] = [turn.text for turn in sample.turns]
         row["length"], row["modality length"] = group_lengths(sample)
-        row["image in vain"] = names_image_in_vain(sample)
+        row["image in vain"] = has_unused_image_token(sample)
         row["mended"] = repair_sample(sample)[1] or None
     if row["kind"] is None and sample is not None:
         row |= {column: _fits(sample, style) for style, column in _CHOOSY_COLUMNS.items()}

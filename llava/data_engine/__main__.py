@@ -11,7 +11,7 @@ from llava.command import run
 from llava.data_engine.convert import ConversionSettings, Group, MissingImages
 from llava.data_engine.formats import DEFAULT_MODES, MODES
 from llava.data_engine.mix import BATCH_SIZE
-from llava.data_engine.pipeline import convert_files, mix_files, summary
+from llava.data_engine.pipeline import convert_files, mix_files, summarize_report
 from llava.errors import SettingsError
 
 ENGINE_HELP = "files of engine records, JSON arrays or .jsonl"
@@ -93,7 +93,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         report=arguments.report,
         problems=arguments.problems,
     )
-    sys.stdout.write(summary(report) + "\n")
+    sys.stdout.write(summarize_report(report) + "\n")
 
 
 def _mix(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ The base is streamed, so a file of several GB needs little memory. Ids and image
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -62,10 +62,10 @@ def write_samples(
                 f"{output}: the output would replace the base file; name another", code="output-is-input"
             )
     clashes = _Clashes(base, image_root)
-    digest = sha256()
+    checksum = sha256()
     counts = [0, 0]
     with atomic_write(output, binary=True) as stream:
-        writer = _ArrayWriter(stream, digest.update)
+        writer = _ArrayWriter(stream, checksum.update)
         for row in () if base is None else progress(_base_rows(base), name="base records"):
             clashes.learn(row)
             writer.write(row)
@@ -75,7 +75,7 @@ def write_samples(
             writer.write(sample_to_row(sample))
             counts[1] += 1
         writer.close()
-    return Mixed(counts[0], counts[1], digest.hexdigest())
+    return Mixed(counts[0], counts[1], checksum.hexdigest())
 
 
 def each_id_once(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -114,7 +114,7 @@ def _base_rows(base: Path) -> Iterator[dict[str, Any]]:
 class _ArrayWriter:
     """Writes a compact JSON array, one record per line, and passes each piece to `observe`."""
 
-    def __init__(self, stream: IO[bytes], observe: Any) -> None:
+    def __init__(self, stream: IO[bytes], observe: Callable[[bytes], object]) -> None:
         self._stream = stream
         self._observe = observe
         self._before = "[\n"
@@ -124,7 +124,7 @@ class _ArrayWriter:
         try:
             data = text.encode()
         except UnicodeEncodeError:
-            # Half a surrogate pair is no UTF-8, but it can be said as the escape it was read from.
+            # Half a surrogate pair is not valid UTF-8, so the record is written with JSON escapes.
             data = json.dumps(row, separators=(",", ":")).encode()
         self._put(self._before.encode() + data)
         self._before = ",\n"

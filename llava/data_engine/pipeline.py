@@ -24,7 +24,7 @@ from llava.samples import read_samples
 logger = logging.getLogger(__name__)
 
 
-def require(engine: Sequence[Path], base: Path) -> None:
+def require_inputs(engine: Sequence[Path], base: Path) -> None:
     """Raise an error before the work starts if an input is missing.
 
     Raises:
@@ -111,7 +111,7 @@ def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: 
     return write_samples(output, each_id_once(rows), base=base, image_root=image_root)
 
 
-def summary(report: dict[str, Any]) -> str:
+def summarize_report(report: dict[str, Any]) -> str:
     """Return a report as a table and lines to read."""
     modes = report["settings"]["modes"]
     width = max(len(skill) for skill in ["questions of", *report["by_skill"]])

@@ -71,7 +71,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def parse_record(row: object, position: int) -> EngineRecord:
-    """Return the record in `row`; `position` is its place in the source.
+    """Return the record in `row`; `position` is its number in the source.
 
     Raises:
         Unusable: There is no image or no instruction to use, or the skill does not exist.

@@ -72,7 +72,7 @@ def without_outer_image_tokens(value: object) -> object:
 
 
 def digest(text: str) -> int:
-    """Return 64 bits that stand for `text` in a set of millions, which then takes a third of the memory.
+    """Return 64 bits that stand for `text` in a set: 70 bytes in memory, where a question takes 170.
 
     Among two million texts the chance that any two have the same digest is 1e-7.
     """

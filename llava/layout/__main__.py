@@ -16,7 +16,7 @@ from pathlib import Path
 from llava.command import run
 from llava.errors import DataError, SettingsError
 from llava.files import write_json
-from llava.layout.folders import FOLDERS, check_named, count
+from llava.layout.folders import FOLDERS, check_named, count_images
 from llava.layout.ocr_vqa import Options, convert_folder
 
 ROOT = Path("playground/data")
@@ -73,7 +73,7 @@ def _check_folders(root: Path) -> list[str]:
     wrong = []
     sys.stdout.write(f"{'folder':<22}{'.jpg':>9}{'expected':>10}  state\n")
     for folder in FOLDERS:
-        found = count(root, folder)
+        found = count_images(root, folder)
         expected = f"{'' if folder.exact else '~'}{folder.images:,}"
         notes: list[str] = [found.state]
         if found.state != "complete":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava.errors import DataError
-from llava.samples import place_name, read_records
+from llava.samples import read_records, record_location
 
 State = Literal["complete", "short", "missing"]
 
@@ -57,7 +57,7 @@ class Found:
     state: State
 
 
-def count(root: Path, folder: Folder) -> Found:
+def count_images(root: Path, folder: Folder) -> Found:
     """Count the images of one folder under `root`."""
     if not (root / folder.path).is_dir():
         return Found(folder, 0, 0, "missing")
@@ -102,8 +102,8 @@ def check_named(root: Path, training_file: Path) -> Named:
     listing = Listing(root)
     seen: dict[str, bool] = {}
     records = 0
-    for place, row in read_records(training_file):
-        where = place_name(training_file, place)
+    for position, row in read_records(training_file):
+        where = record_location(training_file, position)
         if not isinstance(row, dict):
             raise DataError(f"{where} is {type(row).__name__}, wanted an object", code="not-an-object")
         image = row.get("image")

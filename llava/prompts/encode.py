@@ -46,8 +46,8 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, image_token_index: int = IM
     stretches: Sequence[list[int]] = [tokenizer(text).input_ids for text in prompt.split(DEFAULT_IMAGE_TOKEN)]
     opens = bool(stretches[0]) and stretches[0][0] == tokenizer.bos_token_id
     ids = stretches[0][:opens]
-    for place, stretch in enumerate(stretches):
-        if place:
+    for index, stretch in enumerate(stretches):
+        if index:
             ids.append(image_token_index)
         ids.extend(stretch[opens:])
     return ids

@@ -172,18 +172,18 @@ def _spans_by_round(
     if not mark or not all(text.endswith(mark, start, end) for start, end in answers):
         return None
     opening = encode(mark)
-    marks = [place for place, index in enumerate(ids) if index == tokenizer.eos_token_id]
+    marks = [position for position, token in enumerate(ids) if token == tokenizer.eos_token_id]
     if opening[-1:] != [tokenizer.eos_token_id] or len(marks) != text.count(mark):
         return None
     spans: list[Span] = []
-    char, place = 0, 0  # text[:char] is ids[:place]
+    char, position = 0, 0  # text[:char] is ids[:position]
     for start, end in answers:
         asked = encode(mark + text[char:start])[len(opening) :] if char else encode(text[:start])
-        first = place + len(asked)
-        if ids[place:first] != asked:
+        first = position + len(asked)
+        if ids[position:first] != asked:
             return None
-        char, place = end, marks[text.count(mark, 0, end) - 1] + 1
-        spans.append((first, place))
+        char, position = end, marks[text.count(mark, 0, end) - 1] + 1
+        spans.append((first, position))
     return spans
 
 
@@ -208,7 +208,7 @@ def _spans_by_prefix(
 def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> tuple[int, bool] | None:
     """Return how many of `ids` begin inside the text of `prefix`, and whether they end with it."""
     pairs = enumerate(zip(ids, prefix, strict=False))
-    shared = next((place for place, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
+    shared = next((position for position, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
     if shared == len(prefix):
         return shared, True
     if len(prefix) - shared > _REACH or min(prefix[shared:]) < 0:

@@ -1,4 +1,4 @@
-"""Mixing: the base comes through unchanged, clashes are refused, memory stays small; the commands."""
+"""Mixing: the base comes through unchanged, clashes are refused, memory holds only digests; the commands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from llava.data_engine.__main__ import main
 from llava.data_engine.mix import Mixed, write_samples
 from llava.data_engine.pipeline import mix_files
 from llava.data_engine.text import digest
-from llava.errors import DataError, LlavaError, SettingsError
+from llava.errors import DataError, SettingsError
 from llava.samples import read_samples
 from llava.schema import Sample, Turn
+from support.errors import raises_code
 
 NASTY_BASE = r"""[
   {"id": 12345678901234567890123, "image": "gqa/images/17.jpg", "score": 0.1, "big": 1e300, "zero": -0.0,
@@ -76,27 +77,24 @@ def test_steps_are_those_of_one_epoch_at_a_batch_of_128() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "error", "message"),
+    ("added", "code", "facts"),
     [
-        ([sample("wgByO4Y_0")], DataError, "id 'wgByO4Y_0' comes twice; has .*base.json been mixed before"),
-        ([sample("a")], DataError, "id 'a' comes twice"),
-        ([sample("12345678901234567890123")], DataError, "comes twice"),
-        (
-            [sample(image="VG_100K/2.jpg")],
-            DataError,
-            "in VG_100K/, but .*base.json calls that folder vg/VG_100K/",
-        ),
-        ([sample(image="playground/data/gqa/images/1.jpg")], DataError, "calls that folder gqa/images/"),
+        (sample("wgByO4Y_0"), "repeated-id", ["'wgByO4Y_0'", "base.json"]),
+        (sample("a"), "repeated-id", ["'a'"]),
+        (sample("12345678901234567890123"), "repeated-id", ["12345678901234567890123"]),
+        (sample(image="VG_100K/2.jpg"), "image-folders-differ", [" VG_100K/", "base.json", " vg/VG_100K/"]),
+        (sample(image="playground/data/gqa/images/1.jpg"), "image-folders-differ", [" gqa/images/"]),
     ],
 )
 def test_clashes_are_refused_and_nothing_is_written(
-    base: Path, tmp_path: Path, samples: list[Sample], error: type[LlavaError], message: str
+    base: Path, tmp_path: Path, added: Sample, code: str, facts: list[str]
 ) -> None:
     output = tmp_path / "out/mixed.json"
     output.parent.mkdir()
     output.write_text("older")
-    with pytest.raises(error, match=message):
-        write_samples(output, samples, base=base)
+    with raises_code(code, DataError) as error:
+        write_samples(output, [added], base=base)
+    assert all(fact in str(error.value) for fact in facts)
     assert output.read_text() == "older"
     assert [path.name for path in output.parent.iterdir()] == ["mixed.json"]
 
@@ -105,21 +103,21 @@ def test_samples_of_any_origin_must_have_ids_of_their_own(base: Path, tmp_path: 
     files = [tmp_path / "1.json", tmp_path / "2.json"]
     write_samples(files[0], [sample(), sample("5")])
     write_samples(files[1], [sample("engine_da_1"), sample("5")])
-    with pytest.raises(DataError, match="id '5' comes twice in the samples"):
+    with raises_code("repeated-id", DataError) as error:
         mix_files(base, files, tmp_path / "mixed.json")
+    assert "'5'" in str(error.value)
 
 
 def test_digests_tell_texts_apart_even_those_that_are_not_utf_8() -> None:
     texts = [*(f"id {number}" for number in range(20_000)), "half \ud83d", "half ?"]
     assert len({digest(text) for text in texts}) == len(texts)
-    assert digest("id 1") == digest("id " + "1")
 
 
 def test_an_image_that_is_there_under_its_name_is_no_clash(base: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/1.jpg").touch()
     added = [sample(image="images/1.jpg")]
-    with pytest.raises(DataError, match="calls that folder gqa/images/"):
+    with raises_code("image-folders-differ", DataError):
         write_samples(tmp_path / "mixed.json", added, base=base)
     assert write_samples(tmp_path / "mixed.json", added, base=base, image_root=tmp_path).added == 1
 
@@ -130,25 +128,26 @@ def test_other_folders_and_the_bases_own_images_are_no_clash(base: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code", "fact"),
     [
-        (NASTY_BASE[:-20], "base.json:7: not valid JSON after 3 elements"),
-        ('[{"instruction": "?"}]', "record 0 has no list of conversations"),
-        ('{"a": 1}', "wanted a JSON array"),
+        (NASTY_BASE[:-20], "not-json", "base.json:7"),
+        ('[{"instruction": "?"}]', "not-training-data", "record 0"),
+        ('{"a": 1}', "not-an-array", "base.json"),
     ],
 )
-def test_a_broken_base_is_refused(base: Path, tmp_path: Path, text: str, message: str) -> None:
+def test_a_broken_base_is_refused(base: Path, tmp_path: Path, text: str, code: str, fact: str) -> None:
     base.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=message):
+    with raises_code(code, DataError) as error:
         write_samples(tmp_path / "mixed.json", [sample()], base=base)
+    assert fact in str(error.value)
     assert not (tmp_path / "mixed.json").exists()
 
 
 def test_inputs_are_never_overwritten(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="would replace the base"):
+    with raises_code("output-is-input", SettingsError):
         write_samples(base, [sample()], base=base)
     write_samples(tmp_path / "samples.json", [sample()])
-    with pytest.raises(SettingsError, match="is an input and would be overwritten"):
+    with raises_code("output-is-input", SettingsError):
         mix_files(base, [tmp_path / "samples.json"], tmp_path / "samples.json")
     assert base.read_text(encoding="utf-8") == NASTY_BASE
 
@@ -231,24 +230,27 @@ def test_all_flags_reach_the_conversion(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "facts"),
     [
-        (["mix", "--base", "no.json", "--engine", "ENGINE"], "no.json: no such file; download it from https"),
-        (
-            ["convert", "--engine", "no.json"],
-            "no.json: no such file; the published engine records are at https",
-        ),
-        (["convert", "--engine", "ENGINE", "--check-images", "skip"], "--check-images needs --image-root"),
-        (["convert", "--engine", "ENGINE", "--modes", "xx"], "no mode 'xx'"),
-        (["convert", "--engine", "ENGINE", "--qtypes", "9", "--modes", "sa"], "not one sample in 21 records"),
+        (["mix", "--base", "no.json", "--engine", "ENGINE"], "missing-file", ["no.json", "liuhaotian"]),
+        (["convert", "--engine", "no.json"], "missing-file", ["no.json", "juliozhao"]),
+        (["convert", "--engine", "ENGINE", "--check-images", "skip"], "missing-flag", ["--image-root"]),
+        (["convert", "--engine", "ENGINE", "--modes", "xx"], "unknown-mode", ["'xx'"]),
+        (["convert", "--engine", "ENGINE", "--qtypes", "9", "--modes", "sa"], "no-samples", ["21 records"]),
     ],
 )
-def test_what_the_user_can_mend_is_said(
-    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+def test_errors_that_a_user_can_fix_have_a_code_and_name_the_fault(
+    engine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: str,
+    facts: list[str],
 ) -> None:
     given = [str(engine) if word == "ENGINE" else word for word in arguments]
-    with pytest.raises(LlavaError, match=message):
+    with raises_code(code) as error:
         command(monkeypatch, *given, "--output", tmp_path / "out.json")
+    assert all(fact in str(error.value) for fact in facts)
     assert not (tmp_path / "out.json").exists()
 
 
@@ -278,7 +280,7 @@ def short_record(number: int) -> dict[str, Any]:
     ],
     ids=["long", "short"],
 )
-def test_memory_does_not_grow_with_the_input(
+def test_memory_holds_digests_not_records(
     base: Path, tmp_path: Path, record: Callable[[int], dict[str, Any]], count: int
 ) -> None:
     code = (
@@ -304,4 +306,5 @@ def test_memory_does_not_grow_with_the_input(
         assert f"records: {records:,} read, {records:,} used" in result.stdout
         return int(result.stderr.rsplit("peak ", 1)[1])
 
-    assert peak_kilobytes(count) - peak_kilobytes(count // 5) < 6_000
+    # Measured: 3.5 MB (long) and 5.2 MB (short). Holding the exchanges, as grouping does, takes 17 and 21 MB.
+    assert peak_kilobytes(count) - peak_kilobytes(count // 5) < 8_000

@@ -17,7 +17,7 @@ from llava.conversation import SeparatorStyle
 from llava.data import index
 from llava.data.index import SAMPLES, Samples, open_index
 from llava.files import read_json
-from llava.samples import SEVERAL_TOKENS, group_lengths, names_image_in_vain, read_samples
+from llava.samples import SEVERAL_TOKENS, group_lengths, has_unused_image_token, read_samples
 from support.errors import raises_code
 
 
@@ -57,7 +57,7 @@ def test_indexed_samples_equal_those_read_from_the_file(realdata: Path, tmp_path
         assert list(zip(made.lengths, made.modality_lengths, strict=True)) == list(
             map(group_lengths, samples)
         )
-        assert made.unused_image_token.tolist() == [*map(names_image_in_vain, samples)]
+        assert made.unused_image_token.tolist() == [*map(has_unused_image_token, samples)]
         assert made.with_image.tolist() == [sample.image is not None for sample in samples]
     assert made.location(1001) == f"{path}:2003 (id '7')"
 
