@@ -2,7 +2,8 @@
 
 The letters before the dash are the parts of the input (Question, Context, Multiple options, Lecture,
 Explanation), those after it the parts of the output (Answer, Lecture, Explanation; LEPA has headings).
-Two quirks of the original are kept: AL and AE swap solution and lecture, and double spaces are halved once.
+Quirks of the original are kept: AL and AE swap solution and lecture, double spaces are halved once, and a
+backslash followed by "n" in a lecture or solution becomes a line break.
 
 Source: LLaVA v1.2.2 scripts/convert_sqa_to_llava.py and convert_sqa_to_llava_base_prompt.py.
 """
@@ -67,25 +68,26 @@ def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[Scie
             f"{folder / 'pid_splits.json'}: no split {split!r}; there are: {', '.join(splits)}",
             code="unknown-split",
         )
-    for key in splits[split]:
+    for key in dict.fromkeys(splits[split]):
+        where = f"{folder / 'problems.json'}: problem {key}"
         try:
             problem: ProblemRecord = problems[key]
             text, target = _format_input(input_format, problem), _format_output(output_format, problem)
-        except (KeyError, IndexError) as error:
-            raise DataError(
-                f"{folder / 'problems.json'}: problem {key}: no {error}", code="missing-key"
-            ) from error
-        image = f"{key}/{problem['image']}" if problem["image"] else None
-        yield ScienceExample(str(key), _clean(text), _clean(target), image)
+            image = None if problem["image"] is None else f"{key}/{problem['image']}"
+        except KeyError as error:
+            raise DataError(f"{where}: no {error}", code="missing-key") from error
+        except (IndexError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: not a problem of ScienceQA ({error})", code="record-shape") from error
+        yield ScienceExample(key, _clean(text), _clean(target), image)
 
 
 def _format_input(form: str, problem: ProblemRecord) -> str:
     lines = {
         "Q": f"Question: {problem['question']}\n",
-        "C": f"Context: {problem['hint'] or 'N/A'}\n",
+        "C": f"Context: {problem['hint'].strip() or 'N/A'}\n",
         "M": f"Options: {_options(problem['choices'])}\n",
     }
-    reasons = {"L": problem["lecture"], "E": problem["solution"]}
+    reasons = _reasons(problem)
     text = ""
     pending: list[str] = []
     for letter in form:
@@ -97,16 +99,23 @@ def _format_input(form: str, problem: ProblemRecord) -> str:
     return text + _because(pending)
 
 
+def _reasons(problem: ProblemRecord) -> dict[str, str]:
+    r"""Return lecture and solution by their letter; a literal "\n" becomes a line break, as in the original."""
+    texts = {"L": problem["lecture"], "E": problem["solution"]}
+    return {letter: text.replace("\\n", "\n") for letter, text in texts.items()}
+
+
 def _because(reasons: list[str]) -> str:
     return f"{BECAUSE} {' '.join(reasons)}\n" if reasons else ""
 
 
 def _options(choices: list[str]) -> str:
-    return " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return " ".join(f"({LETTERS[number]}) {choice}" for number, choice in enumerate(choices))
 
 
 def _format_output(form: str, problem: ProblemRecord) -> str:
-    letter, lecture, solution = LETTERS[problem["answer"]], problem["lecture"], problem["solution"]
+    letter = LETTERS[problem["answer"]]
+    lecture, solution = _reasons(problem).values()
     if form == "LEPA":
         parts = [f"LECTURE: {lecture}"] if lecture.strip() else []
         parts += [f"SOLUTION: {solution}"] if solution.strip() else []
@@ -120,7 +129,7 @@ def _format_output(form: str, problem: ProblemRecord) -> str:
             "AL": [solution], "AE": [lecture], "ALE": [lecture, solution], "AEL": [solution, lecture],
         }[form]  # fmt: skip
         return f"Answer: {answer} {BECAUSE} {' '.join(reasons)}"
-    before = " ".join({"L": lecture, "E": solution}[part] for part in form[:-1])
+    before = " ".join(_reasons(problem)[part] for part in form[:-1])
     return f"Answer: {before} {answer}"
 
 

@@ -219,6 +219,16 @@ def test_every_scienceqa_format_has_its_parts_in_order(
     assert example.output == f"Answer: {answered}"
 
 
+def test_odd_scienceqa_texts_become_the_originals(tmp_path: Path) -> None:
+    odd = {"hint": " \u00a0", "lecture": "a\\nb\n", "solution": " \\\\n"}
+    (tmp_path / "problems.json").write_text(json.dumps({"7": PROBLEM | odd, "8": PROBLEM | {"hint": " x "}}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["7", "8", "7"]}))
+    first, second = scienceqa_formats.read_examples(tmp_path, "test", "QCM-LEA")
+    assert first.input == f"Question: Q?\nContext: N/A\n{OPTIONS}"
+    assert first.output == "Answer: a\nb\n \\\n The answer is B."
+    assert second.input == f"Question: Q?\nContext: x\n{OPTIONS}"
+
+
 def test_an_unknown_scienceqa_format_is_named(tmp_path: Path) -> None:
     with raises_code("unknown-prompt-format", SettingsError) as error:
         list(scienceqa_formats.read_examples(tmp_path, "test", "QCX-A"))

@@ -315,9 +315,12 @@ OPTIONS = {"A": "a red cat", "B": "dog", "C": "rain"}
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), ("B.", "B"), ("(B)", "B"), ("B. dog", "B"), ("The answer is C", "C"), ("选项：C。", "C"),
+        ("B", "B"), ("B.", "B"), ("(B)", "B"), ("B. dog", "B"), ("The answer is C", "C"), (":C).", "C"),
         ("A", "A"), ("A. a red cat", "A"), ("A man in the rain", "C"), ("A man walks his pet", None),
         ("It is a Dog", "B"), ("a dog in the rain", None), ("A or B", None), ("E", None), ("", None),
+        ("The answer is A.", "A"), ("I think it is A.", "A"), ("A. Yes, it is", "A"), ("A. dog", "A"),
+        ("The answer is A", None), ("A man has B", None), ("D. dog", None),
+        ("B. Because it barks at me", "B"), ("A, B", "B"), ("A. or B.", None), ("选项：C。", None),
     ],
 )  # fmt: skip
 def test_the_option_letter_is_found_or_none(text: str, letter: str | None) -> None:
