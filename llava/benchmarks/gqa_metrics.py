@@ -11,12 +11,17 @@ from statistics import fmean
 from typing import TypedDict
 
 from llava.benchmarks import aggregate
+from llava.errors import DataError
 from llava.schema import Score
 from llava.scoring import intervals
 from llava.scoring.metrics import PERCENT
 
 RESAMPLES = 200
 SEED = 0
+OBJECT_COLUMNS = 5
+# Weights and corners may be rounded, as to half precision.
+SLACK = 0.01
+MOST_WEIGHT = 1 + SLACK
 COMMON_ANSWERS = ("color", "material", "shape")
 Box = tuple[float, float, float, float]
 Predictions = Mapping[str, str | None]
@@ -54,8 +59,9 @@ class SceneGraph(TypedDict):
 Questions = Mapping[str, GqaQuestion]
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
 SceneGraphs = Mapping[str, SceneGraph]
-Attention = Sequence[Sequence[float]]
-Attentions = Mapping[str, Attention]
+Cells = Sequence[tuple[Box, float]]
+"""Parts of an image, in shares of its width and height, and the attention on each."""
+Attentions = Mapping[str, Cells]
 
 
 def further_metrics(
@@ -72,7 +78,7 @@ def further_metrics(
         predictions: Question id -> prediction, None if the answer is missing.
         choices: Question id -> {"valid": [...], "plausible": [...]}.
         scene_graphs: Image id -> scene graph.
-        attentions: Question id -> a square of weights, or boxes [x0, y0, x1, y1, weight].
+        attentions: Question id -> boxes with their weights, from `parse_attentions`.
     """
     balanced = {key: row for key, row in questions.items() if row["isBalanced"]}
     return [
@@ -133,29 +139,72 @@ def _grounding(balanced: Questions, scene_graphs: SceneGraphs | None, attentions
             "grounding", f"{len(balanced) - len(points)} questions lack attention or scene graph"
         )
     units = {key: PERCENT * point for key, point in points.items()}
-    return aggregate.mean_of_units("grounding", units, value=sum(points.values()) / len(points) * PERCENT)
+    value = sum(points.values()) / len(points) * PERCENT
+    note = "above 100 because what question and answer both name counts twice" if value > PERCENT else ""
+    return aggregate.mean_of_units("grounding", units, value=value, note=note)
 
 
-def _attention_on_regions(row: GqaQuestion, graph: SceneGraph, attention: Attention) -> float:
+def _attention_on_regions(row: GqaQuestion, graph: SceneGraph, cells: Cells) -> float:
     """Return the attention on the objects that question and full answer refer to."""
     references = row["annotations"]
     pointers = [*references["question"].values(), *references["fullAnswer"].values()]
     regions = [_region(graph, pointer) for pointer in pointers]
-    cells = _cells(attention)
     return sum(weight * _covered(cell, region) for region in regions for cell, weight in cells)
 
 
-def _cells(attention: Attention) -> list[tuple[Box, float]]:
-    """Return boxes with their weights: the given ones, or the cells of a square map (first index is x)."""
-    size = len(attention)
-    if any(len(row) != size for row in attention):
-        return [((x0, y0, x1, y1), weight) for x0, y0, x1, y1, weight in attention]
-    edge = 1.0 / size
-    return [
-        ((edge * i, edge * j, edge * (i + 1), edge * (j + 1)), attention[i][j])
-        for i in range(size)
-        for j in range(size)
-    ]
+def parse_attentions(attentions: Mapping[str, Sequence[Sequence[float]]], where: str) -> Attentions:
+    """Return boxes with weights for attention maps or for the attention on objects.
+
+    A map is a square of weights, of which the first index is x. Objects are rows [x0, y0, x1, y1, weight].
+    (The official program is told which by --objectFeatures.) Squares of five are objects if another question
+    has not five of them, or if the numbers sum to more than 1, which the weights of a map cannot.
+
+    Args:
+        attentions: Question id -> map or objects; the same kind for all.
+        where: The file, for error messages.
+
+    Raises:
+        DataError: An attention is neither, or its weights are no probabilities.
+    """
+    squares = all(len(row) == len(rows) for rows in attentions.values() for row in rows)
+    fives = all(len(row) == OBJECT_COLUMNS for rows in attentions.values() for row in rows)
+    is_map = squares and not (fives and any(_total(rows) > MOST_WEIGHT for rows in attentions.values()))
+    if not is_map and not fives:
+        raise DataError(
+            f"{where}: wanted a square of weights for each question, or rows [x0, y0, x1, y1, weight]",
+            code="wrong-attention",
+        )
+    return {key: _cells(rows, f"{where}: question {key}", is_map=is_map) for key, rows in attentions.items()}
+
+
+def _total(rows: Sequence[Sequence[float]]) -> float:
+    return sum(sum(row) for row in rows)
+
+
+def _cells(rows: Sequence[Sequence[float]], where: str, *, is_map: bool) -> Cells:
+    edge = 1.0 / max(len(rows), 1)
+    cells: list[tuple[Box, float]]
+    if is_map:
+        cells = [
+            ((edge * i, edge * j, edge * (i + 1), edge * (j + 1)), weight)
+            for i, row in enumerate(rows)
+            for j, weight in enumerate(row)
+        ]
+    else:
+        cells = [((x0, y0, x1, y1), weight) for x0, y0, x1, y1, weight in rows]
+        outside = [box for box, _ in cells if not all(-SLACK <= corner <= 1 + SLACK for corner in box)]
+        if outside:
+            raise DataError(
+                f"{where}: the box {outside[0]} is not in shares of the image, from 0 to 1",
+                code="wrong-attention",
+            )
+    total = sum(weight for _, weight in cells)
+    if not total <= MOST_WEIGHT or not all(weight >= 0 for _, weight in cells):
+        raise DataError(
+            f"{where}: the attention has negative weights or sums to {total:.4g}, wanted at most 1",
+            code="wrong-attention",
+        )
+    return cells
 
 
 def _region(graph: SceneGraph, pointer: str) -> Box:

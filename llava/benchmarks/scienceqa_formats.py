@@ -100,7 +100,7 @@ def _format_input(form: str, problem: ProblemRecord) -> str:
 
 
 def _reasons(problem: ProblemRecord) -> dict[str, str]:
-    r"""Return lecture and solution by their letter; a literal "\n" becomes a line break, as in the original."""
+    r"""Return lecture and solution by their letter; a literal "\n" becomes a line break."""
     texts = {"L": problem["lecture"], "E": problem["solution"]}
     return {letter: text.replace("\\n", "\n") for letter, text in texts.items()}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from llava import benchmarks
 from llava.errors import AnswersError, DataError
-from llava.schema import Answer
+from llava.schema import Answer, Score
 from support.benchmark_downloads import MAKERS
 from support.errors import raises_code
 
@@ -99,3 +100,64 @@ def test_a_record_without_a_key_is_the_users_error(tmp_path: Path) -> None:
     with raises_code("missing-key", DataError) as error:
         GQA.score(tmp_path, tiny.answers)
     assert all(fact in str(error.value) for fact in (str(path), "structural"))
+
+
+HALVES = [[0.0, 0.0, 0.5, 1.0, 0.5], [0.5, 0.0, 1.0, 1.0, 0.5]]
+NO_WEIGHT = [[0.0, 0.0, 1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("attention", "grounding"),
+    [
+        (HALVES, 50.0),
+        (HALVES + 3 * NO_WEIGHT, 50.0),
+        (NO_WEIGHT, 0.0),
+        ([[1.0]], 50.0),
+        ([[0.04] * 5] * 5, 50.0),
+        ([[0.2] * 5, *[[0.0] * 5] * 4], 100.0),
+        ([[0.25, 0.25], [0.25, 0.25]], 50.0),
+    ],
+)
+def test_attention_is_on_a_map_or_on_objects(
+    tmp_path: Path, attention: list[list[float]], grounding: float
+) -> None:
+    score = _score_attention(tmp_path, attention)
+    assert score.value == pytest.approx(grounding)
+
+
+def test_what_question_and_answer_both_name_counts_twice_as_in_the_official_program(tmp_path: Path) -> None:
+    score = _score_attention(tmp_path, [[1.0, 0.0], [0.0, 0.0]], in_answer=True)
+    assert score.value == 200.0
+    assert "counts twice" in score.note
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        [[0.5, 0.5, 0.5]],
+        [[0.0, 0.0, 200.0, 300.0, 1.0]],
+        [[0.0, 0.0, 1.0, 1.0, 1.0]] * 2,
+        [[0.9, 0.9], [0.9, 0.9]],
+        [[1.5, -0.5], [0.0, 0.0]],
+        [[math.nan]],
+    ],
+)
+def test_attention_that_is_no_probability_is_refused(tmp_path: Path, attention: list[list[float]]) -> None:
+    with raises_code("wrong-attention", DataError) as error:
+        _score_attention(tmp_path, attention)
+    assert "testdev_balanced_attentions.json" in str(error.value)
+
+
+def _score_attention(folder: Path, attention: list[list[float]], *, in_answer: bool = False) -> Score:
+    """Score the attention on the left half of an image, which the question names and perhaps the answer."""
+    names = {"0": "1"}
+    question = {
+        "question": "Which?", "imageId": "7", "isBalanced": True, "answer": "left", "entailed": [],
+        "types": {"structural": "query", "semantic": "attr", "detailed": "x"}, "groups": {"global": None},
+        "semantic": [], "annotations": {"question": names, "fullAnswer": names if in_answer else {}},
+    }  # fmt: skip
+    graph = {"width": 200, "height": 300, "objects": {"1": {"x": 0, "y": 0, "w": 100, "h": 300}}}
+    files = {"questions": {"5": question}, "sceneGraphs": {"7": graph}, "attentions": {"5": attention}}
+    for what, value in files.items():
+        (folder / f"testdev_balanced_{what}.json").write_text(json.dumps(value))
+    return GQA.score(folder, [Answer("5", "", "left")]).get("grounding")

@@ -60,11 +60,15 @@ def read_gqa_truth(root: Path, split: str, path: Path | None = None) -> GqaTruth
             code="missing-file",
         )
     prefix = path.name.removesuffix("questions.json")
+    choices, scene_graphs, attentions = (
+        find(path.parent, f"{prefix}{what}.json") or _find(root, split, what)
+        for what in ("choices", "sceneGraphs", "attentions")
+    )
     return GqaTruth(
         questions=_read_object(path),
-        choices=_neighbour(path.parent, root, split, prefix, "choices"),
-        scene_graphs=_neighbour(path.parent, root, split, prefix, "sceneGraphs"),
-        attentions=_neighbour(path.parent, root, split, prefix, "attentions"),
+        choices=_read_object(choices) if choices else None,
+        scene_graphs=_read_object(scene_graphs) if scene_graphs else None,
+        attentions=_read_attentions(attentions) if attentions else None,
     )
 
 
@@ -73,14 +77,11 @@ def _find(root: Path, split: str, what: str) -> Path | None:
     return find(root, *(f"{folder}{name}" for folder in FOLDERS for name in names))
 
 
-def _neighbour(folder: Path, root: Path, split: str, prefix: str, what: str) -> Any:
-    path = find(folder, f"{prefix}{what}.json") or _find(root, split, what)
-    if path is None:
-        return None
+def _read_attentions(path: Path) -> gqa_metrics.Attentions:
     value = read_json_records(path)
     if isinstance(value, list):
-        return {str(row["questionId"]): row["attention"] for row in value}
-    return _read_object(path)
+        value = {str(row["questionId"]): row["attention"] for row in value}
+    return gqa_metrics.parse_attentions(value, str(path))
 
 
 def _read_object(path: Path) -> Any:
