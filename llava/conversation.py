@@ -17,7 +17,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
-from llava.schema import Turn
+from llava.schema import JsonObject, Turn
 
 Span = tuple[int, int]
 
@@ -121,7 +121,7 @@ class Conversation:
         image.save(stream, format=image_format)
         return base64.b64encode(stream.getvalue()).decode()
 
-    def dict(self) -> dict[str, Any]:
+    def dict(self) -> JsonObject:
         """Return the conversation for a log: its texts, without images."""
         return {
             "system": self.system,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llava.errors import DataError
+from llava.schema import JsonObject
 
 STAGING = ".saving-"  # how the names of folders that are still being written begin
 
@@ -20,7 +21,7 @@ STAGING = ".saving-"  # how the names of folders that are still being written be
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-ObjectHook = Callable[[dict[str, Any]], Any]
+ObjectHook = Callable[[JsonObject], Any]
 
 
 def read_json(path: Path, *, object_hook: ObjectHook | None = None) -> Any:
@@ -41,7 +42,7 @@ OnRead = Callable[[int], object]
 """Called with the number of bytes just read, for a progress bar."""
 
 
-def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, JsonObject]]:
     """Yield (line number from 1, object) for every line that is not blank.
 
     Args:
@@ -268,7 +269,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2, ascii_only: bo
         stream.write("\n")
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, ascii_only: bool = True) -> None:
+def write_jsonl(path: Path, rows: Iterable[JsonObject], *, ascii_only: bool = True) -> None:
     """Write one object per line atomically, ASCII-escaped like the original's answer files."""
     with atomic_write(path) as stream:
         for row in rows:

@@ -7,13 +7,16 @@ import binascii
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from llava.anyres import process_anyres_image
 from llava.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, PretrainedConfig
 
 Colour = tuple[int, int, int]
 
@@ -71,7 +74,7 @@ def expand2square(pil_img: Image.Image, background_color: Colour) -> Image.Image
 
 
 def process_images(
-    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+    images: Sequence[Image.Image], image_processor: CLIPImageProcessorPil, model_cfg: PretrainedConfig
 ) -> torch.Tensor | list[torch.Tensor]:
     """Preprocess images as the model was trained to see them, in float32.
 
@@ -101,7 +104,7 @@ def process_images(
     )
 
 
-def mean_colour(image_processor: Any) -> Colour:
+def mean_colour(image_processor: CLIPImageProcessorPil) -> Colour:
     """Return the processor's mean as a colour, truncated as in the original: (122, 116, 104) for CLIP."""
     red, green, blue = (int(255 * channel) for channel in image_processor.image_mean)
     return red, green, blue

@@ -1,20 +1,26 @@
 """Convert LLaVA's JSON records to samples and back, and check each one before training.
 
-This module knows nothing of prompts and ids. A record has the keys `id`, `image` (a path under the image
-folder; left out for text alone) and `conversations`, a list of `{"from": "human" or "gpt", "value": text}`.
-The data engine adds `type`, the question type's name, for one validation loss per type; the original
-ignores it.
+A record has the keys `id`, `image` (a path under the image folder; text-only records have none) and
+`conversations`, a list of `{"from": "human" or "gpt", "value": text}`. The data engine adds `type`, the name
+of the question type, for one validation loss per type; the original ignores it.
 
-Refused, because the original crashes on it or trains on something else than was meant: another speaker than
-human and gpt; turns that do not alternate; no turn at all; texts that are no strings or hold half a surrogate
-pair; an image that is no path; `<image>` in two turns of a record with an image, or, without one, where an
-image is shown (a line of its own that opens or ends what the human says).
+A record is refused if the original crashes on it or trains on something that was not meant:
 
-Accepted as in the original: a first turn from gpt (kept here, left out of the prompt later), even the only
-one; `<image>` anywhere in its turn or several times in one (it moves to the front, once); `<image>` elsewhere
-in a record without image (a feed's XML, say: plain text); a last turn without answer; empty texts; other keys
-(dropped). A missing id becomes the record's location. A sample without a supervised label, such as an
-image that no text mentions, is accepted here; prompts/labels.py counts it.
+* a speaker other than human and gpt, turns that do not alternate, or no turns;
+* a text that is not a string, or contains half a surrogate pair;
+* an image that is not a path;
+* `<image>` in two turns of a record with an image;
+* in a record without an image, `<image>` as the first or last line of a human turn.
+
+These are accepted, as in the original:
+
+* a first turn from gpt, even the only one; the prompt leaves it out later;
+* `<image>` anywhere in its turn, or several times in one turn: it moves to the front, once;
+* `<image>` elsewhere in a record without an image: it is plain text, as in the XML of a feed;
+* a last turn without an answer, empty texts, and other keys, which are dropped.
+
+A missing id becomes the record's location. A sample in which nothing is supervised, such as one whose image
+no text mentions, is accepted here; prompts/labels.py reports it.
 
 Source: LLaVA v1.2.2 train.py, LazySupervisedDataset (fields, lengths).
 """
@@ -29,9 +35,9 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.files import read_jsonl, stream_json_array
-from llava.schema import RecordId, Sample, Turn
+from llava.schema import JsonObject, RecordId, Sample, Turn
 
-# Words an image counts for when samples are grouped by length.
+# The number of words that an image counts as when samples are grouped by length.
 IMAGE_WORDS = 128
 
 NOT_A_RECORD = "not a record"
@@ -45,11 +51,11 @@ SEVERAL_TOKENS = "image token in several turns"
 
 
 class RecordError(DataError):
-    """A record is not as it must be.
+    """A record cannot be used.
 
     Attributes:
-        kind: What is wrong, in one of the fixed words above; the code is the same with hyphens.
-        sample: What the record says, where nothing but its image tokens is wrong.
+        kind: What is wrong, one of the constants above; the error's code is the same with hyphens.
+        sample: The sample, if only its image tokens are wrong.
     """
 
     def __init__(self, kind: str, message: str, sample: Sample | None = None) -> None:
@@ -68,7 +74,7 @@ def read_records(path: Path, passed: Callable[[int], object] | None = None) -> I
     number of bytes read so far.
 
     Raises:
-        DataError: The file is not as it must be; the message gives the line.
+        DataError: The file is not valid JSON or not a list; the message gives the line.
     """
     return read_jsonl(path, passed) if path.suffix == ".jsonl" else enumerate(stream_json_array(path, passed))
 
@@ -82,7 +88,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
     """Yield the samples of a JSON array or a `.jsonl` file, in order.
 
     Raises:
-        DataError: The file or a record is not as it must be; the message gives its position in the file.
+        DataError: The file or a record is invalid; the message gives its position in the file.
     """
     for position, row in read_records(path):
         yield parse_sample(row, record_location(path, position))
@@ -92,11 +98,11 @@ def parse_sample(row: object, where: str) -> Sample:
     """Return the sample that one record describes.
 
     Args:
-        row: The record as JSON gives it.
+        row: The decoded record.
         where: File and position, for the message.
 
     Raises:
-        RecordError: The record is not as it must be (see above); the message opens with `where` and the id.
+        RecordError: The record is refused (see above); the message starts with `where` and the id.
     """
     if not isinstance(row, dict):
         found = type(row).__name__
@@ -112,9 +118,9 @@ def parse_sample(row: object, where: str) -> Sample:
     return sample
 
 
-def sample_to_row(sample: Sample) -> dict[str, Any]:
+def sample_to_row(sample: Sample) -> JsonObject:
     """Return the record of a sample: id, image, conversations, type, without the fields it lacks."""
-    row: dict[str, Any] = {"id": sample.id}
+    row: JsonObject = {"id": sample.id}
     if sample.image is not None:
         row["image"] = sample.image
     row["conversations"] = [{"from": turn.speaker, "value": turn.text} for turn in sample.turns]
@@ -131,9 +137,9 @@ def has_unused_image_token(sample: Sample) -> bool:
 def group_lengths(sample: Sample) -> tuple[int, int]:
     """Return the two lengths that samples are grouped by, in words separated by white space.
 
-    The first counts 128 for an image. The second counts the text alone and is negative where there is no
-    image: the sampler keeps the two kinds apart by sign. It is at least one word, where the original counts
-    none and later stops on it.
+    The first counts an image as 128 words. The second counts only the text, and is negative without an image:
+    the sampler separates the two kinds by sign. It is at least one word; the original counts 0 for an empty
+    text and fails later.
     """
     words = sum(len(turn.text.split()) for turn in sample.turns)
     if sample.image is None:
@@ -141,13 +147,13 @@ def group_lengths(sample: Sample) -> tuple[int, int]:
     return words + IMAGE_WORDS, max(words, 1)
 
 
-def _identifier(row: dict[str, Any], where: str) -> RecordId:
+def _identifier(row: JsonObject, where: str) -> RecordId:
     identifier = row.get("id")
     if identifier is None:
         return where
     if isinstance(identifier, str | int) and not isinstance(identifier, bool):
         return identifier
-    if isinstance(identifier, float):  # a table program's idea of an integer
+    if isinstance(identifier, float):  # some table programs write integers as floats
         return int(identifier) if identifier.is_integer() else str(identifier)
     raise RecordError(BAD_ID, f"{where}: id is {json.dumps(identifier)[:60]}, wanted a string or a number")
 
@@ -181,8 +187,8 @@ def _turn(entry: object, where: str, index: int) -> Turn:
     if (at := _half_pair(text)) is not None:
         raise RecordError(
             BAD_TURN,
-            f"{where}: turn {index} holds half a surrogate pair at character {at} ({text[at]!r}), which no "
-            "tokenizer reads: replace it by the character it was cut from",
+            f"{where}: turn {index} contains half a surrogate pair at character {at} ({text[at]!r}), "
+            "which no tokenizer can read: replace it by the whole character",
         )
     return Turn(speaker, text)
 
@@ -196,7 +202,7 @@ def _half_pair(text: str) -> int | None:
     return None
 
 
-def _image(row: dict[str, Any], where: str) -> str | None:
+def _image(row: JsonObject, where: str) -> str | None:
     if "image" not in row:
         return None
     image = row["image"]
@@ -205,11 +211,11 @@ def _image(row: dict[str, Any], where: str) -> str | None:
     raise RecordError(
         BAD_IMAGE_NAME,
         f"{where}: image is {json.dumps(image)[:60]}, wanted one path under the image folder "
-        "(a record of text alone has no key image)",
+        "(a text-only record has no key image)",
     )
 
 
-def _type(row: dict[str, Any]) -> str | None:
+def _type(row: JsonObject) -> str | None:
     """Return the question type, or None if the record's `type` is not a string."""
     kind = row.get("type")
     if not isinstance(kind, str) or _half_pair(kind) is not None:
@@ -223,20 +229,20 @@ def _check_image_tokens(sample: Sample, where: str) -> None:
     if shown and sample.image is None:
         raise RecordError(
             TOKEN_WITHOUT_IMAGE,
-            f"{where}: turn {shown[0]} holds {DEFAULT_IMAGE_TOKEN}, but the record has no image: "
-            "add the key image, or write the token otherwise",
+            f"{where}: turn {shown[0]} contains {DEFAULT_IMAGE_TOKEN}, but the record has no image: "
+            "add the key image, or change the token",
             sample,
         )
     if len(indices) > 1 and sample.image is not None:
         raise RecordError(
             SEVERAL_TOKENS,
-            f"{where}: {DEFAULT_IMAGE_TOKEN} stands in turns {', '.join(map(str, indices))}, "
+            f"{where}: {DEFAULT_IMAGE_TOKEN} is in turns {', '.join(map(str, indices))}, "
             "but a record has one image: keep it in one turn",
             sample,
         )
 
 
 def _shows_image(turn: Turn) -> bool:
-    """Return whether the image token is a first or last line of its own, as in LLaVA's records."""
+    """Return whether the image token is the first or last line of a human turn, as in LLaVA's records."""
     lines = turn.text.strip().split("\n")
     return turn.speaker == "human" and DEFAULT_IMAGE_TOKEN in (lines[0].strip(), lines[-1].strip())

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Speaker = Literal["human", "gpt"]
 RecordId = str | int
+JsonObject = dict[str, Any]  # a decoded JSON object
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Answer:
     answer_id: str = ""
     model_id: str = ""
     metadata: dict[str, object] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
 
 
 Status = Literal["answered", "unparsable", "unanswered", "unjudged"]

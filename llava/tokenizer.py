@@ -38,7 +38,7 @@ def load_tokenizer(
     *,
     model_max_length: int | None = None,
     padding_side: str | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> LlamaSentencePieceTokenizer:
     """Load the tokenizer of a model folder or hub id.
 
@@ -301,7 +301,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
-        **settings: object,
+        **settings: Any,
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         added = self._added_outside_the_model()

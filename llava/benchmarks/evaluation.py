@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
 from llava.errors import DataError
-from llava.schema import Scores
+from llava.schema import JsonObject, Scores
 from llava.scoring.metrics import DETAILS, format_interval, format_table, format_value, write_scores
 
 logger = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path 
         answers: The file of answers, or of a judge's grades.
         save_path: The folder to write to, None to print only.
     """
-    settings: dict[str, Any] = {"split": task.split, "truth": task.truth, "allow_missing": task.allow_missing}
+    settings: JsonObject = {"split": task.split, "truth": task.truth, "allow_missing": task.allow_missing}
     given = benchmark.read_answers(answers)
     scores = benchmark.score(task.root, given, **settings)
     sys.stdout.write(score_table(scores) + "\n")

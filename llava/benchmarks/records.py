@@ -14,6 +14,7 @@ from typing import Any
 
 from llava.errors import DataError
 from llava.files import read_json, read_jsonl
+from llava.schema import JsonObject
 
 SHOWN_KEYS = 8
 JSON_TYPES = (dict, list, str, int, float, bool, type(None))
@@ -28,7 +29,7 @@ class MissingKeyError(DataError, KeyError):
         return str(self.args[0])
 
 
-class Record(dict[str, Any]):
+class Record(JsonObject):
     """A JSON object of a data file; a missing key is a `DataError` that names the file."""
 
     __slots__ = ("where",)

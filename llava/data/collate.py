@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import DataError
@@ -15,6 +16,9 @@ from llava.schema import RecordId
 NOTES = "notes"
 Note = tuple[RecordId, str | None, str | None]
 """A sample's id, why nothing is learned from it, and why it should end the run."""
+
+Item = dict[str, Any]  # one sample's tensors by the names of the model's forward
+Batch = dict[str, Any]  # the same of several samples
 
 
 @dataclass
@@ -29,10 +33,10 @@ class DataCollatorForSupervisedDataset:
         with_notes: Add each sample's (id, problem, refused) under `notes`; `LLaVATrainer` removes them.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     with_notes: bool = False
 
-    def __call__(self, instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, instances: Sequence[Item]) -> Batch:
         """Return `input_ids`, `labels` and `attention_mask` of shape (B, L), and `images` if there are any.
 
         Images of one shape become a tensor (B, 3, H, W), others a list.
@@ -44,7 +48,7 @@ class DataCollatorForSupervisedDataset:
         ids = [instance["input_ids"][:longest] for instance in instances]
         labels = [instance["labels"][:longest] for instance in instances]
         lengths = torch.tensor([len(row) for row in ids])
-        batch: dict[str, Any] = {
+        batch: Batch = {
             "input_ids": _pad(ids, self.tokenizer.pad_token_id),
             "labels": _pad(labels, IGNORE_INDEX),
             "attention_mask": torch.arange(int(lengths.max())) < lengths[:, None],

@@ -16,12 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, default_conversation
 from llava.data.checks.image_files import UNREADABLE
 from llava.data.checks.lengths import TokenLengths
 from llava.data.checks.policy import Policy, raise_refused, select_usable
+from llava.data.collate import Item
 from llava.data.index import open_index
 from llava.errors import DataError
 from llava.images import process_images, read_image
@@ -39,17 +41,17 @@ class DataSettings(Protocol):
         is_multimodal: Whether the model takes images.
         mm_use_im_start_end: Whether `<im_start>` and `<im_end>` enclose an image.
         image_aspect_ratio: How images are made square; see `process_images`.
-        image_processor: The vision tower's image processor; None without images.
+        image_processor: The vision tower's image processor.
     """
 
     image_folder: str | None
     is_multimodal: bool
     mm_use_im_start_end: bool
     image_aspect_ratio: str
-    image_processor: Any
+    image_processor: CLIPImageProcessorPil
 
 
-class LazySupervisedDataset(Dataset[dict[str, Any]]):
+class LazySupervisedDataset(Dataset[Item]):
     """The samples of one JSON file, or some of them, made into tensors on access.
 
     Attributes:
@@ -65,7 +67,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         data_path: str | Path,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         data_args: Any,
         *,
         template: Conversation | None = None,
@@ -131,7 +133,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         """The folder that the records' image paths start from."""
         return Path(self.data_args.image_folder or ".")
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Item:
         """Return `input_ids`, `labels` (L,), `id`, `problem`, `refused`, and `image` (3, S, S) if multimodal.
 
         A text-only sample of a multimodal run gets a black image that no text refers to. So does a sample
@@ -142,7 +144,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             DataError: The image cannot be read, or the whole image folder is gone.
         """
         sample, made = self.samples[index], self.encode(index)
-        item: dict[str, Any] = {
+        item: Item = {
             "id": sample.id,
             "problem": made.problem,
             "refused": None,

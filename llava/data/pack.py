@@ -6,12 +6,11 @@ The samples of a row follow one another; the model keeps their attention apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.data.collate import NOTES
+from llava.data.collate import NOTES, Batch
 
 
 def count_positions(
@@ -60,7 +59,7 @@ def count_rows(lengths: Sequence[int], budget: int) -> int:
     return len(lengths)
 
 
-def select_samples(batch: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+def select_samples(batch: Batch, indices: Sequence[int]) -> Batch:
     """Return some samples of a collated batch.
 
     With no indices, return sample 0 with all labels ignored: a rank with fewer rows than others must still

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from llava.data_engine.records import read_rows
 from llava.data_engine.text import digest
@@ -18,7 +18,7 @@ from llava.errors import DataError, SettingsError
 from llava.files import atomic_write
 from llava.log import progress
 from llava.samples import sample_to_row
-from llava.schema import Sample
+from llava.schema import JsonObject, Sample
 
 BATCH_SIZE = 128
 BASE_SOURCE = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K (llava_v1_5_mix665k.json)"
@@ -101,7 +101,7 @@ def require_base(base: Path) -> None:
         raise DataError(f"{base}: no such file; download it from {BASE_SOURCE}", code="missing-file")
 
 
-def _base_rows(base: Path) -> Iterator[dict[str, Any]]:
+def _base_rows(base: Path) -> Iterator[JsonObject]:
     for index, row in read_rows(base):
         if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
             raise DataError(
@@ -119,7 +119,7 @@ class _ArrayWriter:
         self._observe = observe
         self._before = "[\n"
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: JsonObject) -> None:
         text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
         try:
             data = text.encode()
@@ -147,7 +147,7 @@ class _Clashes:
         self._folders: set[str] = set()
         self._fitting: set[str] = set()
 
-    def learn(self, row: dict[str, Any]) -> None:
+    def learn(self, row: JsonObject) -> None:
         """Note a record of the base. The published base repeats some of its own ids, which is allowed."""
         if "id" in row:
             self._ids.add(digest(str(row["id"])))

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 from llava.data_engine.convert import Conversion, ConversionSettings, Tally
 from llava.data_engine.mix import BATCH_SIZE, Mixed, each_id_once, require_base, write_samples
@@ -20,6 +19,7 @@ from llava.data_engine.text import Unusable
 from llava.errors import SettingsError
 from llava.files import atomic_write, write_json
 from llava.samples import read_samples
+from llava.schema import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def convert_files(
     base: Path | None = None,
     report: Path | None = None,
     problems: Path | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Convert engine files into `output`, after the records of `base` if one is given.
 
     Args:
@@ -111,7 +111,7 @@ def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: 
     return write_samples(output, each_id_once(rows), base=base, image_root=image_root)
 
 
-def summarize_report(report: dict[str, Any]) -> str:
+def summarize_report(report: JsonObject) -> str:
     """Return a report as a table and lines to read."""
     modes = report["settings"]["modes"]
     width = max(len(skill) for skill in ["questions of", *report["by_skill"]])
@@ -137,7 +137,7 @@ def _report(
     output: Path,
     base: Path | None,
     problems: Path,
-) -> dict[str, Any]:
+) -> JsonObject:
     order = {skill.name: skill.id for skill in SKILLS}
     skills = sorted(tally.by_skill, key=lambda name: (order.get(name, len(order) + 1), name))
     chosen = asdict(settings)

@@ -21,6 +21,7 @@ from llava.data_engine.question_types import find_skill
 from llava.data_engine.text import Unusable, clean, without_outer_image_tokens
 from llava.errors import DataError
 from llava.files import read_jsonl, stream_json_array
+from llava.schema import JsonObject
 
 ENGINE_SOURCE = "https://huggingface.co/datasets/juliozhao/dataengine_llava (dataengine_llava.json)"
 UNLABELLED = "unlabelled"
@@ -103,7 +104,7 @@ def parse_record(row: object, position: int) -> EngineRecord:
     return EngineRecord(position, image, instruction, skill, answer, short_answer, choice, faults)
 
 
-def _from_first_engine(row: dict[str, Any]) -> dict[str, Any]:
+def _from_first_engine(row: JsonObject) -> JsonObject:
     """Return a row of the first engine with the published format's keys. Its images are COCO train2017."""
     if "question" not in row:
         raise Unusable("first_engine_not_parsed", "raw_instructions without question and choices")

@@ -6,10 +6,10 @@ Source of the interface: LLaVA v1.2.2 llava/eval/m4c_evaluator.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
+from llava.schema import JsonObject
 
 
 class EvalAIAnswerProcessor:
@@ -26,7 +26,7 @@ class TextVQAAccuracyEvaluator:
     def __init__(self) -> None:
         self.answer_processor = EvalAIAnswerProcessor()
 
-    def eval_pred_list(self, pred_list: Sequence[dict[str, Any]]) -> float:
+    def eval_pred_list(self, pred_list: Sequence[JsonObject]) -> float:
         """Return the mean over entries {"pred_answer": text, "gt_answers": [ten texts]}, from 0 to 1."""
         if not pred_list:
             raise AnswersError("there are no predictions to evaluate", code="no-answers")

@@ -22,7 +22,7 @@ from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generati
 from llava.infer.jobs.prompting import image_line, image_token, prompt_of, template_for_chat
 
 
-def eval_model(args: Any) -> None:
+def eval_model(args: object) -> None:
     """Answer `args.query` about `args.image_file` and print the answer.
 
     Args:

@@ -38,7 +38,7 @@ class LlavaMetaModel:
     config: PretrainedConfig  # a LlavaConfig; transformers evaluates this annotation
     dtype: torch.dtype
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.vision_tower: CLIPVisionTower | list[CLIPVisionTower] | None = None
         self.mm_projector: nn.Module | None = None
@@ -254,7 +254,7 @@ class LlavaMetaForCausalLM:
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sizes = None,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """Return (ids, position_ids, mask, past, embeds, labels) for the language model.
 
         Source: LLaVA v1.2.2 llava_arch.py, the method of this name.

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,7 +52,7 @@ def merge_lora(
     with _new_folder(save_path) as temporary:
         tokenizer = read_tokenizer(source)
         placement = _placement(dtype, device)
-        wrapped: Any = assemble_model(source, placement, tokenizer)
+        wrapped = assemble_model(source, placement, tokenizer)
         if source.is_multimodal:  # first, so that a missing tower costs little time
             load_tower(wrapped.get_base_model(), source, placement.dtype)
         before = _compute_logits(wrapped)

@@ -1,10 +1,11 @@
 """Choose which token ids of a sample are supervised: its answers with their end tokens, and nothing else.
 
-The original measures each round of a conversation on its own and adds the lengths up, which goes wrong for
-an empty answer, an end mark inside a text, and every vocabulary but LLaMA's; it then silences the whole
-sample with a printed line, or masks what it should not. Here an answer's ids are those that
-follow the ids of the text before it. Ids are always the original's; labels are where it kept a sample and no
-text holds a mark of the template ("</s>", "ASSISTANT:").
+The original tokenizes each round of a conversation separately and adds up the lengths. This fails for an
+empty answer, for an end token inside a text, and for every vocabulary except LLaMA's: the original then
+prints a warning and masks the whole sample, or masks the wrong positions. Here, an answer's ids are those
+that follow the ids of the text before it. The ids always equal the original's. The labels equal the
+original's wherever it kept the sample and no text contains a separator of the template ("</s>",
+"ASSISTANT:").
 
 Source: LLaVA v1.2.2 train.py, preprocess_multimodal and preprocess_{plain,v1,llama_2,mpt} (which text, what
 is supervised, what is truncated).
@@ -36,18 +37,20 @@ BOUNDARY_UNCLEAR = "answer boundary unclear"
 
 Encode = Callable[[str], list[int]]
 
-# Styles that cannot hold every sample that llava/samples.py reads.
+# Template styles that cannot represent every sample that llava/samples.py accepts.
 CHOOSY = (SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2)
 
-# Ids at the end of a prefix that what follows may change; more than this is no matter of one token.
+# How many ids at the end of a prefix may differ from the full text's: a token that reaches across the
+# boundary.
 _REACH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A sample as ids; labels are the ids of its answers and -100 elsewhere.
+    """A tokenized sample: labels are the ids of its answers, and -100 elsewhere.
 
-    `problem` is the reason, in fixed words, why the sample teaches nothing; all labels are -100 exactly then.
+    `problem` says why nothing is supervised, as one of the constants above. All labels are -100 if and only
+    if it is set.
     """
 
     input_ids: list[int]
@@ -66,12 +69,12 @@ def supervise(
     """Return the ids and labels of `sample`.
 
     Args:
-        sample: Its first turn is left out if it is not the human's, as in the original (the SINGLE style
-            keeps it, as there).
+        sample: Its first turn is left out if it is not the human's, as in the original; the SINGLE and PLAIN
+            styles keep it.
         template: One of `conv_templates`.
-        tokenizer: Any of transformers'.
-        max_length: How many ids a text-only sample keeps. A sample with an image is cut later, because its
-            image takes more than one position.
+        tokenizer: Any transformers tokenizer.
+        max_length: The number of ids that a text-only sample keeps. A sample with an image is truncated
+            later, because its image takes more than one position.
         mm_use_im_start_end: Enclose the image in `<im_start>` and `<im_end>`.
 
     Raises:
@@ -104,10 +107,14 @@ def supervise(
 
 
 def require_supervisable(sample: Sample, template: Conversation) -> None:
-    """Raise `DataError` if the sample's turns do not fit the template. This needs no tokenizer."""
+    """Check that the template can represent the sample's turns. This needs no tokenizer.
+
+    Raises:
+        DataError: It cannot; the message names the sample.
+    """
     if template.sep_style in CHOOSY:
         with _naming(sample):
-            # Where the image token is moved to decides nothing here.
+            # The image token may stay where it is: its place does not matter for this check.
             conversation.require_renderable(template, _without_opening(sample.turns, template))
 
 
@@ -163,10 +170,10 @@ def _without_opening(turns: Sequence[Turn], template: Conversation) -> Sequence[
 def _spans_by_round(
     text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
 ) -> list[Span] | None:
-    """Return each answer's ids by tokenizing every text once more, or None where that could be wrong.
+    """Locate each answer's ids by tokenizing every piece of text once more; None if that could be wrong.
 
-    It is right where answers end in the tokenizer's own end token: no token crosses it, and the text after it
-    is tokenized as if the end token were all that comes before.
+    It is right where answers end with the tokenizer's own end token: no token crosses it, so the text after
+    it gets the same ids as if only the end token came before.
     """
     mark = tokenizer.eos_token
     if not mark or not all(text.endswith(mark, start, end) for start, end in answers):
@@ -190,10 +197,11 @@ def _spans_by_round(
 def _spans_by_prefix(
     text: str, answers: Sequence[Span], ids: list[int], encode: Encode, tokenizer: Tokenizer
 ) -> list[Span] | None:
-    """Return each answer's ids, between the ids of two prefixes of the text; None if they do not fit.
+    """Locate each answer's ids by tokenizing the text up to its start and up to its end, or return None.
 
-    A token may reach across the end of an answer ("><" over the end of "<|im_end|>"): the model has to write
-    it, so it belongs to the answer. One across the start belongs to neither side; then the result is None.
+    A token may reach across the end of an answer ("><" over the end of "<|im_end|>"). The model has to
+    generate it, so it belongs to the answer. If one reaches across the start, the result is
+    None: it belongs to neither side.
     """
     spans: list[Span] = []
     for start, end in answers:
@@ -206,7 +214,7 @@ def _spans_by_prefix(
 
 
 def _tokens_begun(ids: list[int], prefix: list[int], tokenizer: Tokenizer) -> tuple[int, bool] | None:
-    """Return how many of `ids` begin inside the text of `prefix`, and whether they end with it."""
+    """Count the `ids` that begin inside the text of `prefix`, and tell whether they end with it."""
     pairs = enumerate(zip(ids, prefix, strict=False))
     shared = next((position for position, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
     if shared == len(prefix):

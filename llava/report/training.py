@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.errors import DataError
 from llava.files import read_json
 from llava.report import curves
 from llava.report.names import shortest_names
+from llava.schema import JsonObject
 
 STATE_FILE = "trainer_state.json"
 
@@ -32,7 +32,7 @@ class TrainingLog:
     path: Path
     step: int
     max_steps: int
-    history: Sequence[dict[str, Any]]
+    history: Sequence[JsonObject]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Return the steps and values logged under `key`; a value that is not a number becomes NaN."""

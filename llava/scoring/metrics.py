@@ -28,11 +28,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from llava.errors import DataError
 from llava.files import atomic_write, read_json
-from llava.schema import Score, Scores, Verdict
+from llava.schema import JsonObject, Score, Scores, Verdict
 
 FILE_NAME = "metrics.json"
 SCHEMA = 1
@@ -60,7 +59,7 @@ def write_scores(folder: Path, scores: Scores, *, extra: dict[str, float] | None
     return path
 
 
-def _fields(item: Scores | Score | Verdict) -> dict[str, Any]:
+def _fields(item: Scores | Score | Verdict) -> JsonObject:
     return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
@@ -97,7 +96,7 @@ def read_scores(path: Path) -> Scores:
         ) from error
 
 
-def _score(row: dict[str, Any]) -> Score:
+def _score(row: JsonObject) -> Score:
     return Score(**{**row, "parts": tuple(row["parts"])})
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from llava.command import run
 from llava.conversation import conv_templates
@@ -35,7 +34,7 @@ def chat(flags: argparse.Namespace) -> None:
 
     loaded = load(choice)
     engine = Engine(loaded, sampling)
-    streamer: Any = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     opening = image_line(engine.config)
     while line := _read_line(f"{roles[0]}: "):
         sys.stdout.write(f"{roles[1]}: ")

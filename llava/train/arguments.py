@@ -27,6 +27,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 from llava.data.checks.policy import POLICIES
 from llava.errors import SettingsError
 from llava.model.multimodal_projector.builder import is_projector_type
+from llava.schema import JsonObject
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
 from llava.train.init_adapter import adapter_mismatches
 from llava.train.reporters import choose_reporters
@@ -77,7 +78,7 @@ class DataArguments:
     bad_samples: str = _flag("error", "What to do about bad records and images: error, skip or repair.")
     check_data: bool = _flag(True, "Check every image and sample before training.")
     # Not flags: set when the model is built, and read by the data set.
-    image_processor: Any = field(default=None, init=False, repr=False)
+    image_processor: transformers.CLIPImageProcessorPil | None = field(default=None, init=False, repr=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
 
 
@@ -142,7 +143,7 @@ class TrainingArguments(transformers.TrainingArguments):
     # Flags that this machine cannot honour; reported with the other invalid flags.
     unfit: list[str] = field(default_factory=list, init=False, repr=False)
     # Set after parsing: the flags that decide what is learned; see checkpointing/resume.py.
-    learned_from: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    learned_from: JsonObject = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         defaults = {flag.name: flag.default for flag in fields(self)}
@@ -263,7 +264,7 @@ _DECISIVE = (
 )
 
 
-def _learned_from(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
+def _learned_from(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> JsonObject:
     """Return the flags that decide what a run learns, as JSON values."""
     chosen = {name: getattr(training, name) for name in _DECISIVE}
     return {

@@ -16,7 +16,7 @@ import torch
 from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
-from transformers import BitsAndBytesConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, conv_templates, default_conversation
 from llava.data.dataset import LazySupervisedDataset
@@ -197,7 +197,7 @@ def load_language_model(
     model_args: ModelArguments,
     training_args: TrainingArguments,
     attn_implementation: str | None,
-) -> Any:
+) -> PreTrainedModel:
     """Load the language model's weights, in the training precision or quantized.
 
     Raises:
@@ -205,7 +205,7 @@ def load_language_model(
     """
     folder, config = base.folder, base.config
     check_weight_files(folder)
-    kind: Any = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
+    kind = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
     if attn_implementation == "flash_attention_2" and training_args.compute_dtype == torch.float32:
         logger.warning(
@@ -256,7 +256,7 @@ def _quantisation(training_args: TrainingArguments) -> dict[str, Any]:
     }
 
 
-def set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
+def set_padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, version: str) -> None:
     """Set a padding token, which LLaMA lacks: v0 adds one if it is missing, all others use <unk>."""
     if version != "v0":
         tokenizer.pad_token = tokenizer.unk_token
@@ -265,7 +265,9 @@ def set_padding_token(model: Any, tokenizer: Any, version: str) -> None:
         grow_embeddings(model, len(tokenizer))
 
 
-def prepare_language_model(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+def prepare_language_model(
+    model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments
+) -> PreTrainedModel:
     """Freeze, quantize and wrap the language model with LoRA, as the flags say; return the model to train.
 
     The vision tower and projector are added later, so that none of this touches them.
@@ -299,8 +301,8 @@ def prepare_language_model(model: Any, model_args: ModelArguments, training_args
 
 
 def add_vision(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation
 from llava.data.checks.policy import Policy, raise_refused
@@ -22,7 +24,7 @@ REPORT = "data_check.json"
 
 def open_checked(
     path: str,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     template: Conversation,
     data_args: DataArguments,
     training_args: TrainingArguments,

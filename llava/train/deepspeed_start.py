@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+
+from llava.schema import JsonObject
 
 
 def no_launcher() -> str | None:
@@ -16,7 +17,7 @@ def no_launcher() -> str | None:
     return None
 
 
-def meet_on_cpu(config: dict[str, Any]) -> None:
+def meet_on_cpu(config: JsonObject) -> None:
     """Connect the processes of a run on the CPU, as transformers does itself on GPUs.
 
     Without it ZeRO-3 takes every process for the only one.

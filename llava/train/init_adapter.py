@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedModel
 
 from llava.errors import CheckpointError, SettingsError
 from llava.model.loading.checkpoint import ADAPTER_CONFIG, read_json_object, read_non_lora, strip_wrappers
@@ -55,7 +56,7 @@ def locate_adapter(name: str, model_name_or_path: str, training_args: TrainingAr
     return folder
 
 
-def set_trained_beside(model: Any, folder: Path) -> None:
+def set_trained_beside(model: PreTrainedModel, folder: Path) -> None:
     """Load what was trained beside the adapter: the projector, and embeddings if image tokens were added.
 
     Raises:

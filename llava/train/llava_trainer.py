@@ -15,10 +15,18 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler
-from transformers import TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers import TrainingArguments as HfArguments
 from transformers.integrations import TensorBoardCallback
 
-from llava.data.collate import NOTES, Note
+from llava.data.collate import NOTES, Batch, Note
+from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.errors import CheckpointError, LlavaError
 from llava.model.fused import fuse_layers
@@ -58,7 +66,9 @@ class _Flow(TrainerCallback):
     def __init__(self, trainer: LLaVATrainer) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_train_begin(
+        self, args: HfArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         state.stateful_callbacks[SETTINGS] = {"args": args.learned_from, "attributes": {}}
         self._trainer.meter.begin(state.global_step)
         # A resumed state holds the intervals of the flags it was written with.
@@ -67,12 +77,16 @@ class _Flow(TrainerCallback):
         if args.activation_checkpointing and isinstance(layers, int):
             recompute_first(self._trainer.accelerator.unwrap_model(self._trainer.model), layers)
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_epoch_begin(
+        self, args: HfArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         # accelerate sets it too, but not through all wrappers that a resumed run adds.
         if self._trainer.order is not None:
             self._trainer.order.set_epoch(int(state.epoch or 0))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_step_end(
+        self, args: HfArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         # transformers 5 adds a checkpoint at the end; the final output already has these weights.
         is_last, is_due = (
             state.global_step >= state.max_steps,
@@ -97,7 +111,12 @@ class LLaVATrainer(ValidatingTrainer):
     """
 
     def __init__(
-        self, model: Any, args: TrainingArguments, *, tokenizer: Any = None, **settings: Any
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **settings: object,
     ) -> None:
         """Create the trainer; `tokenizer` is the older name of transformers' `processing_class`.
 
@@ -142,7 +161,7 @@ class LLaVATrainer(ValidatingTrainer):
 
     # ---- order and learning rates
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: LazySupervisedDataset | None = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
         inner: Sampler[int]
@@ -159,14 +178,14 @@ class LLaVATrainer(ValidatingTrainer):
         self.order = EpochSampler(inner, seed=args.order_seed)
         return self.order
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[Batch]:
         """Return transformers' loader; its workers ignore the signals that stop a run after a step."""
         loader = super().get_train_dataloader()
-        starter: Any = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        starter = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
         starter.worker_init_fn = partial(leave_signals_to_parent, starter.worker_init_fn)
         return loader
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Create transformers' optimizer, with groups for a projector that has its own learning rate."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -185,7 +204,7 @@ class LLaVATrainer(ValidatingTrainer):
 
     # ---- loss
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+    def training_step(self, model: PreTrainedModel, inputs: Batch, *rest: object) -> torch.Tensor:
         """Run forward and backward for one batch, split into the recipe's rows; return the loss, ()."""
         notes, learnable = inputs.get(NOTES, []), self._learnable(inputs)
         *others, last = rows_of(
@@ -205,7 +224,7 @@ class LLaVATrainer(ValidatingTrainer):
             logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
         return loss
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Any:
+    def compute_loss(self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object) -> Any:
         """Return the model's loss; stop the run and name the samples if it is not finite.
 
         In fp16 the samples are only logged: the loss scaler skips such a step and lowers the scale.
@@ -221,7 +240,7 @@ class LLaVATrainer(ValidatingTrainer):
             self._stop_not_finite(f"the loss is {loss.detach().mean().item()} on samples {_ids(notes)}")
         return result
 
-    def _get_grad_norm(self, model: Any, *args: Any, **settings: Any) -> Any:
+    def _get_grad_norm(self, model: PreTrainedModel, *args: object, **settings: object) -> Any:
         """Return the gradient's norm; stop before the optimizer step if it is NaN or infinite.
 
         DeepSpeed has made the step by the time it is called.
@@ -241,7 +260,7 @@ class LLaVATrainer(ValidatingTrainer):
             )
         logger.warning("%s; fp16's loss scaler skips such a step", problem)
 
-    def _count_problems(self, notes: list[Note], inputs: dict[str, Any]) -> None:
+    def _count_problems(self, notes: list[Note], inputs: Batch) -> None:
         """Count samples that teach nothing, including those whose image pushes the answer past the end."""
         may_cut = inputs["input_ids"].shape[1] + self._image_positions > self.args.model_max_length
         # Only checked where it can happen: it makes the GPU wait.
@@ -259,7 +278,7 @@ class LLaVATrainer(ValidatingTrainer):
 
     # ---- what is logged
 
-    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Any]:
+    def get_batch_samples(self, *args: object) -> tuple[list[Batch], Any]:
         """Return the batches of one optimizer step, and count what is in them."""
         batches, items = super().get_batch_samples(*args)
         for batch in batches:
@@ -267,7 +286,7 @@ class LLaVATrainer(ValidatingTrainer):
         self._learned_now = [note for batch in batches for note in batch.get(NOTES, [])]
         return batches, items
 
-    def log(self, logs: dict[str, float], *rest: Any, **settings: Any) -> None:
+    def log(self, logs: dict[str, float], *rest: object, **settings: object) -> None:
         """Log, with throughput beside the loss. As in the original, the learning rate is the next step's."""
         if "learning_rate" in logs:
             logs["learning_rate"] = self._get_learning_rate()
@@ -275,7 +294,7 @@ class LLaVATrainer(ValidatingTrainer):
             logs |= self.meter.read(self.state.global_step, self.state.max_steps, self.accelerator.reduce)
         super().log(logs, *rest, **settings)
 
-    def evaluate(self, *args: Any, **settings: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **settings: object) -> dict[str, float]:
         """Return the losses on the held-out data; see `ValidatingTrainer`."""
         with self.meter.paused():
             return super().evaluate(*args, **settings)
@@ -304,12 +323,12 @@ class LLaVATrainer(ValidatingTrainer):
                 if is_writer:
                     write_config(staging, model.config)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         write = partial(super()._save_checkpoint, model, trial)
         with self.meter.paused():
             self.checkpoints.write(self.state.global_step, write)
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: object) -> str:
         return str(self.checkpoints.staging or super()._get_output_dir(trial))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -324,11 +343,13 @@ class LLaVATrainer(ValidatingTrainer):
         with explain_load_errors(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
+    ) -> None:
         with explain_load_errors(resume_from_checkpoint):
             self._load_weights(resume_from_checkpoint, model)
 
-    def _load_weights(self, resume_from_checkpoint: str, model: Any) -> None:
+    def _load_weights(self, resume_from_checkpoint: str, model: PreTrainedModel) -> None:
         folder = Path(resume_from_checkpoint)
         model = self.model if model is None else model
         if self.kind == "projector":
@@ -341,7 +362,7 @@ class LLaVATrainer(ValidatingTrainer):
             _set_trained(model, read_non_lora(folder), folder)
 
 
-def _set_trained(model: Any, tensors: Tensors, folder: Path) -> None:
+def _set_trained(model: PreTrainedModel, tensors: Tensors, folder: Path) -> None:
     """Load the trained weights beside an adapter's.
 
     Raises:

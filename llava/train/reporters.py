@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 
@@ -33,16 +32,16 @@ def choose_reporters(wanted: Sequence[str] | str | None) -> tuple[list[str], lis
 class LenientTensorBoard(TensorBoardCallback):
     """transformers' TensorBoard callback, except that a write error ends the curves and not the run."""
 
-    def on_train_begin(self, *args: Any, **rest: Any) -> None:
+    def on_train_begin(self, *args: object, **rest: object) -> None:
         self._try(super().on_train_begin, *args, **rest)
 
-    def on_log(self, *args: Any, **rest: Any) -> None:
+    def on_log(self, *args: object, **rest: object) -> None:
         self._try(super().on_log, *args, **rest)
 
-    def on_train_end(self, *args: Any, **rest: Any) -> None:
+    def on_train_end(self, *args: object, **rest: object) -> None:
         self._try(super().on_train_end, *args, **rest)
 
-    def _try(self, write: Callable[..., None], *args: Any, **rest: Any) -> None:
+    def _try(self, write: Callable[..., None], *args: object, **rest: object) -> None:
         try:
             write(*args, **rest)
         except OSError as error:

@@ -5,11 +5,12 @@ scripts/v1_5/DISTRIBUTED.md has it as a table for users, and a test holds that a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+
+from llava.schema import JsonObject
 
 
-def unsupported(*, bits: int, fsdp: bool, deepspeed: Mapping[str, Any] | None) -> Iterator[str]:
+def unsupported(*, bits: int, fsdp: bool, deepspeed: JsonObject | None) -> Iterator[str]:
     """Yield one message per unsupported setting, with the reason and what to use instead.
 
     Args:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.command import run
 from llava.data.collate import DataCollatorForSupervisedDataset
@@ -97,7 +98,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
 class Assembled:
     """Everything a run needs. The model may be changed, its weights for example, before `fit` gets it."""
 
-    model: Any
+    model: PreTrainedModel
     tokenizer: LlamaSentencePieceTokenizer
     dataset: LazySupervisedDataset
     collator: DataCollatorForSupervisedDataset
@@ -182,7 +183,7 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
     return trainer
 
 
-def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
+def make_supervised_data_module(tokenizer: PreTrainedTokenizerBase, data_args: Any) -> dict[str, Any]:
     """Return the trainer's arguments about data: train_dataset, eval_dataset (None) and data_collator."""
     return {
         "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),

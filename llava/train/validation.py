@@ -6,14 +6,14 @@ A loss is the mean over all supervised positions, so it does not depend on ranks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
-from llava.data.collate import NOTES
+from llava.data.collate import NOTES, Batch
 from llava.data.dataset import count_learnable
 from llava.prompts.kinds import kinds
 
@@ -44,7 +44,7 @@ class ValidatingTrainer(Trainer):
     real model's size one sample keeps a GPU busy.
     """
 
-    def __init__(self, *, image_positions: int, **settings: Any) -> None:
+    def __init__(self, *, image_positions: int, **settings: object) -> None:
         """Create a trainer with the arguments of transformers' Trainer.
 
         Args:
@@ -55,14 +55,14 @@ class ValidatingTrainer(Trainer):
         super().__init__(**settings)
         self.compute_metrics = self._mean_losses
 
-    def evaluate(self, *args: Any, **settings: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **settings: object) -> dict[str, float]:
         """Evaluate as transformers does, without changing training's random state."""
         with torch.random.fork_rng(devices=[]):
             metrics: dict[str, float] = super().evaluate(*args, **settings)
         return metrics
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], *rest: Any, **settings: Any
+        self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Return None, the sum of one sample's losses (1,) and its number of supervised positions (1,)."""
         inputs.pop(NOTES, None)
@@ -73,9 +73,9 @@ class ValidatingTrainer(Trainer):
             mean = model(**inputs).loss.float()
         return None, torch.where(count > 0, mean * count, 0.0), count
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: object = None) -> DataLoader[Batch]:
         """Load one sample at a time and in order, so that results match samples on any number of ranks."""
-        loader: DataLoader[Any] = self._get_dataloader(
+        loader: DataLoader[Batch] = self._get_dataloader(
             dataset=self.eval_dataset if eval_dataset is None else eval_dataset,
             description="Evaluation",
             batch_size=1,
@@ -83,7 +83,7 @@ class ValidatingTrainer(Trainer):
         )
         return loader
 
-    def _learnable(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _learnable(self, inputs: Batch) -> torch.Tensor:
         """Count the supervised positions of each sample, (B,), after truncation."""
         return count_learnable(
             inputs["input_ids"],
@@ -92,6 +92,6 @@ class ValidatingTrainer(Trainer):
             max_length=self.args.model_max_length,
         )
 
-    def _mean_losses(self, results: Any) -> dict[str, float]:
+    def _mean_losses(self, results: EvalLoopOutput) -> dict[str, float]:
         kinds_of = [kinds(sample) for sample in self.eval_dataset.samples]
         return mean_losses(results.predictions, results.label_ids, kinds_of)

@@ -546,7 +546,7 @@ def test_a_bad_record_is_named(golden: Path, tmp_path: Path, row: Any, message: 
             {"id": 2, "conversations": conversation("Hi")["conversations"]},
             "template plain takes one",
         ),
-        ("plain", conversation(conversations=conversation()["conversations"] * 2), "<image> stands in turns"),
+        ("plain", conversation(conversations=conversation()["conversations"] * 2), "<image> is in turns"),
         ("llama_2", {"id": 2, "conversations": conversation("")["conversations"]}, "turn 0 is empty"),
     ],
 )

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
@@ -22,7 +21,7 @@ from llava.benchmarks.base import Benchmark, Evaluation, Task, read_jsonl_questi
 from llava.benchmarks.records import index_records, read_json_records, read_record_lines
 from llava.errors import AnswersError
 from llava.files import write_jsonl
-from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.schema import Answer, JsonObject, Question, Score, Scores, Verdict
 from llava.scoring import intervals
 from llava.scoring.metrics import PERCENT
 
@@ -164,7 +163,7 @@ def judge_prompt(caption: str, question: str, rule: Mapping[str, str], texts: Se
     )
 
 
-def _read_by_key(path: Path, *, key: str) -> dict[str, dict[str, Any]]:
+def _read_by_key(path: Path, *, key: str) -> dict[str, JsonObject]:
     return index_records(path, (row for _, row in read_record_lines(path)), key)
 
 

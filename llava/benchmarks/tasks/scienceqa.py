@@ -26,7 +26,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import LETTER_SUFFIX
-from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.schema import Answer, JsonObject, Question, Score, Scores, Verdict
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_science_qa.py; breakdown of ScienceQA tools/evaluate_acc.py"
 QUESTION_FILE = "llava_test_CQM-A.json"
@@ -269,10 +269,10 @@ def build_result_file(
 
 def build_analysis(
     problems: Sequence[ScienceProblem], answers: Mapping[str, Answer], letters: str = LETTERS
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[JsonObject]]:
     """Return the original's analysis: the problems answered correctly and incorrectly, with their answers."""
     chosen = build_result_file(problems, answers, letters)["results"]
-    rows: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
+    rows: dict[str, list[JsonObject]] = {"correct": [], "incorrect": []}
     for problem in problems:
         answer = answers.get(problem.id, NO_ANSWER)
         row = {

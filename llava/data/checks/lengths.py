@@ -9,10 +9,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
@@ -72,7 +72,7 @@ class TokenLengths:
 class EncodingSettings:
     """The arguments of `supervise` that all samples share, and the positions of an image."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     template: Conversation
     image_positions: int
     mm_use_im_start_end: bool = False

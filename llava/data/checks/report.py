@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.checks.preflight import CheckedData
+from llava.schema import JsonObject
 
 _EXAMPLES = 5
 _QUANTILES = {"median": 0.5, "95 %": 0.95, "99 %": 0.99, "longest": 1.0}
 
 
-def build_report(checked: CheckedData, *, max_length: int) -> dict[str, Any]:
+def build_report(checked: CheckedData, *, max_length: int) -> JsonObject:
     """Return the results of a check for JSON; `max_length` is the model's number of positions."""
     index, samples = checked.dataset.index, checked.dataset.samples
     unused_token = samples.rows[index.unused_image_token[samples.rows]]
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "file": str(index.data_path),
         "image_folder": str(checked.dataset.data_args.image_folder),
         "policy": checked.dataset.bad_samples,
@@ -56,7 +56,7 @@ def build_report(checked: CheckedData, *, max_length: int) -> dict[str, Any]:
     return report
 
 
-def format_report(report: dict[str, Any]) -> Iterator[str]:
+def format_report(report: JsonObject) -> Iterator[str]:
     """Yield the lines of a report for the terminal."""
     yield f"{report['file']}: {report['records']:,} records, {report['samples']:,} left to learn from"
     mislabelled = report["images_of_another_format_than_their_suffix"]

@@ -6,8 +6,6 @@ Shapes: G groups, H heads, C columns (positions read so far), Q new columns, E f
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import Cache, DynamicLayer
 
@@ -15,7 +13,7 @@ from transformers import Cache, DynamicLayer
 class PreallocatedLayer(DynamicLayer):
     """A cache layer that writes new columns into its buffers and returns views of them."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None  # (G, H, capacity, E) each
         self._columns = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +13,7 @@ from llava.infer.engine.requests import ModelChoice
 from llava.model.loading.placement import plan_placement
 
 if TYPE_CHECKING:
-    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+    from transformers import CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Loaded:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    model: Any
+    model: PreTrainedModel
     image_processor: CLIPImageProcessorPil | None
     context_length: int
 

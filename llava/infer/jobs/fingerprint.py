@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from llava.files import read_json
 
@@ -68,7 +68,7 @@ def named_base(path: str) -> str | None:
     return base if isinstance(base, str) else None
 
 
-def _add_folder(digest: Any, folder: Path) -> None:
+def _add_folder(digest: hashlib._Hash, folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         weights = file.suffix in _WEIGHTS and file.name not in _TRAINING_STATE
         if not file.is_file() or not (weights or file.name in _CONFIGS or file.suffix == ".model"):

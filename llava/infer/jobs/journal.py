@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from llava.errors import AnswersError
 from llava.files import read_json, write_json
+from llava.schema import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ Key = tuple[Any, str]
 class Entry:
     """One answer: its row of the answers file, and the smallest top-1/top-2 logit margin, if known."""
 
-    row: dict[str, Any]
+    row: JsonObject
     margin: float | None = None
 
 

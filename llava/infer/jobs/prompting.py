@@ -6,11 +6,14 @@ Needs no torch. Source of the rules: LLaVA v1.2.2 llava/eval/model_vqa.py, run_l
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.errors import SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def template_for_chat(conv_mode: str | None, model_name: str) -> str:
     return template(conv_mode, "")
 
 
-def image_token(config: Any) -> str:
+def image_token(config: PretrainedConfig) -> str:
     """Return the image token of a prompt, between start and end tokens if the model uses them."""
     # A plain language model's config has no such field.
     if getattr(config, "mm_use_im_start_end", None):
@@ -64,7 +67,7 @@ def image_token(config: Any) -> str:
     return DEFAULT_IMAGE_TOKEN
 
 
-def image_line(config: Any) -> str:
+def image_line(config: PretrainedConfig) -> str:
     """Return the first line of a question about an image."""
     return image_token(config) + "\n"
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import shortuuid
 
@@ -33,7 +33,7 @@ from llava.infer.jobs.journal import Entry, Journal, Key, row_key
 from llava.infer.jobs.prompting import image_line, prompt_of, template
 from llava.infer.jobs.shards import JOURNAL, Shard, merge_shards, shard_positions
 from llava.log import progress
-from llava.schema import Question
+from llava.schema import JsonObject, Question
 
 if TYPE_CHECKING:
     from llava.infer.engine.load import Loaded
@@ -57,10 +57,10 @@ class Ask:
         tail: What follows the answer's `text` in the row.
     """
 
-    head: dict[str, Any]
+    head: JsonObject
     text: str
     image: ImageSource | None = None
-    tail: dict[str, Any] = field(default_factory=dict)
+    tail: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ def _replies(
     logger.info(f"{len(requests)} answers in {seconds:.1f} s ({len(requests) / seconds:.2f} a second)")
 
 
-def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> dict[str, Any]:
+def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> JsonObject:
     """Return a row of the answers file, its keys in the original's order."""
     # Not random: the same model's answer to the same question has the same id in every run.
     name = json.dumps([job.model.name, position, ask.head])
@@ -235,7 +235,7 @@ def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> dict[str, Any
     }
 
 
-def _about(job: AnswerJob, asks: Sequence[Ask]) -> dict[str, Any]:
+def _about(job: AnswerJob, asks: Sequence[Ask]) -> JsonObject:
     """Return what the answers depend on."""
     digest = hashlib.sha256()
     for ask in asks:
@@ -244,7 +244,7 @@ def _about(job: AnswerJob, asks: Sequence[Ask]) -> dict[str, Any]:
         image = ask.image.base64 if isinstance(ask.image, ImageText) else file
         digest.update(json.dumps([ask.head, ask.text, ask.tail, image]).encode() + b"\n")
     base = job.model.base or named_base(job.model.path)
-    about: dict[str, Any] = {
+    about: JsonObject = {
         "model": job.model.name,
         "weights": checkpoint_fingerprint(job.model.path),
         "base": base and checkpoint_fingerprint(base, near=[job.model.path]),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llava.errors import CheckpointError, DataError
 from llava.files import read_json
 from llava.model.loading.weights import Tensors, find_weight_files, read_tensors, write_bin
+from llava.schema import JsonObject
 
 Kind = Literal["adapter", "projector", "full"]
 
@@ -50,7 +51,7 @@ def find_first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """Return the fields of the folder's `config.json`.
 
     Raises:
@@ -70,7 +71,7 @@ def describe_owner(config: object) -> str:
     return f"{folder}/config.json" if folder else "the model"
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> JsonObject:
     """Return the JSON object in a checkpoint's file.
 
     Raises:

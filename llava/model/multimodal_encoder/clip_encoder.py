@@ -56,7 +56,7 @@ class CLIPVisionTower(nn.Module):
         if not delay_load:
             self.load_model()
 
-    def load_model(self, near: Sequence[Path] = (), **kwargs: Any) -> None:
+    def load_model(self, near: Sequence[Path] = (), **kwargs: object) -> None:
         """Load the image processor and the weights. A second call does nothing.
 
         Args:

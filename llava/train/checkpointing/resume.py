@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 from llava.errors import CheckpointError, SettingsError, one_line
+from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS
 from llava.train.distributed import gather_objects
@@ -94,7 +94,7 @@ def is_complete(checkpoint: Path) -> bool:
     return has_optimizer and _read_state(checkpoint / STATE_FILE) is not None
 
 
-def _require_same_length(output: Path, state: dict[str, Any], training_args: TrainingArguments) -> None:
+def _require_same_length(output: Path, state: JsonObject, training_args: TrainingArguments) -> None:
     if training_args.max_steps > 0:
         is_same, wanted = state["max_steps"] == training_args.max_steps, f"{training_args.max_steps} steps"
     else:
@@ -110,7 +110,7 @@ def _require_same_length(output: Path, state: dict[str, Any], training_args: Tra
 
 
 def _require_same_settings(
-    folder: Path, what: str, state: dict[str, Any] | None, training_args: TrainingArguments
+    folder: Path, what: str, state: JsonObject | None, training_args: TrainingArguments
 ) -> None:
     """Refuse a run that was trained with other flags. One that does not record its flags passes."""
     states = (state or {}).get("stateful_callbacks") or {}
@@ -146,7 +146,7 @@ def _require_same_layout(checkpoint: Path, training_args: TrainingArguments) -> 
         )
 
 
-def _read_state(path: Path) -> dict[str, Any] | None:
+def _read_state(path: Path) -> JsonObject | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

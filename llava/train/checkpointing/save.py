@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from llava.errors import CheckpointError, SettingsError, one_line
 from llava.files import STAGING, atomic_folder, write_json
@@ -128,7 +128,7 @@ def require_space(model: nn.Module, folder: Path, *, whole: bool) -> None:
         )
 
 
-def write_config(folder: Path, config: Any) -> None:
+def write_config(folder: Path, config: PretrainedConfig) -> None:
     """Write config.json with the key-value cache on, which training turns off."""
     fields = copy.deepcopy(config)
     fields.use_cache = True
@@ -136,7 +136,9 @@ def write_config(folder: Path, config: Any) -> None:
     write_json(folder / "config.json", {"_name_or_path": config.name_or_path, **fields.to_diff_dict()})
 
 
-def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool) -> None:
+def save_lora(
+    model: PreTrainedModel, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool
+) -> None:
     """Write the adapter, non_lora_trainables.bin and config.json. Under ZeRO-3 every rank must call this."""
     state = split_trained_state(model.named_parameters(), bias)
     # A frozen projector is saved too: the adapter only works with the one it was trained with.
@@ -151,7 +153,7 @@ def save_lora(model: Any, folder: Path, *, bias: Bias, dtype: torch.dtype | None
             write_config(staging, model.config)
 
 
-def save_projector(model: Any, folder: Path, *, is_writer: bool) -> None:
+def save_projector(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> None:
     """Write config.json and mm_projector.bin, which holds the embeddings too if image tokens were added."""
     marks = ("mm_projector", "embed_tokens") if model.config.mm_use_im_start_end else ("mm_projector",)
     tensors = copy_tensors(model.named_parameters(), lambda name: any(mark in name for mark in marks))

@@ -14,10 +14,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 # Dense half-precision rates with fp32 accumulation, by words of the device name; the first match wins.
 # Source: NVIDIA's data sheets and, for GeForce, its whitepapers; figures "with sparsity" are halved.
@@ -80,7 +80,7 @@ class TrainingFlops:
         return self.position * positions + self.pair * pairs + self.logit * logits + self.image * images
 
 
-def training_flops(model: Any) -> TrainingFlops:
+def training_flops(model: PreTrainedModel) -> TrainingFlops:
     """Return what training `model` costs with its current frozen, adapted and quantised weights.
 
     Args:
@@ -114,7 +114,7 @@ def _linear(layer: nn.Linear, passes_gradient: bool) -> float:
     return 2.0 * layer.in_features * layer.out_features * products
 
 
-def _image_flops(base: Any) -> float:
+def _image_flops(base: PreTrainedModel) -> float:
     tower = base.get_vision_tower() if hasattr(base, "get_vision_tower") else None
     if tower is None:
         return 0.0

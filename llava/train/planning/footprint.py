@@ -11,10 +11,10 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llava.model.zero3 import gather_parameters
 
@@ -51,7 +51,7 @@ class Footprint:
     logit: float
 
 
-def measure(model: Any, *, device: torch.device, autocast: torch.dtype | None) -> Footprint:
+def measure(model: PreTrainedModel, *, device: torch.device, autocast: torch.dtype | None) -> Footprint:
     """Measure a model's footprint by running a decoder layer and the projector on a few positions.
 
     The random state and the model are left unchanged. Under ZeRO-3 every rank must call this, before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
 
 from llava.errors import SettingsError
 from llava.model.recipe import Recipe
@@ -47,7 +49,7 @@ def choose_recomputed_layers(
     return int(wanted)
 
 
-def recompute_first(model: Any, count: int) -> None:
+def recompute_first(model: PreTrainedModel, count: int) -> None:
     """Restrict gradient checkpointing, which must be on, to the first `count` layers.
 
     The backward pass reaches the first layers last, when the activations kept by the others are freed.

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import truediv
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.dataset import LazySupervisedDataset
@@ -85,7 +85,7 @@ def log_startup(trainer: LLaVATrainer, dataset: LazySupervisedDataset, plan: Run
 
 
 def _image_positions(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> int:
-    model: Any = trainer.model
+    model = trainer.model
     return model.image_positions if dataset.data_args.is_multimodal else 1
 
 
@@ -141,7 +141,9 @@ class Outlook(TrainerCallback):
     def __init__(self, dataset: LazySupervisedDataset) -> None:
         self._dataset = dataset
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         self._begun_at = state.global_step
         shares = (args.world_size, args.gradient_accumulation_steps, args.per_device_train_batch_size)
         processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
@@ -151,7 +153,9 @@ class Outlook(TrainerCallback):
             f"step ({processes} x {shares[1]} x {shares[2]}), {len(self._dataset):,} samples in all"
         )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
+    ) -> None:
         done = state.global_step - self._begun_at
         if done == _SLOW_STEPS:
             self._since = time.perf_counter()
@@ -193,7 +197,9 @@ def _positions(made: Supervised, image_positions: int, limit: int) -> int:
     return min(len(made.input_ids) + images * (image_positions - 1), limit)
 
 
-def _marked(ids: list[int], labels: list[int], tokenizer: Any, image_positions: int) -> Iterator[str]:
+def _marked(
+    ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, image_positions: int
+) -> Iterator[str]:
     """Yield the pieces of a text, with images and supervised pieces marked."""
     kinds = [
         "image" if index == IMAGE_TOKEN_INDEX else "given" if label == IGNORE_INDEX else "learned"

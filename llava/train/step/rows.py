@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from llava.data.collate import Batch
 from llava.data.pack import assign_rows, count_positions, count_rows, select_samples
 from llava.model.recipe import Recipe
 from llava.train.distributed import all_reduce_max
@@ -22,7 +22,7 @@ def rows_of(
     supervised: torch.Tensor,
     image_positions: int,
     max_length: int,
-) -> list[dict[str, Any]]:
+) -> list[Batch]:
     """Split a batch into the keyword arguments of its forward passes, whose losses sum to the batch's loss.
 
     Every rank makes as many passes as the rank that needs most: some backends communicate in each pass.
