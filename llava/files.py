@@ -1,41 +1,104 @@
-"""Read and write JSON: errors name file and line, large arrays are streamed, writes are atomic."""
+"""Read and write JSON: errors name file and line, large arrays are streamed, writes are atomic.
+
+An object that has a key twice is refused: JSON readers disagree on which of the two values counts.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from llava.errors import DataError
+from llava.errors import DataError, SettingsError
 from llava.schema import JsonObject
+from llava.temporary import temporary_file, temporary_folder
 
-STAGING = ".saving-"  # how the names of folders that are still being written begin
+CACHE_VARIABLE = "LLAVA_CACHE"
 
-# The disk is full, the user's quota is used up, or the file is at its size limit.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+def cache_folder() -> Path:
+    """Return the folder for what later runs may use again, which may not exist yet."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava")
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice."""
 
 
 ObjectHook = Callable[[JsonObject], Any]
+
+
+def parse_json(text: str | bytes, *, object_hook: ObjectHook | None = None) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        RepeatedKeyError: An object has a key twice.
+        ValueError: It is not JSON, or too deep or large for Python.
+    """
+
+    def build(pairs: list[tuple[str, Any]]) -> Any:
+        return object_hook(_build_object(pairs)) if object_hook else _build_object(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=build)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read_json(path: Path, *, object_hook: ObjectHook | None = None) -> Any:
     """Return the JSON value in `path`.
 
     Raises:
-        DataError: The file is missing or is not JSON; the message gives line and column.
+        DataError: The file is missing, is not JSON, or an object has a key twice; the message gives the line.
     """
+    text = _read_text(path)
     try:
-        return json.loads(_read_text(path), object_hook=object_hook)
+        return parse_json(text, object_hook=object_hook)
+    except RepeatedKeyError as error:
+        offset, key = _find_repeated_key(text)
+        line = text.count("\n", 0, offset) + 1
+        raise DataError(f"{path}:{line}: {_repeated(key)}", code="repeated-key") from error
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not valid JSON (column {error.colno}: {error.msg})", code="not-json"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})", code="not-json") from error
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise RepeatedKeyError
+    return value
+
+
+_TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}]', re.DOTALL)
+
+
+def _find_repeated_key(text: str) -> tuple[int, str]:
+    """Return offset and name of the first key that its object has already; there must be one."""
+    open_objects: list[set[str]] = []
+    for token in _TOKEN.finditer(text):
+        if token[0] == "{":
+            open_objects.append(set())
+        elif token[0] == "}":
+            open_objects.pop()
+        elif token[2]:
+            key = json.loads(token[1])
+            if key in open_objects[-1]:
+                return token.start(), key
+            open_objects[-1].add(key)
+    raise AssertionError("no key is repeated")
+
+
+def _repeated(key: str) -> str:
+    return f"the key {key!r} comes twice in one object; remove one of them"
 
 
 OnRead = Callable[[int], object]
@@ -50,7 +113,8 @@ def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int,
         on_read: Called with the size of each line.
 
     Raises:
-        DataError: The file is missing, or a line is not a JSON object (a crash may have cut it short).
+        DataError: The file is missing, or a line is not a JSON object (a crash may have cut it short) or has
+            a key twice.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file", code="missing-file")
@@ -61,8 +125,11 @@ def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int,
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                row = parse_json(line)
+            except RepeatedKeyError as error:
+                _, key = _find_repeated_key(line.decode())
+                raise DataError(f"{path}:{number}: {_repeated(key)}", code="repeated-key") from error
+            except ValueError as error:
                 raise DataError(f"{path}:{number}: not valid JSON ({error})", code="not-json") from error
             if not isinstance(row, dict):
                 raise DataError(
@@ -74,18 +141,19 @@ def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int,
 def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[Any]:
     """Yield the elements of the JSON array in `path` one at a time: a file of many GB needs little memory.
 
-    Values are exactly those of `json.load` (streaming C parsers turn lone surrogates into "?").
+    Values are those of `json.load` (streaming C parsers turn lone surrogates into "?").
 
     Args:
         path: A file with one JSON array.
         on_read: Called with the size of each block read.
 
     Raises:
-        DataError: The file is missing, is not JSON, or its top level is not an array.
+        DataError: The file is missing, is not JSON, its top level is not an array, or an object has a key
+            twice.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file", code="missing-file")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_build_object)
     with path.open(encoding="utf-8-sig") as stream:
         text = _ArrayReader(path, stream, on_read)
         if (start := text.next_character()) != "[":
@@ -144,6 +212,10 @@ class _ArrayReader:
                     continue
                 self.position = error.pos
                 raise self.error(error.msg) from error
+            except RepeatedKeyError as error:
+                offset, key = _find_repeated_key(self._window[self.position :])
+                self.position += offset
+                raise self.error(_repeated(key), "repeated-key") from error
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
             # "1.5" at the end of the window may continue as "1.5e3".
@@ -187,23 +259,17 @@ def atomic_write(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     Makes the parent folders. The bytes are on disk before the rename, so a crash leaves the old file or the
     new one.
     """
+    if path.is_dir():  # known before the work, not after it
+        raise IsADirectoryError(errno.EISDIR, "is a folder, wanted a file to write", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb" if binary else "w", encoding=None if binary else "utf-8") as stream:
+    with temporary_file(path) as temporary:
+        with temporary.open("wb" if binary else "w", encoding=None if binary else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes private files; use the mode any other new file would have.
+        # A temporary file is private; use the mode any other new file would have.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-            # An error from an open stream does not name the file.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 @contextmanager
@@ -215,8 +281,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     is_new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder.parent if is_new else folder))
-    try:
+    with temporary_folder(folder, within=folder.parent if is_new else folder) as staging:
         yield staging
         # mkdtemp and safetensors make private files; give ours the mode any other new file would have.
         mode = 0o777 & ~_umask()
@@ -230,8 +295,32 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             for path in sorted(staging.iterdir()):
                 path.replace(folder / path.name)
             flush_tree(folder, deep=False)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_distinct(outputs: Sequence[Path | None], inputs: Sequence[Path | None]) -> None:
+    """Check that no output of a command is one of its inputs or another output; None stands for no file.
+
+    Raises:
+        SettingsError: One is; the message names it.
+    """
+    taken = {_identity(path): "an input" for path in inputs if path}
+    for path in outputs:
+        if path is None:
+            continue
+        if (what := taken.get(_identity(path))) is not None:
+            raise SettingsError(
+                f"{path} is {what} and would be overwritten; name another output", code="output-is-input"
+            )
+        taken[_identity(path)] = "another output"
+
+
+def _identity(path: Path) -> object:
+    """Return what two names of one file have in common, also where upper and lower case are the same."""
+    path = path.expanduser()
+    if not path.exists():
+        return path.resolve()
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def publish_folder(staging: Path, folder: Path) -> None:

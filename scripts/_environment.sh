@@ -9,10 +9,8 @@
 #
 # Settings: PYTHON  the interpreter that makes .venv (default: python3; at least 3.11 is needed)
 
-die() {
-    printf 'error: %s\n' "$*" >&2
-    exit 2
-}
+# shellcheck source=scripts/_help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_help.sh"
 
 use_environment() {
     local extras=$1 root environment interpreter stamp

@@ -8,6 +8,7 @@ from pathlib import Path
 from llava.benchmarks.answers import read_answers
 from llava.benchmarks.tasks.gqa import write_predictions
 from llava.command import run
+from llava.files import require_distinct
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     parser.add_argument("--src", type=Path, required=True, help="answers, one JSON object a line")
     parser.add_argument("--dst", type=Path, required=True, help="predictions for GQA's eval.py")
     args = parser.parse_args()
+    require_distinct((args.dst,), (args.src,))
     write_predictions(read_answers(args.src), args.dst)
 
 

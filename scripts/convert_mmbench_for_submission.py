@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from llava.benchmarks.answers import read_answers
+from llava.benchmarks.evaluation import require_model_name
 from llava.benchmarks.tasks.mmbench import write_mmbench_upload
 from llava.command import run
 
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("--upload-dir", type=Path, required=True)
     parser.add_argument("--experiment", required=True, help="the model's name")
     args = parser.parse_args()
+    require_model_name(args.experiment)
     answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
     upload = args.upload_dir / f"{args.experiment}.xlsx"
     missing = write_mmbench_upload(args.annotation_file, answers, upload, name="mmbench")

@@ -13,8 +13,10 @@ import argparse
 from pathlib import Path
 
 from llava.benchmarks.answers import read_answers
+from llava.benchmarks.evaluation import METRICS
 from llava.benchmarks.tasks import seed
 from llava.command import run
+from llava.files import require_distinct
 from llava.schema import Scores
 from llava.scoring.metrics import write_scores
 
@@ -28,6 +30,8 @@ def main() -> None:
     parser.add_argument("--save-path", type=Path, help="folder that gets metrics.json")
     parser.add_argument("--allow-missing", action="store_true", help="count missing answers as wrong")
     args = parser.parse_args()
+    metrics = args.save_path and args.save_path / METRICS
+    require_distinct((args.result_upload_file, metrics), (args.annotation_file, args.result_file))
     answers = read_answers(args.result_file)
     items = seed.select_asked(seed.read_seed_items(args.annotation_file), answers)
     scores = seed.judge_items(items, answers, allow_missing=args.allow_missing)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import read_jsonl_questions
+from llava.benchmarks.evaluation import require_model_name
 from llava.benchmarks.tasks.vqav2 import UPLOADED, write_vqav2_upload
 from llava.command import run
 
@@ -26,6 +27,8 @@ def main() -> None:
     parser.add_argument("--split", required=True, help="e.g. llava_vqav2_mscoco_test-dev2015")
     parser.add_argument("--allow-missing", action="store_true", help="leave holes where answers are missing")
     args = parser.parse_args()
+    require_model_name(args.ckpt)
+    require_model_name(args.split)
     answers = read_answers(args.dir / "answers" / args.split / args.ckpt / "merge.jsonl")
     questions = read_jsonl_questions(args.dir / UPLOADED, ["question_id"])
     asked = args.dir / f"{args.split}.jsonl"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from llava.command import run
+from llava.files import require_distinct
 
 
 def main() -> None:
@@ -20,7 +21,9 @@ def main() -> None:
     )  # after the flags: --help needs no torch
     from llava.model.loading.locate import locate
 
-    write_projector_file(args.output, extract_projector(locate(args.model_path)))
+    folder = locate(args.model_path)
+    require_distinct((args.output,), list(folder.iterdir()))
+    write_projector_file(args.output, extract_projector(folder))
 
 
 if __name__ == "__main__":

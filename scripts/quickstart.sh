@@ -14,9 +14,10 @@
 #           SHARDS        processes that answer                                   [2]
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/_environment.sh
-source scripts/_environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+want_arguments 0 0 "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 WORK=${WORK:-playground/demo/work}
 SEED=${SEED:-0}

@@ -10,9 +10,9 @@
 #           TEST_WORKERS     pytest processes (default: the number of cores), one torch thread each
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/_environment.sh
-source scripts/_environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 use_environment train,quant,dev
 
 ruff format --check .

@@ -15,8 +15,9 @@ from pathlib import Path
 from llava import benchmarks, command
 from llava.benchmarks import paper
 from llava.benchmarks.base import Benchmark, Task
-from llava.benchmarks.evaluation import score_file
+from llava.benchmarks.evaluation import METRICS, score_file
 from llava.errors import DataError
+from llava.files import require_distinct
 from llava.scoring.metrics import format_table, read_scores
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,10 @@ def _row(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     benchmark = benchmarks.get(args.benchmark)
-    path = args.output or benchmark.question_path(args.root, args.split)
+    usual = benchmark.question_path(args.root, args.split)
+    path = args.output or usual
+    if args.output:
+        require_distinct((args.output,), [file for file in benchmark.downloads(args.root) if file != usual])
     if path.is_file() and not args.force:
         questions = benchmark.read_questions(args.root, args.split)
         sys.stdout.write(f"{path} exists: {len(questions)} questions (--force replaces it)\n")
@@ -123,12 +127,15 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     benchmark = benchmarks.get(args.benchmark)
+    outputs = (args.save_path / METRICS,) if args.save_path else ()
+    require_distinct(outputs, (args.answers, args.truth))
     task = Task(args.root, benchmark.pick_split(args.split), (), args.allow_missing, args.truth)
     score_file(benchmark, task, args.answers, args.save_path)
 
 
 def _submit(args: argparse.Namespace) -> None:
     benchmark = benchmarks.get(args.benchmark)
+    require_distinct((args.output,), (args.answers, *benchmark.downloads(args.root)))
     answers = benchmark.read_answers(args.answers)
     benchmark.write_submission(
         args.root, answers, args.output, split=args.split, allow_missing=args.allow_missing

@@ -50,7 +50,8 @@ def read_answers(path: Path) -> list[Answer]:
     """Read the answers in `path`, in the order of the file.
 
     Raises:
-        AnswersError: A row has no id or no text, or the file holds something else.
+        AnswersError: A row has no id or no text, the answers are of several models, or the file holds
+            something else.
         DataError: The file is missing or a line is not JSON.
     """
     rows: Iterable[tuple[str, object]]
@@ -66,7 +67,19 @@ def read_answers(path: Path) -> list[Answer]:
         rows = ((f"{path}: element {index}", row) for index, row in enumerate(value))
     else:
         rows = ((f"{path}:{line}", row) for line, row in read_jsonl(path))
-    return [_answer(row, where) for where, row in rows]
+    answers: list[Answer] = []
+    model = ""
+    for where, row in rows:
+        answer = _answer(row, where)
+        model = model or answer.model_id
+        if answer.model_id and answer.model_id != model:
+            raise AnswersError(
+                f"{where}: the answer to {answer.question_id} is of the model {answer.model_id!r}, those "
+                f"before it are of {model!r}; score each model's answers on their own",
+                code="several-models",
+            )
+        answers.append(answer)
+    return answers
 
 
 def _answer(row: object, where: str) -> Answer:

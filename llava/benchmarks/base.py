@@ -141,6 +141,11 @@ class Benchmark:
             if not any(True for pattern in choice for _ in root.glob(pattern))
         ]
 
+    def downloads(self, root: Path) -> list[Path]:
+        """Return the files that a run of any split needs and that are there."""
+        needs = [*self.needs, *(choice for needs in self.needs_of.values() for choice in needs)]
+        return [path for choice in needs for pattern in choice for path in root.glob(pattern)]
+
     def evaluation_for(self, split: str | None) -> Evaluation:
         """Return how the questions of `split` are asked."""
         return self.evaluation_of.get(self.pick_split(split), self.evaluation)
@@ -254,11 +259,12 @@ def read_jsonl_questions(path: Path, required: Sequence[str] = ("question_id", "
     """Read the questions of one of LLaVA's jsonl files, in its order.
 
     Raises:
-        DataError: The file is damaged, or a row lacks one of the `required` keys.
+        DataError: The file is damaged, or a row lacks one of the `required` keys, or its id is none.
     """
     questions = []
     for line, row in read_jsonl(path):
         require_keys(row, required, f"{path}:{line}")
+        require_id(row["question_id"], f"{path}:{line}")
         image, category = row.get("image"), row.get("category", "default")
         questions.append(Question(row["question_id"], row.get("text", ""), image, category))
     return questions
@@ -285,6 +291,18 @@ def require_keys(row: Any, keys: Iterable[str], where: str) -> None:
         raise DataError(
             f"{where}: lacks the key {', '.join(missing)}; it has {', '.join(row) or 'none'}",
             code="missing-key",
+        )
+
+
+def require_id(value: object, where: str) -> None:
+    """Check that a question's id is one that its answer can be matched by: text or a whole number.
+
+    Raises:
+        DataError: It is not; the message starts with `where`.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(
+            f"{where}: the question's id is {value!r}, wanted text or a whole number", code="bad-id"
         )
 
 

@@ -10,12 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
-from llava.errors import DataError
+from llava.errors import DataError, SettingsError
 from llava.schema import JsonObject, Scores
 from llava.scoring.metrics import DETAILS, format_interval, format_table, format_value, write_scores
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.json"
+# Bytes; a file may have 255, and suffixes are added.
+_LONGEST_NAME = 200
+
+
+def require_model_name(name: str) -> None:
+    """Check that a model's name can be part of file names without leaving the folder they are in.
+
+    Raises:
+        SettingsError: It is empty, absolute, has a part `..`, starts like a flag, or no terminal can show it.
+    """
+    parts = name.split("/")
+    is_path_out = any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts)
+    if is_path_out or name.startswith("-") or not name.isprintable():
+        raise SettingsError(
+            f"the model's name is {name!r}, wanted one for its files, such as llava-v1.5-7b: not empty or "
+            "absolute, without '..', not starting with '-'; give another --name",
+            code="bad-name",
+        )
 
 
 @dataclass(frozen=True, slots=True)

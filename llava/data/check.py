@@ -19,7 +19,7 @@ from llava.data.checks.preflight import CheckSettings, preflight
 from llava.data.checks.report import build_report, format_report
 from llava.data.dataset import LazySupervisedDataset
 from llava.errors import DataError
-from llava.files import write_json
+from llava.files import require_distinct, write_json
 from llava.tokenizer import load_tokenizer
 
 
@@ -36,6 +36,7 @@ class _DataArguments:
 
 def main() -> None:
     flags = _parser().parse_args()
+    require_distinct((flags.report,), (flags.file,))
     if flags.image_folder and not flags.image_folder.is_dir():
         raise DataError(f"{flags.image_folder}: no such folder", code="missing-folder")
     tokenizer = load_tokenizer(flags.model, model_max_length=flags.max_length) if flags.model else None

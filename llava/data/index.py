@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.data.checks.repair import repair_sample
 from llava.errors import DataError
-from llava.files import atomic_write, read_json, write_json
+from llava.files import CACHE_VARIABLE, atomic_write, cache_folder, read_json, write_json
 from llava.log import progress_bar
 from llava.prompts.labels import CHOOSY, require_supervisable
 from llava.samples import (
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 SAMPLES, STAMP, LOCK = "samples.arrow", "stamp.json", "lock"
-CACHE_VARIABLE = "LLAVA_CACHE"
 
 # Rows written at a time, some MB: a file of any size is indexed in little memory.
 _BATCH = 4096
@@ -290,9 +289,8 @@ def _candidate_folders(data_path: Path) -> Iterator[Path]:
     """Yield the folders that may hold the index, preferred ones first."""
     if CACHE_VARIABLE not in os.environ:
         yield data_path.with_name(f"{data_path.name}.index")
-    root = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava"
     path = str(data_path.resolve())
-    yield Path(root) / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{data_path.name}.index"
+    yield cache_folder() / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{data_path.name}.index"
 
 
 def _writable_folder(data_path: Path) -> Path:

@@ -14,8 +14,8 @@ from typing import IO
 
 from llava.data_engine.records import read_rows
 from llava.data_engine.text import digest
-from llava.errors import DataError, SettingsError
-from llava.files import atomic_write
+from llava.errors import DataError
+from llava.files import atomic_write, require_distinct
 from llava.log import progress
 from llava.samples import sample_to_row
 from llava.schema import JsonObject, Sample
@@ -57,10 +57,7 @@ def write_samples(
     """
     if base is not None:
         require_base(base)
-        if output.exists() and output.samefile(base):
-            raise SettingsError(
-                f"{output}: the output would replace the base file; name another", code="output-is-input"
-            )
+        require_distinct((output,), (base,))
     clashes = _Clashes(base, image_root)
     checksum = sha256()
     counts = [0, 0]

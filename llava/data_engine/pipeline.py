@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from llava.data_engine.convert import Conversion, ConversionSettings, Tally
 from llava.data_engine.mix import BATCH_SIZE, Mixed, each_id_once, require_base, write_samples
 from llava.data_engine.question_types import SKILLS
 from llava.data_engine.records import EngineRecord, parse_record, read_rows, require_records
 from llava.data_engine.text import Unusable
-from llava.errors import SettingsError
-from llava.files import atomic_write, write_json
+from llava.errors import DataError
+from llava.files import atomic_write, require_distinct, write_json
 from llava.samples import read_samples
 from llava.schema import JsonObject
 
@@ -75,16 +73,17 @@ def convert_files(
     """
     report = report or output.with_suffix(".report.json")
     problems = problems or output.with_suffix(".problems.jsonl")
-    _refuse_overwriting(settings.engine, (output, report, problems))
+    require_distinct((output, report, problems), (*settings.engine, base))
     started = time.perf_counter()
-    with TemporaryFile("w+", encoding="utf-8") as listed:
+    failure = None
+    with atomic_write(problems) as listed:
         conversion = Conversion(settings, listed)
         try:
             mixed = write_samples(output, conversion.samples(), base=base, image_root=settings.image_root)
-        finally:
-            listed.seek(0)
-            with atomic_write(problems) as stream:
-                shutil.copyfileobj(listed, stream)
+        except DataError as error:
+            failure = error  # the list says what is wrong with the records
+    if failure is not None:
+        raise failure
     seconds = time.perf_counter() - started
     found = _report(settings, conversion.tally, mixed, output=output, base=base, problems=problems)
     write_json(report, found)
@@ -106,7 +105,7 @@ def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: 
     Raises:
         DataError: An input is missing or broken, or ids or image folders clash.
     """
-    _refuse_overwriting(samples, (output,))
+    require_distinct((output,), (*samples, base))
     rows = chain.from_iterable(map(read_samples, samples))
     return write_samples(output, each_id_once(rows), base=base, image_root=image_root)
 
@@ -162,10 +161,3 @@ def _report(
         "expected_steps": mixed.steps,
         "sha256": mixed.sha256,
     }
-
-
-def _refuse_overwriting(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-    if taken := {path.resolve() for path in inputs} & {path.resolve() for path in outputs}:
-        raise SettingsError(
-            f"{min(taken)} is an input and would be overwritten; name another output", code="output-is-input"
-        )

@@ -19,7 +19,7 @@ from typing import Any
 
 from llava import benchmarks
 from llava.benchmarks import paper
-from llava.benchmarks.evaluation import ModelEvaluation
+from llava.benchmarks.evaluation import ModelEvaluation, require_model_name
 from llava.command import run
 from llava.errors import DataError, LlavaError, SettingsError, one_line
 from llava.eval.questions import JobSettings, job_of, journal_of, read_asks
@@ -104,7 +104,9 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if unknown := [step for step in flags.steps if step not in STEPS]:
         parser.error(f"--steps: no step {unknown[0]!r}; there are: {','.join(STEPS)}")
-    flags.name = flags.name or Path(flags.model_path).name
+    if flags.name is None:
+        flags.name = Path(flags.model_path).name
+    require_model_name(flags.name)
     return flags
 
 

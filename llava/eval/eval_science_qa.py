@@ -15,6 +15,7 @@ from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.tasks import scienceqa
 from llava.command import run
 from llava.errors import DataError
+from llava.files import require_distinct
 from llava.schema import Question
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def main() -> None:
     parser.add_argument("--options", default=scienceqa.LETTERS, help="the letters, in order")
     args = parser.parse_args()
     splits = args.base_dir / "pid_splits.json"
+    inputs = (args.result_file, args.base_dir / "problems.json", splits)
+    require_distinct((args.output_file, args.output_result), inputs)
     problems = scienceqa.read_official_problems(args.base_dir / "problems.json", splits, args.split)
     if not problems:
         raise DataError(f"{splits}: the split {args.split} is empty", code="empty-split")

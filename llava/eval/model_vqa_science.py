@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.benchmarks.base import require_id
 from llava.command import run
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
@@ -47,6 +48,7 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
             f"{where}: wanted an object with id and conversations, the first with its value ({error!r})",
             code="bad-question",
         ) from error
+    require_id(identifier, where)
     if suffix is not None:
         text = f"{text}\n{suffix}"
     if image is None:

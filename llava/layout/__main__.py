@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.command import run
 from llava.errors import DataError, SettingsError
-from llava.files import write_json
+from llava.files import require_distinct, write_json
 from llava.layout.folders import FOLDERS, check_named, count_images
 from llava.layout.ocr_vqa import Options, convert_folder
 
@@ -62,6 +62,7 @@ def _check(flags: argparse.Namespace) -> None:
         raise SettingsError(
             "--missing lists the images that --data names: give --data as well", code="missing-flag"
         )
+    require_distinct((flags.missing,), flags.data)
     wrong = _check_folders(flags.root)
     if flags.data:
         wrong = _check_files(flags.root, flags.data, flags.missing)

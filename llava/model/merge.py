@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, one_line
 from llava.files import atomic_folder
 from llava.model import lora
 from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
@@ -105,8 +105,9 @@ def _new_folder(path: Path) -> Iterator[Path]:
         with atomic_folder(path) as staging:
             yield staging
     except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise CheckpointError(
-            f"{path}: could not be written ({error}); nothing was left there", code="not-writable"
+            f"{path}: could not be written ({reason}); nothing was left there", code="not-writable"
         ) from error
 
 

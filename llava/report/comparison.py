@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava.errors import DataError, SettingsError
-from llava.files import atomic_write
+from llava.files import atomic_write, require_distinct
 from llava.report.names import shortest_names
 from llava.schema import Score, Scores
 from llava.scoring import intervals
@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="add the papers' figures, labelled so")
     args = parser.parse_args()
     runs = read_runs(args.runs)
+    require_distinct((args.out,), [run.path for run in runs])
     rows = compare(runs, args.baseline)
     text = to_json(runs, rows) if args.format == "json" else to_markdown(runs, rows, published=args.published)
     if args.out:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.errors import DataError
-from llava.files import read_json
+from llava.files import read_json, require_distinct
 from llava.report import curves
 from llava.report.names import shortest_names
 from llava.schema import JsonObject
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training.png"), help="default: training.png")
     args = parser.parse_args()
     logs = read_logs(args.runs)
+    require_distinct((args.out,), [log.path for log in logs])
     curves.draw_curves(logs, args.out)
     sys.stdout.writelines(f"{summarize_log(log)}\n" for log in logs)
     sys.stdout.write(f"{args.out}\n")

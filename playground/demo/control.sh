@@ -9,9 +9,10 @@
 #           SEEDS  one pair of runs each [0 1 2]
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=scripts/_environment.sh
-source scripts/_environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/_environment.sh"
+want_arguments 0 0 "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 use_environment notebook
 
 WORK=${WORK:-playground/demo/work/control}

@@ -9,6 +9,9 @@
 # Writes playground/demo/tower and playground/demo/model. A step whose result is there is not done again.
 set -euo pipefail
 
+# shellcheck source=scripts/_help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/_help.sh"
+want_arguments 0 0 "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 WORK=${WORK:-playground/demo/work/recipe}
 SEED=${SEED:-1}

@@ -25,8 +25,11 @@
 # The published results come from 8 GPUs. With others, keep machines x NPROC x PER_DEVICE_BATCH x
 # GRADIENT_ACCUMULATION. What goes together (LoRA, full, 4 bit, ZeRO, ...) is in DISTRIBUTED.md beside this file.
 
+# shellcheck source=scripts/_help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../_help.sh"
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PYTHON=${PYTHON:-python}
+command -v "$PYTHON" >/dev/null || die "$PYTHON: no such program; set PYTHON to an interpreter"
 export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"
 
 # projector SIZE: print our own stage-1 projector if it exists, else the published one on the hub (7b or 13b).

@@ -14,7 +14,17 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --signal=USR1@300
 set -euo pipefail
-: "${1:?usage: sbatch [OPTION...] scripts/v1_5/slurm.sh SCRIPT [FLAG...]}"
+# Not in a file of its own: Slurm runs a copy of this script in another folder.
+die() {
+    echo "error: slurm.sh: $*; usage: sbatch [OPTION...] scripts/v1_5/slurm.sh SCRIPT [FLAG...]" >&2
+    exit 2
+}
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n -e 1d -e '/^#/!q' -e '/^#SBATCH/d' -e 's/^# \{0,1\}//p' "$0"
+    exit 0
+fi
+[[ -f ${1:-} ]] || die "${1:-no SCRIPT is named}${1:+: no such script}"
+[[ -n ${SLURM_JOB_NODELIST:-} ]] || die "is not in a Slurm job"
 
 HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_ADDR=${HOSTS%%$'\n'*}  # the first line; `| head` would end scontrol by SIGPIPE now and then

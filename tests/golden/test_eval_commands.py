@@ -6,6 +6,7 @@ import base64
 import functools
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -186,6 +187,39 @@ def test_answers_about_images_of_another_folder_are_refused_and_moved_data_is_no
     assert commands.loads == 1
 
 
+def test_answers_about_an_image_that_was_replaced_are_not_used_again(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = write_questions(tmp_path, commands.golden)
+    image = tmp_path / "a_640x480.png"
+    content = (commands.golden / "images/a_640x480.png").read_bytes()
+    image.write_bytes(content)
+    times = image.stat()
+    out = tmp_path / "answers.jsonl"
+    flags = ("--question-file", questions, "--image-folder", tmp_path, "--answers-file", out)
+    assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "2") == 0
+    before = out.read_text()
+    image.write_bytes(content[:-1] + b"x")
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "2") == 2
+    assert "5 answers are about other images" in capsys.readouterr().err
+    assert out.read_text() == before
+    image.unlink()
+    image.write_bytes(content)
+    assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "2") == 0
+    assert commands.loads == 1
+
+
+def test_an_answers_file_does_not_replace_its_questions(commands: Commands, tmp_path: Path) -> None:
+    questions = write_questions(tmp_path, commands.golden)
+    before = questions.read_text()
+    (tmp_path / "link").symlink_to(tmp_path)
+    out = tmp_path / "link/../link" / questions.name
+    flags = ("--question-file", questions, "--image-folder", commands.golden / "images")
+    assert commands.answer("model_vqa_loader", *flags, "--answers-file", out) == 2
+    assert questions.read_text() == before
+
+
 def test_more_chunks_than_questions_leave_empty_files(commands: Commands, tmp_path: Path) -> None:
     questions = write_questions(tmp_path, commands.golden)
     part = tmp_path / "8_7.jsonl"
@@ -321,6 +355,12 @@ BAD_QUESTIONS = [
 ]
 
 
+BAD_QUESTIONS += [
+    (f'{{"question_id": {value}, "image": "a_640x480.png", "text": "?"}}', r"questions\.jsonl:1: .*id is ")
+    for value in ("null", "NaN", "[1]", '{"a": 1}', "true", "1.5", '""')
+]
+
+
 @pytest.mark.parametrize(("line", "complaint"), BAD_QUESTIONS)
 def test_bad_questions_are_named_and_nothing_is_loaded(
     commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, complaint: str
@@ -410,6 +450,16 @@ def test_a_scienceqa_image_that_is_no_path_is_named(
     write_json(tmp_path / "q.json", [row])
     assert commands.answer("model_vqa_science", "--question-file", tmp_path / "q.json") == 2
     assert f"q.json: element 0: image is {image!r}, wanted a path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "[]", "{}", "true", "1.5"])
+def test_a_scienceqa_id_that_is_none_is_named(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    row = f'{{"id": {value}, "conversations": [{{"from": "human", "value": "Why?"}}]}}'
+    (tmp_path / "q.json").write_text(f"[{row}]")
+    assert commands.answer("model_vqa_science", "--question-file", tmp_path / "q.json") == 2
+    assert "q.json: element 0: the question's id is " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

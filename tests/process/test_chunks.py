@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import zipfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llava.errors import AnswersError, SettingsError
 from llava.files import read_json, read_jsonl
-from llava.infer.jobs.fingerprint import checkpoint_fingerprint
+from llava.infer import digests
+from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.journal import Entry, Journal, Key
 from llava.infer.jobs.shards import choose_shard, merge_shards, shard_bounds, shard_positions
+from support.errors import raises_code
 
 ABOUT = {"model": "tiny", "conv_mode": "vicuna_v1"}
 
@@ -125,6 +127,17 @@ def test_a_second_different_answer_is_an_error(tmp_path: Path) -> None:
         journal.read()
 
 
+def test_answers_of_two_models_do_not_merge(tmp_path: Path) -> None:
+    journal = answered(tmp_path, "1_0", [0, 1])
+    for position, model in ((2, "7b"), (3, "13b")):
+        path = tmp_path / f"2_{position % 2}.jsonl"
+        row = {**entry(position).row, "model_id": model}
+        path.write_text(json.dumps({"position": position, "margin": None, "row": row}) + "\n")
+    with raises_code("several-models") as error:
+        journal.read()
+    assert "2_0.jsonl:1: the answer to 2 is of the model '7b'" in str(error.value)
+
+
 def test_a_torn_last_line_is_asked_again(tmp_path: Path) -> None:
     journal = answered(tmp_path, "1_0", [0, 1, 2])
     path = tmp_path / "1_0.jsonl"
@@ -213,54 +226,75 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     assert json.loads((tmp_path / "2_0.jsonl").read_text())["position"] == 0
 
 
-def safetensors(path: Path, tensors: dict[str, bytes]) -> None:
-    header: dict[str, Any] = {}
-    start = 0
-    for name, data in tensors.items():
-        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [start, start + len(data)]}
-        start += len(data)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files count as unchanged for long right after they are written."""
+    monkeypatch.setattr(digests, "_SETTLED_NS", 0)
 
 
-def torch_zip(path: Path, tensors: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in tensors.items():
-            archive.writestr(zipfile.ZipInfo(f"archive/data/{name}"), data)
+def flip(path: Path, place: int) -> None:
+    """Change one byte, and leave size and time of modification as they were."""
+    times = path.stat()
+    time.sleep(0.02)  # a tick of the file system's clock
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [("model.safetensors", safetensors), ("pytorch_model.bin", torch_zip)],
-)
-def test_one_small_tensor_of_a_large_file_changes_the_fingerprint_and_copying_does_not(
-    tmp_path: Path, name: str, write: Callable[[Path, dict[str, bytes]], None]
+@pytest.mark.parametrize("place", [0, 4_000_001, -1])
+@pytest.mark.parametrize("name", ["model/a.safetensors", "base/pytorch_model.bin", "tower/model.safetensors"])
+def test_every_byte_of_a_model_counts_and_its_name_and_training_state_do_not(
+    tmp_path: Path, settled: None, name: str, place: int
 ) -> None:
-    first, copy = tmp_path / "a", tmp_path / "b"
-    first.mkdir()
-    large = bytes(range(256)) * 80_000
-    write(first / name, {"a": large, "projector": b"old", "z": large})
-    (first / "config.json").write_text("{}")
-    before = checkpoint_fingerprint(str(first))
-    shutil.copytree(first, copy)
-    assert checkpoint_fingerprint(str(copy)) == before
-    (copy / "training_args.bin").write_text("not a weight")
-    assert checkpoint_fingerprint(str(copy)) == before
-    write(first / name, {"a": large, "projector": b"new", "z": large})
-    assert checkpoint_fingerprint(str(first)) != before
+    for folder in ("model", "base", "tower"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model/adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    (tmp_path / "model/config.json").write_text('{"mm_vision_tower": "tower"}')
+    weights = tmp_path / name
+    weights.write_bytes(bytes(range(251)) * 32_000)
+    before = fingerprint_model(str(tmp_path / "model"), None)
+    assert None not in before.values()
+    (tmp_path / "model/training_args.bin").write_text("not a weight")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    assert fingerprint_model(str(tmp_path / "copy"), str(tmp_path / "base")) == before
+    flip(weights, place)
+    after = fingerprint_model(str(tmp_path / "model"), None)
+    part = {"model": "weights"}.get(weights.parent.name, weights.parent.name)
+    assert [key for key, value in before.items() if value != after[key]] == [part]
+
+
+def test_weights_are_read_once_and_by_one_process(
+    tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/a.bin").write_bytes(b"x" * 1000)
+    monkeypatch.setenv("LLAVA_CACHE", str(tmp_path / "cache"))
+    first = fingerprint_model(str(tmp_path / "model"), None)
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "hash_file", None)
+        assert fingerprint_model(str(tmp_path / "model"), None) == first
+    for damage in ("{", "[1, 2]", '{"1": 2}'):
+        (tmp_path / "cache/digests.json").write_text(damage)
+        assert fingerprint_model(str(tmp_path / "model"), None) == first
+    monkeypatch.setenv("LLAVA_CACHE", "/proc/no-such-folder")
+    assert fingerprint_model(str(tmp_path / "model"), None) == first
+
+
+def test_a_file_that_has_just_changed_is_read_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("a")
+    assert digests.file_state(path) is None
+    seen = digests.look_at(path)
+    path.write_text("b")
+    assert not seen.is_still_in(path)
+    path.write_text("a")
+    assert seen.is_still_in(path)
 
 
 def test_a_config_that_is_no_object_is_left_to_loading(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
-    assert checkpoint_fingerprint(str(tmp_path))
-
-
-@pytest.mark.parametrize("content", [b"no header", b"\xff" * 3_000_000, b""])
-def test_a_weights_file_of_no_known_form_is_sampled(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    before = checkpoint_fingerprint(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(content + b"x")
-    assert checkpoint_fingerprint(str(tmp_path)) != before
+    assert fingerprint_model(str(tmp_path), None)["tower"] is None
 
 
 @pytest.mark.parametrize(
@@ -269,8 +303,10 @@ def test_a_weights_file_of_no_known_form_is_sampled(tmp_path: Path, content: byt
         "added_tokens.json",
         "special_tokens_map.json",
         "tokenizer.json",
+        "tokenizer.model",
         "generation_config.json",
-        "../clip/a.bin",
+        "model.safetensors.index.json",
+        "../clip/preprocessor_config.json",
     ],
 )
 def test_a_models_fingerprint_covers_tokenizer_generation_and_vision_tower(tmp_path: Path, name: str) -> None:
@@ -279,23 +315,28 @@ def test_a_models_fingerprint_covers_tokenizer_generation_and_vision_tower(tmp_p
     clip.mkdir()
     (model / "config.json").write_text('{"mm_vision_tower": "clip"}')
     (model / name).write_text("{}")
-    before = checkpoint_fingerprint(str(model))
+    before = fingerprint_model(str(model), None)
     (model / name).write_text("[]")
-    assert checkpoint_fingerprint(str(model)) != before
+    assert fingerprint_model(str(model), None) != before
 
 
-def test_a_hub_ids_fingerprint_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_ids_fingerprint_is_that_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "liuhaotian/llava-v1.5-7b"
     cache = tmp_path / "models--liuhaotian--llava-v1.5-7b"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert checkpoint_fingerprint(name) == name
+    with raises_code("hub-unreachable"):
+        fingerprint_model(name, None)
+    found = []
     for commit in ("1" * 40, "2" * 40):
         (cache / "snapshots" / commit).mkdir(parents=True)
         (cache / "snapshots" / commit / "config.json").write_text("{}")
+        (cache / "snapshots" / commit / "model.safetensors").write_text(commit)
         (cache / "refs").mkdir(exist_ok=True)
         (cache / "refs/main").write_text(commit)
-        assert checkpoint_fingerprint(name) == f"{name} at {commit}"
+        found.append(fingerprint_model(name, None)["weights"])
+    copy = fingerprint_model(str(cache / "snapshots" / ("2" * 40)), None)["weights"]
+    assert found[0] != found[1] == copy
 
 
 def test_a_full_disk_is_named_and_keeps_the_answers_before_it(small_disk: Callable[[int], Path]) -> None:

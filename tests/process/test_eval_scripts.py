@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from support.canned_answers import canned_python
 from support.tiny_benchmarks import write_benchmark
 from support.tiny_model import generate_alone, tiny_model
 
+REPO = Path(__file__).resolve().parents[2]
 IMAGES = ("a_640x480.png", "b_333x500.png", "c_100x37.png")
 SUFFIX = "Answer with the option's letter from the given choices directly."
 SYSTEM = (
@@ -369,31 +371,115 @@ def test_each_process_gets_its_device_and_chunk(
     assert sorted(device for device, _, _ in got) == sorted(devices)
     count, ranks = (4, [3]) if "RANK" in settings else (len(devices), list(range(len(devices))))
     wanted = {f"--steps answer --num-chunks {count} --chunk-idx {rank}" for rank in ranks}
-    assert all("eval mmvet --model-path org/7b/ --name 7b " in flags for _, _, flags in got)
+    assert all("eval mmvet --model-path=org/7b/ " in flags for _, _, flags in got)
     assert {flags[flags.index("--steps") :] for _, _, flags in got} == wanted
 
 
+# Prints what an answering process is handed, and fails.
+ECHOING = """#!/bin/sh
+printf '%s\\n' "$@" >&2
+exit 2
+"""
+
+
 @pytest.mark.parametrize(
-    ("base", "flags"),
-    [(None, "--model-base lmsys/vicuna-7b-v1.5"), ("my/base", "--model-base my/base"), ("", "")],
+    ("settings", "flags"),
+    [({}, []), ({"MODEL_BASE": ""}, []), ({"MODEL_BASE": "my base"}, ["--model-base=my base"])],
 )
-@pytest.mark.parametrize("script", ["seed", "mmbench", "mme", "gqa", "sqa", "vqav2", "vizwiz"])
-def test_a_lora_script_is_its_script_with_a_base(
-    repo: Path, tmp_path: Path, script: str, base: str | None, flags: str
+@pytest.mark.parametrize("script", ["seed", "mmbench", "mme", "gqa", "sqa", "vqav2", "vizwiz", "all"])
+def test_a_lora_script_takes_the_base_that_the_adapter_names_unless_told_another(
+    repo: Path, tmp_path: Path, script: str, settings: dict[str, str], flags: list[str]
 ) -> None:
-    # The script beside it stands in: what matters is what it is handed.
-    folder = tmp_path / "scripts"
-    folder.mkdir()
-    shutil.copy(repo / f"scripts/v1_5/eval/{script}_lora.sh", folder)
-    (folder / f"{script}.sh").write_text('echo "$MODEL_BASE|$*"\n')
-    environment = {name: value for name, value in os.environ.items() if name != "MODEL_BASE"}
-    environment |= {} if base is None else {"MODEL_BASE": base}
-    command = ["bash", str(folder / f"{script}_lora.sh"), "path", "name"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.stdout == f"{flags.removeprefix('--model-base ')}|path name\n"
-    lost = subprocess.run(command[:3], env=environment, capture_output=True, text=True)
-    assert lost.returncode != 0
-    assert f"usage: {script}_lora.sh MODEL_PATH MODEL_NAME" in lost.stderr
+    python = tmp_path / "python"
+    python.write_text(ECHOING)
+    python.chmod(0o755)
+    settings = {"EVAL_ROOT": "-ev", "PYTHON": str(python), **settings}
+    code, _, error = finished(started(repo, f"{script}_lora.sh", "path", "my name", **settings))
+    assert code == 2
+    name = ["-m", "llava.eval", script, "--model-path=path", "--name=my name"]
+    assert error.splitlines() == [*name, *flags, "--eval-root=-ev", "--steps", "prepare"]
+
+
+SCRIPTS = sorted(
+    str(path.relative_to(REPO))
+    for folder in ("scripts", "playground/demo")
+    for path in (REPO / folder).rglob("*.sh")
+)
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_prints_its_header_and_does_nothing(
+    repo: Path, tmp_path: Path, script: str, flag: str
+) -> None:
+    relative = os.path.relpath(repo / script, tmp_path)
+    environment = {"PATH": os.environ["PATH"]}
+    result = subprocess.run(
+        ["bash", relative, flag], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    header = [line for line in (repo / script).read_text().split("\n\n")[0].splitlines()[1:]]
+    wanted = [line for line in header if line.startswith("#") and "#SBATCH" not in line]
+    assert result.stdout.splitlines()[0] == wanted[0].removeprefix("# ")
+    assert list(tmp_path.iterdir()) == []
+
+
+NEEDS_ARGUMENTS = [
+    *((script, [], {}) for script in SCRIPTS if script.endswith("_lora.sh") and "eval" in script),
+    *((script, ["path"], {}) for script in SCRIPTS if script.endswith("_lora.sh") and "eval" in script),
+    ("scripts/v1_5/eval/all.sh", [], {}),
+    ("scripts/v1_5/eval/all.sh", ["path"], {}),
+    ("scripts/v1_5/eval/seed.sh", ["path", "name", "more"], {}),
+    ("scripts/v1_5/eval/seed.sh", [""], {}),
+    ("scripts/v1_5/eval/seed.sh", ["--batch-size", "8"], {}),
+    *(("scripts/v1_5/eval/seed.sh", ["m"], {"SHARDS": n}) for n in ("abc", "-1", "1.5", "0", "1e3", "2;ls")),
+    *(("scripts/v1_5/eval/seed.sh", ["m"], {"OVERWRITE": n}) for n in ("yes", "2", "-1", "no")),
+    ("scripts/v1_5/eval/seed.sh", ["m"], {"PYTHON": "no-such-python"}),
+    *(
+        ("scripts/v1_5/eval/seed.sh", ["m", n], {})
+        for n in ("../../evil", "/tmp/evil", "", "-n", "a/../b", "..")
+    ),
+    *(("scripts/v1_5/eval/seed.sh", ["m", n], {}) for n in (".", "a//b", "a\nb", "a" * 300)),
+    *(("scripts/v1_5/eval/seed.sh", [n], {}) for n in ("/", "..", ".")),
+    ("scripts/v1_5/finetune.sh", [], {"PYTHON": "no-such-python"}),
+    ("scripts/v1_5/slurm.sh", [], {}),
+    ("scripts/v1_5/slurm.sh", ["gone.sh"], {}),
+    ("scripts/v1_5/slurm.sh", ["scripts/v1_5/finetune.sh"], {}),
+    ("scripts/quickstart.sh", ["fast"], {}),
+    ("playground/demo/control.sh", ["fast"], {}),
+    ("playground/demo/recipe.sh", ["fast"], {}),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments", "settings"), NEEDS_ARGUMENTS)
+def test_wrong_arguments_and_settings_are_refused_in_one_line(
+    repo: Path, tmp_path: Path, script: str, arguments: list[str], settings: dict[str, str]
+) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(repo),
+        "EVAL_ROOT": str(tmp_path),
+    }
+    command = ["bash", script, *arguments]
+    result = subprocess.run(
+        command, cwd=repo, env=environment | settings, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    assert (result.stdout, result.stderr.count("\n")) == ("", 1)
+    assert result.stderr.startswith("error: ")
+    assert not re.search(r"line \d+:", result.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("overwrite", "is_kept"), [("0", True), ("", True), ("1", False)])
+def test_only_overwrite_1_discards_answers(repo: Path, tmp_path: Path, overwrite: str, is_kept: bool) -> None:
+    write_benchmark("mme", tmp_path / "MME")
+    settings = canned(tmp_path)
+    assert finished(started(repo, "mme.sh", "org/7b", **settings))[0] == 0
+    code, _, error = finished(started(repo, "mme.sh", "org/7b", **settings, OVERWRITE=overwrite))
+    assert code == 0, error
+    assert ("have their answer from before" in error) == is_kept
 
 
 def mme(root: Path, golden: Path) -> None:
@@ -449,7 +535,7 @@ def test_a_missing_image_of_the_last_benchmark_is_known_before_the_first_answer(
     questions.write_text(questions.read_text().replace("x.jpg", "gone.jpg", 1))
     settings = canned(tmp_path)
     code, _, error = finished(started(repo, "all.sh", "org/7b", "7b", "textvqa", "pope", **settings))
-    assert code == 1
+    assert code == 2
     assert error.count("val2014/gone.jpg: no such image file") == 2
     assert not list(tmp_path.rglob("journal"))
 

@@ -8,12 +8,19 @@ from pathlib import Path
 # Answering with --chunk-idx 1 fails if CANNED_FAILS is set.
 _PROGRAM = """
 import os, runpy, sys, types
+from llava.infer.digests import look_at
 from llava.infer.jobs import run
-from llava.infer.engine.requests import Reply
+from llava.infer.engine.requests import ImageFile, Reply
 
 load = types.SimpleNamespace(resolve_device=lambda choice, local_rank: choice)
 sys.modules["llava.infer.engine.load"] = load
-run._replies = lambda job, asks, positions, *rest: ((position, Reply("A")) for position in positions)
+run.fingerprint_model = lambda path, base: {"weights": path, "base": base}
+
+def reply(ask):
+    files = [ask.image.path] if isinstance(ask.image, ImageFile) else []
+    return Reply("A", images=tuple(map(look_at, files)))
+
+run._replies = lambda job, asks, positions, *rest: ((place, reply(asks[place])) for place in positions)
 sys.argv = ["llava eval", *sys.argv[3:]]
 if "CANNED_FAILS" in os.environ and sys.argv[-1] == "1":
     sys.exit(3)

@@ -30,6 +30,9 @@ def test_answer_rows_are_ascii_like_the_originals(tmp_path: Path) -> None:
         ('{"a": 1,\n "b" 2}', "not-json", "bad.json:2:"),
         ("", "not-json", "bad.json:1:"),
         (b"\xff\xfe", "not-utf8", "bad.json:"),
+        ('{"a": 1,\n "b": {"c": 2,\n "c": 3}}', "repeated-key", "bad.json:3: the key 'c'"),
+        ("9" * 5000, "not-json", "bad.json:"),
+        ("[" * 200_000, "not-json", "bad.json:"),
     ],
 )
 def test_errors_in_a_json_file_name_the_line(
@@ -47,6 +50,10 @@ def test_errors_in_a_json_file_name_the_line(
     [
         ('{"a": 1', "not-json"),
         ("[1]", "not-an-object"),
+        ('{"id": 1, "id": 1}', "repeated-key"),
+        ('{"a": [{"é": 1, "\\u00e9": 1}]}', "repeated-key"),
+        ('{"a": ' + "9" * 5000 + "}", "not-json"),
+        ('{"a": ' + "[" * 200_000, "not-json"),
     ],
 )
 def test_errors_in_a_jsonl_file_name_the_line(tmp_path: Path, line: str, code: str) -> None:

@@ -16,7 +16,7 @@ GOOD = [
     r'["\ud800", "\ud83d\ude00", "\u0000", "a\/b"]',
     "[12345678901234567890123, 1.0, 1e5, 0.1, -0, 1E2, 1.5e300, -12345]",
     '[true, false,null ,[1,[2]],{"b": {"a":[]}, "a": ""}]\n',
-    '[{"a":1,"a":2}, "日本語 ❤️ \U0001f600"]',
+    '[{"a":1,"b":{"a":2}}, "日本語 ❤️ \U0001f600"]',
     "\ufeff[1]",
 ]
 BAD = {
@@ -45,6 +45,25 @@ def test_the_stream_gives_what_json_load_gives(text: str, window: int, tmp_path:
     path = tmp_path / "file.json"
     path.write_text(text, encoding="utf-8")
     assert repr(list(files.stream_json_array(path))) == repr(json.loads(text.removeprefix("\ufeff")))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[{"a":1,"a":2}]', "file.json:1:"),
+        ('[1,\n{"b":\n[{"a": "\\" }{",\n"\\u0061":2}]}, 3]', "file.json:4:"),
+        ('[{"x": {"a": {}, "b": [{"a":1}]},\n "x":2}', "file.json:2:"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused_with_its_line(
+    text: str, place: str, window: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    with raises_code("repeated-key") as error:
+        list(files.stream_json_array(path))
+    assert place in str(error.value)
+    assert f"{'x' if 'x' in text else 'a'!r} comes twice" in str(error.value)
 
 
 @pytest.mark.parametrize("text", list(BAD))

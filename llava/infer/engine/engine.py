@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PretrainedConfig
@@ -85,7 +86,8 @@ class Engine:
             for index, reply in self._answer_groups(window.groups, requests, prompts, features):
                 if self._is_doubtful(reply):
                     reply = self._answer_again(requests[index], prompts[index], images)
-                yield index, reply
+                contents = (images[source].content for source in requests[index].images)
+                yield index, replace(reply, images=tuple(content for content in contents if content))
             for source in window.last:
                 del features[source]
         if self.asked_again:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 
 from llava.errors import DataError, LlavaError
 from llava.images import load_image_from_base64, process_images, read_image
+from llava.infer.digests import FileContent, look_at
 from llava.infer.engine.requests import ImageFile, ImageSource
 from llava.infer.engine.schedule import Window
 
@@ -26,6 +28,7 @@ class Pixels:
 
     tensor: torch.Tensor  # (3, S, S), or (views, 3, S, S) for an image in tiles
     size: tuple[int, int]  # (width, height) of the original image
+    content: FileContent | None = None  # of its file
 
 
 def load_pixels(
@@ -36,11 +39,15 @@ def load_pixels(
     Raises:
         DataError: The image is missing or broken.
     """
+    content = None
     if isinstance(source, ImageFile):
+        # First, so that a file that is replaced in between will not be taken for the one asked about.
+        with suppress(OSError):  # reading the image explains it
+            content = look_at(source.path)
         image = read_image(source.path)
     else:
         image = load_image_from_base64(source.base64)
-    return Pixels(process_images([image], image_processor, config)[0], image.size)
+    return Pixels(process_images([image], image_processor, config)[0], image.size, content)
 
 
 def decode_ahead(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llava.infer.digests import FileContent
+
 Device = Literal["auto", "cuda", "cpu", "mps"]
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 
@@ -55,11 +57,13 @@ class Reply:
             None if the answer was sampled or beam-searched.
         scale: The largest absolute logit. If `margin` is small relative to it, rounding in another batch
             could have changed the answer.
+        images: What the request's image files held.
     """
 
     text: str
     margin: float | None = None
     scale: float | None = None
+    images: tuple[FileContent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from llava.errors import SettingsError
+from llava.files import require_distinct
 from llava.infer.engine.requests import Device, DType, Generation, ModelChoice
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.infer.jobs.run import AnswerJob
@@ -109,12 +110,14 @@ def answer_job(flags: argparse.Namespace, generation: Generation) -> AnswerJob:
     """Return the job that `flags` describe."""
     if flags.batch_size is not None and flags.batch_size < 1:
         raise SettingsError(f"--batch-size {flags.batch_size}: want at least 1", code="out-of-range")
+    questions, answers = Path(flags.question_file).expanduser(), Path(flags.answers_file).expanduser()
+    require_distinct((answers,), (questions,))
     return AnswerJob(
         model=model_choice(flags),
         generation=generation,
         conv_mode=flags.conv_mode,
-        question_file=Path(flags.question_file).expanduser(),
-        answers_file=Path(flags.answers_file).expanduser(),
+        question_file=questions,
+        answers_file=answers,
         shard=choose_shard(flags.num_chunks, flags.chunk_idx),
         batch_size=flags.batch_size,
         exact=flags.exact,

@@ -1,8 +1,9 @@
 """The answers so far, kept so that no crash loses one and no two runs mix. Needs no torch.
 
 A journal is a folder: `run.json` says which model, questions and settings the answers belong to, and an
-append-only `N_I.jsonl` of each shard has a line `{"position", "margin", "row"}` for each answer as it came.
-`position` counts questions from 0 through the whole file, so a later run may use any number of shards.
+append-only `N_I.jsonl` of each shard has a line `{"position", "margin", "image", "row"}` for each answer as
+it came. `position` counts questions from 0 through the whole file, so a later run may use any number of
+shards. `image` is what the image file held.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llava.errors import AnswersError
-from llava.files import read_json, write_json
+from llava.files import parse_json, read_json, write_json
+from llava.infer.digests import FileContent
 from llava.schema import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -34,10 +36,11 @@ Key = tuple[Any, str]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One answer: its row of the answers file, and the smallest top-1/top-2 logit margin, if known."""
+    """One answer: its row of the answers file, the smallest top-1/top-2 logit margin, and its image."""
 
     row: JsonObject
     margin: float | None = None
+    image: FileContent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class Journal:
         A last line that a killed process left incomplete is dropped with a message; it is asked again.
 
         Raises:
-            AnswersError: A line is damaged, or one question has two different answers.
+            AnswersError: A line is damaged or of another model, or one question has two different answers.
         """
         found: dict[int, Entry] = {}
         for path in sorted(self.folder.glob("*_*.jsonl")):
@@ -122,6 +125,14 @@ class Journal:
                     raise AnswersError(
                         f"{where}: position {position}, but there are {self.total} questions",
                         code="damaged-journal",
+                    )
+                model = next(iter(found.values()), entry).row.get("model_id")
+                if entry.row.get("model_id") != model:
+                    raise AnswersError(
+                        f"{where}: the answer to {entry.row['question_id']} is of the model "
+                        f"{entry.row.get('model_id')!r}, others are of {model!r}; the files were put "
+                        "together by hand. Remove the folder and run again",
+                        code="several-models",
                     )
                 if found.setdefault(position, entry).row != entry.row:
                     raise AnswersError(
@@ -175,7 +186,8 @@ class Writer:
         Raises:
             AnswersError: The disk is full or broken; the answers before this one are kept.
         """
-        line = {"position": position, "margin": entry.margin, "row": entry.row}
+        image = asdict(entry.image) if entry.image else None
+        line = {"position": position, "margin": entry.margin, "image": image, "row": entry.row}
         rest = (json.dumps(line) + "\n").encode()
         try:
             while rest:
@@ -224,16 +236,22 @@ def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
                 logger.warning(f"{path}:{number}: the last line is incomplete and is dropped")
                 return
             try:
-                value = json.loads(line)
-                entry = Entry(value["row"], value["margin"])
+                value = parse_json(line)
+                image = value.get("image")
+                entry = Entry(value["row"], value["margin"], image and _content(image))
                 row_key(entry.row)
                 yield f"{path}:{number}", int(value["position"]), entry
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise AnswersError(
                     f"{path}:{number}: not an answer of a run ({type(error).__name__}: {error}); the file is "
                     "damaged. Remove this line, or the file, and run again: what is missing is asked again",
                     code="damaged-journal",
                 ) from error
+
+
+def _content(image: Mapping[str, Any]) -> FileContent:
+    state = image["state"]
+    return FileContent(str(image["sha256"]), None if state is None else tuple(state))
 
 
 def _cut_incomplete_line(path: Path) -> None:

@@ -19,6 +19,7 @@ import shortuuid
 
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import write_jsonl
+from llava.infer.digests import FileContent
 from llava.infer.engine.requests import (
     Generation,
     ImageFile,
@@ -28,7 +29,7 @@ from llava.infer.engine.requests import (
     Reply,
     Request,
 )
-from llava.infer.jobs.fingerprint import checkpoint_fingerprint, named_base
+from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.journal import Entry, Journal, Key, row_key
 from llava.infer.jobs.prompting import image_line, prompt_of, template
 from llava.infer.jobs.shards import JOURNAL, Shard, merge_shards, shard_positions
@@ -178,13 +179,15 @@ def answer(
     with journal.writer(job.shard.name) as writer:
         done = journal.read()
         _check_keys(journal, done, keys)
+        _check_images(job, asks, positions, done)
         to_ask = [position for position in positions if position not in done]
         _log_what_is_left(job, len(positions), len(to_ask))
         if not job.shard.launched:
             job.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
         if to_ask:
             for position, reply in _replies(job, asks, to_ask, len(positions), loader):
-                done[position] = Entry(_row(job, asks[position], position, reply), reply.margin)
+                row = _row(job, asks[position], position, reply)
+                done[position] = Entry(row, reply.margin, reply.images[0] if reply.images else None)
                 writer.append(position, done[position])
     if not job.shard.launched:
         write_jsonl(job.answers_file, (done[position].row for position in positions))
@@ -243,15 +246,14 @@ def _about(job: AnswerJob, asks: Sequence[Ask]) -> JsonObject:
         file = "/".join(ask.image.path.parts[-2:]) if isinstance(ask.image, ImageFile) else None
         image = ask.image.base64 if isinstance(ask.image, ImageText) else file
         digest.update(json.dumps([ask.head, ask.text, ask.tail, image]).encode() + b"\n")
-    base = job.model.base or named_base(job.model.path)
     about: JsonObject = {
         "model": job.model.name,
-        "weights": checkpoint_fingerprint(job.model.path),
-        "base": base and checkpoint_fingerprint(base, near=[job.model.path]),
+        **fingerprint_model(job.model.path, job.model.base),
         "dtype": job.model.dtype,
         "bits": 4 if job.model.load_4bit else 8 if job.model.load_8bit else 16,
         "questions": f"{len(asks)}, sha256 {digest.hexdigest()[:16]}",
         "conv_mode": job.conv_mode,
+        "template": prompt_of(job.conv_mode, "..."),
         "temperature": job.generation.temperature,
         "max_new_tokens": job.generation.max_new_tokens,
         "num_beams": job.generation.num_beams,
@@ -270,6 +272,30 @@ def _check_keys(journal: Journal, done: Mapping[int, Entry], keys: Sequence[Key]
                 "the file was changed by hand. Remove the folder and run again",
                 code="changed-answers",
             )
+
+
+def _check_images(
+    job: AnswerJob, asks: Sequence[Ask], positions: Iterable[int], done: Mapping[int, Entry]
+) -> None:
+    """Check that the image files still hold what this shard's earlier answers are about."""
+    changed = []
+    is_still_there: dict[tuple[Path, FileContent | None], bool] = {}
+    for position in positions:
+        image = asks[position].image
+        if position not in done or not isinstance(image, ImageFile):
+            continue
+        seen = (image.path, done[position].image)
+        if seen not in is_still_there:
+            is_still_there[seen] = seen[1] is not None and seen[1].is_still_in(image.path)
+        if not is_still_there[seen]:
+            changed.append(position)
+    if changed:
+        raise AnswersError(
+            f"{job.journal_folder}: {len(changed)} answers are about other images than there are now, first "
+            f"that to {_name(job, asks[changed[0]], changed[0])}. Put the images back, write to another "
+            "folder, or discard the answers: --overwrite, or OVERWRITE=1 for the scripts",
+            code="changed-images",
+        )
 
 
 def _log_what_is_left(job: AnswerJob, total: int, left: int) -> None:

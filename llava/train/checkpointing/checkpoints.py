@@ -17,7 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
 
 from llava.errors import CheckpointError, one_line
-from llava.files import STAGING, publish_folder
+from llava.files import publish_folder
+from llava.temporary import STAGING
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.resume import STATE_FILE
 from llava.train.checkpointing.save import WRITE_ERRORS, remove_unfinished

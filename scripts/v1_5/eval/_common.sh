@@ -3,10 +3,10 @@
 #
 # Settings, exported or written before the command:
 #   EVAL_ROOT             the folder of the benchmarks (default ./playground/data/eval)
-#   MODEL_BASE            the base of an adapter (default: the one its adapter_config.json names)
+#   MODEL_BASE            the base of an adapter (default: the one that its adapter_config.json names)
 #   CUDA_VISIBLE_DEVICES  one process for each GPU named here (default 0; empty: no GPU)
 #   SHARDS                number of processes instead; they share the GPUs or, without one, the cores
-#   OVERWRITE=1           discard this name's earlier answers and results; without it only missing answers are asked
+#   OVERWRITE             1: discard this name's earlier answers and results; 0 (default): ask only what is missing
 #   ANSWER_FLAGS          more flags for answering, such as "--batch-size 16 --device cpu"
 #   PYTHON                the interpreter (default python)
 #   WAIT_S                on several machines: how long the first process waits for the others (default a day)
@@ -16,15 +16,13 @@
 #   torchrun --nnodes 2 --nproc-per-node 8 ... --no-python bash scripts/v1_5/eval/seed.sh MODEL_PATH MODEL_NAME
 #   srun --ntasks 16 --gpus-per-task 1 --kill-on-bad-exit=1 bash scripts/v1_5/eval/seed.sh MODEL_PATH MODEL_NAME
 
+# shellcheck source=scripts/_help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../_help.sh"
 PYTHON=${PYTHON:-python}
+command -v "$PYTHON" >/dev/null || die "$PYTHON: no such program; set PYTHON to an interpreter"
 IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-0}"
 read -ra answer_flags <<<"${ANSWER_FLAGS:-}"
 children=()
-
-die() {
-    printf 'error: %s: %s\n' "${0##*/}" "$*" >&2
-    exit 1
-}
 
 stop_children() {
     for pid in "${children[@]}"; do kill "$pid" 2>/dev/null || true; done
@@ -35,10 +33,12 @@ trap 'exit 129' HUP; trap 'exit 130' INT; trap 'exit 143' TERM
 
 # evaluate "BENCHMARK..." [MODEL_PATH [MODEL_NAME]]: prepare, answer in shards, merge, score, write submissions.
 evaluate() {
-    (($# <= 3)) || die "usage: ${0##*/} [MODEL_PATH] [MODEL_NAME]"
-    local model_path=${2:-liuhaotian/llava-v1.5-13b} ranks=1 first=0 local_index=0 wait_s=0 i
-    local count=${SHARDS:-${#gpus[@]}}
-    ((count > 0)) || count=1
+    want_arguments 0 2 "${@:2}"
+    local model_path=${2-liuhaotian/llava-v1.5-13b} ranks=1 first=0 local_index=0 wait_s=0 i overwrite=()
+    [[ $model_path == [^-]* ]] || die "MODEL_PATH '$model_path': want a folder or hub id (flags: ANSWER_FLAGS)"
+    local count=${SHARDS:-$((${#gpus[@]} > 0 ? ${#gpus[@]} : 1))}
+    [[ -z ${SHARDS:-} || $SHARDS =~ ^[1-9][0-9]{0,3}$ ]] || die "SHARDS=$SHARDS: want a whole number from 1 on"
+    case ${OVERWRITE:-0} in 0) ;; 1) overwrite=(--overwrite) ;; *) die "OVERWRITE=$OVERWRITE: want 1 or 0" ;; esac
     local processes=$count
     # torchrun or srun run this script once for each shard. A batch script has no SLURM_STEP_ID.
     if [[ -n ${WORLD_SIZE:-} && -n ${RANK:-} ]]; then
@@ -48,12 +48,11 @@ evaluate() {
     fi
     if ((ranks > 1)); then count=$ranks processes=1 wait_s=${WAIT_S:-86400}; else first=0 local_index=0; fi
     read -ra flags <<<"$1"
-    flags+=(--model-path "$model_path" --name "${3:-$(basename "$model_path")}")
-    flags+=(--eval-root "${EVAL_ROOT:-./playground/data/eval}" ${MODEL_BASE:+--model-base "$MODEL_BASE"})
-    flags+=(${MMBENCH_SPLIT:+--split "mmbench=$MMBENCH_SPLIT"} ${VQAV2_SPLIT:+--split "vqav2=$VQAV2_SPLIT"})
-    flags+=(${VIZWIZ_SPLIT:+--split "vizwiz=$VIZWIZ_SPLIT"})
+    flags+=("--model-path=$model_path" ${3+"--name=$3"} ${MODEL_BASE:+"--model-base=$MODEL_BASE"})
+    flags+=("--eval-root=${EVAL_ROOT:-./playground/data/eval}" ${VIZWIZ_SPLIT:+"--split=vizwiz=$VIZWIZ_SPLIT"})
+    flags+=(${MMBENCH_SPLIT:+"--split=mmbench=$MMBENCH_SPLIT"} ${VQAV2_SPLIT:+"--split=vqav2=$VQAV2_SPLIT"})
 
-    "$PYTHON" -m llava.eval "${flags[@]}" --steps prepare ${OVERWRITE:+--overwrite}
+    "$PYTHON" -m llava.eval "${flags[@]}" --steps prepare "${overwrite[@]}"
     for ((i = 0; i < processes; i++)); do start_shard $((first + i)) "$count" $((local_index + i)); done
     wait_for_shards "$first" "$count"
     if ((first > 0)); then exit 0; fi # the first process merges and scores
@@ -74,10 +73,10 @@ start_shard() {
 
 # wait_for_shards FIRST COUNT: wait for the processes started here, the first of which is shard FIRST of COUNT.
 wait_for_shards() {
-    local i status lost=''
+    local i status lost='' code=2
     for i in "${!children[@]}"; do
-        status=0
-        wait "${children[i]}" || status=$?
+        status=0; wait "${children[i]}" || status=$?
+        ((status == 0 || status == 2)) || code=1
         if ((status > 128)); then
             lost+="shard $(($1 + i)) of $2 was killed by signal $((status - 128)) ($(kill -l "$status")); "
         elif ((status > 0)); then
@@ -85,5 +84,7 @@ wait_for_shards() {
         fi
     done
     children=()
-    [[ -z $lost ]] || die "${lost}nothing was merged or scored. Answers so far are kept: the same command asks the rest"
+    [[ -n $lost ]] || return 0
+    echo "error: ${0##*/}: ${lost}nothing was merged or scored. Answers so far are kept: the same command asks the rest" >&2
+    exit "$code" # 2 if the user can fix all of it
 }

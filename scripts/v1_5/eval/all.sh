@@ -10,8 +10,6 @@
 set -euo pipefail
 # shellcheck source=scripts/v1_5/eval/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
-usage="usage: ${0##*/} MODEL_PATH MODEL_NAME [BENCHMARK...]"
-model_path=${1:?$usage} name=${2:?$usage}
-shift 2
-(($# > 0)) || set -- all
-evaluate "$*" "$model_path" "$name"
+want_arguments 2 99 "$@"
+(($# > 2)) || set -- "$@" all
+evaluate "${*:3}" "$1" "$2"

@@ -4,8 +4,10 @@
 #   bash scripts/v1_5/eval/vqav2_lora.sh MODEL_PATH MODEL_NAME
 #   bash scripts/v1_5/eval/vqav2_lora.sh ./checkpoints/llava-v1.5-7b-lora llava-v1.5-7b-lora
 #
-# Settings: MODEL_BASE, what the adapter is applied to (default lmsys/vicuna-7b-v1.5; empty: what
-# adapter_config.json names), and those of _common.sh. Writes what vqav2.sh writes.
+# Settings: MODEL_BASE, what the adapter is applied to (default: the base that its adapter_config.json names), and those
+# of _common.sh. Writes what vqav2.sh writes.
 set -euo pipefail
-export MODEL_BASE=${MODEL_BASE-lmsys/vicuna-7b-v1.5}
-exec bash "$(dirname "${BASH_SOURCE[0]}")/vqav2.sh" "${1:?usage: vqav2_lora.sh MODEL_PATH MODEL_NAME}" "${2:?usage: vqav2_lora.sh MODEL_PATH MODEL_NAME}"
+# shellcheck source=scripts/v1_5/eval/_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+want_arguments 2 2 "$@"
+evaluate vqav2 "$@"
