@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llava.files import atomic_write, read_json, read_jsonl, stream_json_array, write_json, write_jsonl
+from llava.files import (
+    atomic_folder,
+    atomic_write,
+    read_json,
+    read_jsonl,
+    require_distinct,
+    stream_json_array,
+    write_json,
+    write_jsonl,
+)
 from support.errors import raises_code
 
 
@@ -123,3 +135,80 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("", encoding="utf-8")
     write_json(tmp_path / "a.json", 1)
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from llava.files import atomic_folder, atomic_write
+here = Path(sys.argv[1])
+with atomic_write(here / "big.json") as stream, atomic_folder(here / "merged") as folder:
+    (folder / "weights").write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_was_writing_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in (".saving-checkpoint", ".big.json.swp", ".big.json.settings")]
+    for path in mine:
+        path.write_text("")
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITING, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for writer in writers:
+        assert writer.stdout
+        assert writer.stdout.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 4 + len(mine)
+    writers[0].kill()
+    writers[0].communicate()
+    write_json(tmp_path / "other.json", 1)
+    assert len(list(tmp_path.iterdir())) == 2 + 1 + len(mine)
+    writers[1].communicate("go on")
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [*mine, *(tmp_path / name for name in ("big.json", "merged", "other.json"))]
+    )
+    assert (tmp_path / "merged/weights").read_text() == "half"
+
+
+def test_where_files_cannot_be_locked_they_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    leftover = tmp_path / ".a.json.abcdefgh.saving"
+    leftover.write_text("may be another's")
+    write_json(tmp_path / "a.json", 1)
+    with atomic_folder(tmp_path / "folder") as staging:
+        (staging / "a").write_text("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [leftover.name, "a.json", "folder"]
+
+
+def test_a_folder_is_no_place_for_a_file_and_is_named_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught, atomic_write(tmp_path):
+        pytest.fail("the work has begun")
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_outputs_that_are_inputs_or_other_outputs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("")
+    (tmp_path / "hard").hardlink_to(tmp_path / "in")
+    (tmp_path / "soft").symlink_to(tmp_path / "in")
+    for outputs, inputs in (
+        (["in"], ["in"]),
+        (["hard"], ["in"]),
+        (["soft"], ["x", "in"]),
+        (["a", "sub/../a"], []),
+        (["in", "soft"], []),
+    ):
+        with raises_code("output-is-input"):
+            require_distinct([tmp_path / name for name in outputs], [tmp_path / name for name in inputs])
+    require_distinct([None, tmp_path / "a", None, tmp_path / "b"], [None, tmp_path / "in"])
