@@ -15,6 +15,7 @@ from typing import Any
 
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import options_text
+from llava.benchmarks.records import Record, read_sheet, read_tsv
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.schema import Answer, Question
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 TableRow = Mapping[Any, Any]
 
 ROTATION = 1_000_000
+INDEX = re.compile(r" *[0-9]{1,18} *")
 LETTERS = "ABCD"
 REQUIRED_COLUMNS = {"index", "question", "A", "B"}
 DROPPED_COLUMNS = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -77,42 +79,29 @@ def read_mmbench_items(path: Path, *, images: bool = True) -> list[MmbenchItem]:
     """Read the rows of an MMBench TSV or of an upload's xlsx. Without `images` the images are skipped.
 
     Raises:
-        DataError: The file is missing, lacks a column, or an index is not a number.
+        DataError: The file is missing or damaged, lacks a column, or an index is no number or comes twice.
     """
     if path.suffix == ".xlsx":
-        return [_item(row, f"{path}: row {number}") for number, row in enumerate(_sheet(path), start=2)]
-    import pandas
-
-    _check_exists(path)
-    try:
-        table = pandas.read_csv(
-            path,
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            usecols=None if images else (lambda column: column != "image"),
-        )
-    except ValueError as error:  # pandas' own errors and text that is not UTF-8
-        raise DataError(f"{path}: cannot be read as a TSV ({error})", code="not-tsv") from error
-    missing = REQUIRED_COLUMNS - set(table.columns)
-    if missing:
-        raise DataError(
-            f"{path}:1: no column {', '.join(sorted(missing))} in this TSV", code="missing-column"
-        )
-    rows = table.to_dict("records")
-    return [_item(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file", code="missing-file")
+        rows = ((f"{path}: row {number}", row) for number, row in _read_upload(path))
+    else:
+        rows = ((f"{path}:{line}", row) for line, row in read_tsv(path))
+    items: dict[int, MmbenchItem] = {}
+    for where, row in rows:
+        if missing := REQUIRED_COLUMNS - row.keys():
+            raise DataError(
+                f"{path}:1: no column {', '.join(sorted(missing))} in this table", code="missing-column"
+            )
+        item = _item(row, where)
+        if item.index in items:
+            raise DataError(f"{where}: a second row with the index {item.index}", code="repeated-id")
+        items[item.index] = item if images else replace(item, image="")
+    if not items:
+        raise DataError(f"{path}: holds no row", code="no-questions")
+    return list(items.values())
 
 
 def _item(row: TableRow, where: str) -> MmbenchItem:
-    try:
-        index = int(row["index"])
-    except ValueError as error:
-        raise DataError(f"{where}: index is {row['index']!r}, wanted a number", code="wrong-type") from error
+    index = _index(row["index"], where)
     options = [_cell(row, letter) for letter in LETTERS]
     if PREDICTION in row:
         # In an upload pandas has emptied options such as "None". So an empty cell before the last option,
@@ -134,6 +123,15 @@ def _item(row: TableRow, where: str) -> MmbenchItem:
     )
 
 
+def _index(cell: object, where: str) -> int:
+    """Return the index in a cell; a sheet may hold it as a float or as text."""
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    if not INDEX.fullmatch(str(cell)):
+        raise DataError(f"{where}: index is {cell!r}, wanted a whole number", code="bad-id")
+    return int(str(cell))
+
+
 def _cell(row: TableRow, column: str) -> str:
     value = row.get(column)
     return "" if value is None else str(value)
@@ -144,7 +142,7 @@ def read_mmbench_upload(path: Path) -> list[Answer]:
     if path.suffix != ".xlsx":
         return read_answers(path)
     answers = []
-    for number, row in enumerate(_sheet(path), start=2):
+    for number, row in _read_upload(path):
         item = _item(row, f"{path}: row {number}")
         extra = {ITEM: item, BLANK: row[PREDICTION] is None}
         answers.append(Answer(item.index, item.text, _cell(row, PREDICTION), extra=extra))
@@ -161,20 +159,13 @@ def round_of(answer: Answer) -> int:
     return number
 
 
-def _sheet(path: Path) -> Iterator[TableRow]:
-    import openpyxl
-
-    _check_exists(path)
-    book = openpyxl.load_workbook(path, read_only=True)
-    rows = book.worksheets[0].iter_rows(values_only=True)
-    header = [str(cell) for cell in next(rows)]
-    missing = {"index", PREDICTION} - set(header)
-    if missing:
-        raise DataError(
-            f"{path}: no column {', '.join(sorted(missing))} in this sheet", code="missing-column"
-        )
-    yield from (dict(zip(header, row, strict=True)) for row in rows)
-    book.close()
+def _read_upload(path: Path) -> Iterator[tuple[int, Record]]:
+    for number, row in read_sheet(path):
+        if missing := {"index", PREDICTION} - row.keys():
+            raise DataError(
+                f"{path}: no column {', '.join(sorted(missing))} in this sheet", code="missing-column"
+            )
+        yield number, row
 
 
 def write_mmbench_upload(
@@ -189,9 +180,8 @@ def write_mmbench_upload(
     """
     import pandas
 
-    _check_exists(tsv)
+    questions = [Question(item.index, "") for item in read_mmbench_items(tsv, images=False)]
     table = pandas.read_table(tsv)
-    questions = [Question(int(index), "") for index in table["index"]]
     first_round = [answer for answer in answers if round_of(answer) == 0]
     matched = match(questions, first_round, allow_missing=allow_missing, name=name)
     upload = table.drop(columns=[column for column in DROPPED_COLUMNS if column in table.columns])

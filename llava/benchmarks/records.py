@@ -6,19 +6,26 @@ a dictionary that the code built is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import csv
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from llava.errors import DataError
+from llava.errors import DataError, one_line
 from llava.files import read_json, read_jsonl
 from llava.schema import JsonObject
 
 SHOWN_KEYS = 8
 JSON_TYPES = (dict, list, str, int, float, bool, type(None))
 JSON_TYPE_NAMES = {kind.__name__ for kind in JSON_TYPES} | {"Record", "string"}
+# A cell may hold an image, 131,072 characters are csv's own limit.
+LONGEST_CELL = 2**31 - 1
+# What openpyxl raises for a file that is no xlsx, or a damaged one.
+BROKEN_SHEET = (BadZipFile, zlib.error, SyntaxError, EOFError, KeyError, IndexError, TypeError, ValueError)
 _CALL_ERROR = re.compile(r"\w\(\) (takes|got|missing)|is not callable")
 
 
@@ -64,6 +71,102 @@ def read_record_lines(path: Path) -> Iterator[tuple[int, Record]]:
     """
     for line, row in read_jsonl(path):
         yield line, Record(f"{path}:{line}", row)
+
+
+def read_tsv(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, record) for each row of a TSV with a header; a quoted cell may span lines.
+
+    Raises:
+        DataError: The file is missing or is not UTF-8, its quotes do not match up (which would swallow rows),
+            or a row has more or fewer cells than the header.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", code="missing-file")
+    csv.field_size_limit(LONGEST_CELL)
+    header: list[str] = []
+    line = 1
+    with path.open("rb") as stream:
+        reader = csv.reader(_decode_lines(path, stream), delimiter="\t", strict=True)
+        try:
+            for row in reader:
+                if row and not header:
+                    header = _check_header(row, f"{path}:{line}")
+                elif row:
+                    _check_row(row, header, f"{path}:{line}")
+                    yield line, Record(f"{path}:{line}", dict(zip(header, row, strict=True)))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"{path}:{line}: a cell of this row opens with a quote that is not closed as it must be "
+                f"({error}, in line {reader.line_num}); remove the quote, or quote the whole cell and double "
+                "the quotes inside",
+                code="unmatched-quote",
+            ) from error
+
+
+def _decode_lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        if b"\0" in line:
+            raise DataError(f"{path}:{number}: holds a NUL byte; this is no text file", code="not-tsv")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})", code="not-utf8") from error
+
+
+def _check_header(header: list[str], where: str) -> list[str]:
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise DataError(f"{where}: the column {min(twice)!r} comes twice", code="repeated-key")
+    return header
+
+
+def _check_row(row: Sequence[str], header: Sequence[str], where: str) -> None:
+    """Check the number of cells, and that no cell holds the end of one row and the start of another."""
+    if len(row) != len(header):
+        raise DataError(
+            f"{where}: found {len(row)} cells, wanted {len(header)} as in the header; has a cell a stray "
+            "quote or tab?",
+            code="row-length",
+        )
+    width = len(header) - 1
+    for name, cell in zip(header, row, strict=True):
+        tabs = cell.count("\t")
+        if width and tabs and tabs % width == 0 and cell.count("\n") * width >= tabs:
+            raise DataError(
+                f"{where}: the cell {name!r} holds {tabs // width} further rows; remove its opening quote",
+                code="unmatched-quote",
+            )
+
+
+def read_sheet(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield (row number, record) for each row of an xlsx's first sheet that is not empty.
+
+    Raises:
+        DataError: The file is missing, is not an xlsx, or a row has more cells than the header.
+    """
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", code="missing-file")
+    try:
+        book = openpyxl.load_workbook(path, read_only=True)
+        rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+        book.close()
+    except (*BROKEN_SHEET, InvalidFileException) as error:
+        raise DataError(f"{path}: cannot be read as an xlsx ({one_line(error)})", code="not-xlsx") from error
+    header = _check_header(
+        [str(cell) for cell in rows[0] if cell is not None] if rows else [], f"{path}: row 1"
+    )
+    for number, row in enumerate(rows[1:], start=2):
+        cells = row + [None] * (len(header) - len(row))
+        if any(cell is not None for cell in cells[len(header) :]):
+            raise DataError(
+                f"{path}: row {number}: found more cells than the {len(header)} of the header",
+                code="row-length",
+            )
+        if any(cell is not None for cell in cells):
+            yield number, Record(f"{path}: row {number}", dict(zip(header, cells, strict=False)))
 
 
 def index_records(path: Path, rows: Iterable[Mapping[str, Any]], key: str) -> Record:

@@ -47,8 +47,11 @@ def test_real_answers_score_as_the_official_evaluators_say(real: tuple[Scores, d
 
 
 def test_a_base_question_counts_only_when_every_rotation_is_right(tmp_path: Path) -> None:
-    MAKERS["mmbench"](tmp_path)
-    scores = MMBENCH.score(tmp_path, [Answer(7, "", "B"), Answer(1000007, "", "B"), Answer(8, "", "C. rain")])
+    tiny = MAKERS["mmbench"](tmp_path)
+    said = {7: "B", 1000007: "B", 8: "C. rain"}
+    scores = MMBENCH.score(
+        tmp_path, [replace(a, text=said.get(int(a.question_id), a.text)) for a in tiny.answers]
+    )
     assert scores.get("circular").value == 50.0
     assert scores.get("circular_strict").value == 0.0
     assert scores.get("plain").value == 100.0
@@ -61,7 +64,7 @@ def test_a_base_question_counts_only_when_every_rotation_is_right(tmp_path: Path
 
 def test_prompts_hold_hint_and_literal_none(tmp_path: Path) -> None:
     MAKERS["mmbench"](tmp_path)
-    first, _, third = MMBENCH.read_questions(tmp_path)
+    first, _, third, *_ = MMBENCH.read_questions(tmp_path)
     suffix = "Answer with the option's letter from the given choices directly."
     assert first.text == f"Look.\nWhich?\nA. cat\nB. dog\n{suffix}"
     assert third.text == f"Why?\nA. None\nB. NA\nC. rain\n{suffix}"
@@ -75,20 +78,26 @@ def test_chinese_questions_end_with_the_chinese_sentence(tmp_path: Path) -> None
 
 def test_all_rounds_count_as_rotations(tmp_path: Path) -> None:
     MAKERS["mmbench"](tmp_path)
-    rows = [(7, "BA"), (1000007, "AB"), (8, "CBA")]  # rotated left: the truth moves one letter down a round
+    rows = [
+        (7, "BA"),
+        (1000007, "AB"),
+        (8, "CBA"),
+        (1000008, "BAC"),
+        (2000008, "ACB"),
+    ]  # rotated left: the truth moves one letter down a round
     answers = [
         Answer(index, "", letter, extra={"round_id": number})
         for index, letters in rows
         for number, letter in enumerate(letters)
     ]
     assert MMBENCH.score(tmp_path, answers).get("circular").value == 100.0
-    spoiled = [*answers[:-1], Answer(8, "", "C", extra={"round_id": 2})]
+    spoiled = [*answers[:-1], Answer(2000008, "", "C", extra={"round_id": 2})]
     assert MMBENCH.score(tmp_path, spoiled).get("circular").value == 50.0
 
 
 def test_a_round_is_asked_with_the_text_that_scoring_gives_its_question(tmp_path: Path) -> None:
     MAKERS["mmbench"](tmp_path)
-    first, _, third = (replace(item, image="aW1n") for item in mmbench.read_mmbench_items(tmp_path / TSV))
+    first, _, third, *_ = (replace(item, image="aW1n") for item in mmbench.read_mmbench_items(tmp_path / TSV))
     asked = [ask.head["prompt"] for ask in asks_of(third, "", rounds=True, suffix=None)]
     assert asked == [third.rotate(number).text for number in range(3)]
     assert asked[1] == "Why?\nA. NA\nB. rain\nC. None"
@@ -102,22 +111,22 @@ def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert rows[1] == (7, "Which?", "cat", "dog", None, None, "B", "B", "dev")
     with raises_code("missing-answers", AnswersError) as error:
-        MMBENCH.write_submission(tmp_path, tiny.answers[:2], tmp_path / "none.xlsx")
-    assert all(fact in str(error.value) for fact in ("1 of 3", "8"))
+        MMBENCH.write_submission(tmp_path, tiny.answers[:4], tmp_path / "none.xlsx")
+    assert all(fact in str(error.value) for fact in ("1 of 5", "2000008"))
     assert not (tmp_path / "none.xlsx").exists()
 
 
 def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) -> None:
     tiny = MAKERS["mmbench"](tmp_path)
-    mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers[:2], tmp_path / "up.xlsx", name="mmbench")
+    mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers[:4], tmp_path / "up.xlsx", name="mmbench")
     answers = MMBENCH.read_answers(tmp_path / "up.xlsx")
     with raises_code("missing-answers", AnswersError) as error:
         MMBENCH.score(tmp_path, answers)
-    assert all(fact in str(error.value) for fact in ("1 of 3", "8"))
+    assert all(fact in str(error.value) for fact in ("1 of 5", "2000008"))
     (tmp_path / TSV).unlink()
     with raises_code("missing-answers", AnswersError) as error:
         MMBENCH.score(tmp_path, answers)
-    assert all(fact in str(error.value) for fact in ("1 of 3", "8"))
+    assert all(fact in str(error.value) for fact in ("1 of 5", "2000008"))
 
 
 def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -> None:
@@ -175,7 +184,86 @@ def test_a_row_without_a_true_letter_is_not_scored_as_wrong(tmp_path: Path, trut
 
 
 def test_an_uploads_blanked_last_option_may_be_the_true_one(tmp_path: Path) -> None:
-    (tmp_path / TSV).write_text("index\tquestion\tA\tB\tC\tanswer\n7\tq\tx\ty\tNone\tC\n")
-    said = [Answer(7, "", "C")]
+    rows = "7\tq\tx\ty\tNone\tC\n1000007\tq\tNone\tx\ty\tA\n2000007\tq\ty\tNone\tx\tB\n"
+    (tmp_path / TSV).write_text(f"index\tquestion\tA\tB\tC\tanswer\n{rows}")
+    said = [Answer(7, "", "C"), Answer(1000007, "", "A"), Answer(2000007, "", "B")]
     mmbench.write_mmbench_upload(tmp_path / TSV, said, tmp_path / "up.xlsx", name="mmbench")
     assert MMBENCH.score(tmp_path, said, truth=tmp_path / "up.xlsx").get("circular").value == 100.0
+
+
+def test_without_every_rotation_there_is_no_circular_score(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    lines = (tmp_path / TSV).read_text().splitlines(keepends=True)
+    for kept, lacking in (((0, 1, 3), "2 of 2"), ((0, 1, 2, 3, 5), "1 of 2")):
+        (tmp_path / TSV).write_text("".join(lines[number] for number in kept))
+        scores = MMBENCH.score(tmp_path, [tiny.answers[number - 1] for number in kept[1:]])
+        assert scores.get("circular").value is None
+        assert f"{lacking} base questions" in scores.get("circular").note
+        assert scores.get("plain").value == 100.0
+        assert [score.name for score in scores.scores if score.value is not None] == [
+            "plain", "plain_strict", "plain_first_character",
+        ]  # fmt: skip
+
+
+HEADER = "index\tquestion\tA\tB\tanswer\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "place"),
+    [
+        (HEADER + '1\t"How\tx\ty\tA\n2\t"Why\tx\ty\tA\n', "unmatched-quote", ":2"),
+        (HEADER + '1\tq\tx\ty\tA\n2\t"How\tx\ty\tA\n3\tWhy"\tx\ty\tA\n', "unmatched-quote", ":3"),
+        (HEADER + '1\tq\tx\ty\tA\n2\t"How\tx\ty\tA\n3\tq\tx"\ty\tA\n', "row-length", ":3"),
+        (HEADER + '1\tq\tx\ty\t"A\n2\tq\tx\ty\tA\n', "unmatched-quote", ":2"),
+        (HEADER + '1\t"How" many\tx\ty\tA\n', "unmatched-quote", ":2"),
+        (HEADER + '"index\tq\tx\ty\tA\n', "unmatched-quote", ":2"),
+        (HEADER + "1\tq\tx\ty\n", "row-length", ":2"),
+        (HEADER + "1\tq\tx\ty\tA\t\n", "row-length", ":2"),
+        (HEADER + "1\tq\tx\0\ty\tA\n", "not-tsv", ":2"),
+        (HEADER + "1\tq\tx\udcff\ty\tA\n", "not-utf8", ":2"),
+        (HEADER + "1\tq\tx\ty\tA\n" * 2, "repeated-id", ":3"),
+        *((HEADER + f"{index}\tq\tx\ty\tA\n", "bad-id", ":2")
+          for index in ("", "nan", "1.5", "-1", "1_0", "٣", "9" * 5000)),
+        (HEADER.replace("B", "A") + "1\tq\tx\ty\tA\n", "repeated-key", ":1"),
+        (HEADER, "no-questions", ""),
+        ("", "no-questions", ""),
+    ],
+)  # fmt: skip
+def test_a_tsv_that_could_lose_rows_is_refused_with_its_line(
+    tmp_path: Path, content: str, code: str, place: str
+) -> None:
+    (tmp_path / TSV).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with raises_code(code, DataError) as error:
+        MMBENCH.read_questions(tmp_path)
+    assert f"{tmp_path / TSV}{place}: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_quoted_cell_may_hold_quotes_tabs_and_lines(tmp_path: Path) -> None:
+    cells = ["1", '"a ""b""\tc\nd"', 'x "y"', "z", "A"]
+    (tmp_path / TSV).write_text(HEADER + "\n" + "\t".join(cells) + "\n")
+    (question,) = MMBENCH.read_questions(tmp_path)
+    assert question.text.startswith('a "b"\tc\nd\nA. x "y"\nB. z\n')
+
+
+def test_a_damaged_sheet_is_refused(tmp_path: Path) -> None:
+    tiny = MAKERS["mmbench"](tmp_path)
+    path = tmp_path / "up.xlsx"
+    mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers, path, name="mmbench")
+    whole = path.read_bytes()
+    for content in (b"", b"index\tprediction\n", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with raises_code("not-xlsx", DataError) as error:
+            MMBENCH.read_answers(path)
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("index", [None, 1.5, True, "x", ""])
+def test_an_index_in_a_sheet_is_a_whole_number(tmp_path: Path, index: object) -> None:
+    book = openpyxl.Workbook()
+    for row in (["index", "question", "A", "B", "prediction"], [7.0, "q", "x", "y", "A"], [index, *"qxyA"]):
+        book.active.append(row)
+    book.save(tmp_path / "up.xlsx")
+    with raises_code("bad-id", DataError) as error:
+        MMBENCH.read_answers(tmp_path / "up.xlsx")
+    assert f"{tmp_path / 'up.xlsx'}: row 3: " in str(error.value)

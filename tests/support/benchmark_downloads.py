@@ -46,6 +46,8 @@ def _mmbench(root: Path, name: str) -> Example:
         ["7", "Which?", "Look.", "cat", "dog", "", "", "B", "object", "aW1n", "s", "CP", "", "dev"],
         ["1000007", "Which?", "Look.", "dog", "cat", "", "", "A", "object", "aW1n", "s", "CP", "", "dev"],
         ["8", "Why?", "", "None", "NA", "rain", "", "C", "cause", "aW1n", "s", "LR", "", "dev"],
+        ["1000008", "Why?", "", "NA", "rain", "None", "", "B", "cause", "aW1n", "s", "LR", "", "dev"],
+        ["2000008", "Why?", "", "rain", "None", "NA", "", "A", "cause", "aW1n", "s", "LR", "", "dev"],
     ]
     root.mkdir(parents=True, exist_ok=True)
     with (root / name).open("w", newline="") as stream:

@@ -4,7 +4,8 @@ Rule: a base question is correct only if every row of its group (index modulo 10
 over base questions: all, per L-2 category and per leaf category. It is reported for three readings of an
 answer: "circular" finds the letter with `letter_rules.extract_letter` (MMBench's steps 1 and 2, no judge),
 "circular_strict" accepts only the letter itself, "circular_first_character" takes the first character. The
-"plain" scores judge only base rows (index < 10^6).
+"plain" scores judge only base rows (index < 10^6). If a base question lacks one of its rotations, as in a TSV
+of base rows only, there are no circular scores.
 
 Answers may also be an upload's xlsx, which contains question, options and truth. A TSV without answers (the
 test split) is scored only by the server.
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -128,12 +130,9 @@ def _compute_scores(benchmark: str, rows: Sequence[AskedRow], matched: Matched, 
     plain = {key: [row for row in group if row.item.is_base] for key, group in groups.items()}
     plain = {key: group for key, group in plain.items() if group}
     verdicts = [_verdict(group) for group in groups.values()]
+    incomplete = sum(not _has_all_rotations(group) for group in groups.values())
     scores = [
-        *aggregate.accuracy_by([v for v in verdicts if v.type != UNKNOWN]),
-        *aggregate.accuracy_by(verdicts, "l2-category"),
-        aggregate.accuracy(verdicts, "circular", over={}),
-        _group_accuracy("circular_strict", groups, "strict"),
-        _group_accuracy("circular_first_character", groups, "first character"),
+        *_circular_scores(groups, verdicts, incomplete),
         _group_accuracy("plain", plain, "extracted"),
         _group_accuracy("plain_strict", plain, "strict"),
         _group_accuracy("plain_first_character", plain, "first character"),
@@ -149,6 +148,29 @@ def _compute_scores(benchmark: str, rows: Sequence[AskedRow], matched: Matched, 
     return aggregate.collect(
         benchmark, "circular", scores, verdicts, matched, source=SOURCE, split=split, notes=notes
     )
+
+
+def _has_all_rotations(group: Sequence[AskedRow]) -> bool:
+    """Return whether there is a row for each option that moves ("all of the above" stays the last one)."""
+    positions = [set(texts) for texts in zip_longest(*(row.item.options for row in group))]
+    moving = set().union(*(texts for texts in positions if len(texts) > 1))
+    return len(positions) < 2 or 1 < len(group) >= len(moving)
+
+
+def _circular_scores(
+    groups: Mapping[int, Sequence[AskedRow]], verdicts: Sequence[Verdict], incomplete: int
+) -> list[Score]:
+    """Return the scores that count a base question as correct if all its rotations are."""
+    if incomplete:
+        why = f"{incomplete} of {len(groups)} base questions lack rows with their options rotated; see plain"
+        return [aggregate.not_available("circular", why)]
+    return [
+        *aggregate.accuracy_by([v for v in verdicts if v.type != UNKNOWN]),
+        *aggregate.accuracy_by(verdicts, "l2-category"),
+        aggregate.accuracy(verdicts, "circular", over={}),
+        _group_accuracy("circular_strict", groups, "strict"),
+        _group_accuracy("circular_first_character", groups, "first character"),
+    ]
 
 
 def _group_accuracy(name: str, groups: Mapping[int, Sequence[AskedRow]], reading: Reading) -> Score:
