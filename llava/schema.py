@@ -102,6 +102,9 @@ class Score:
     To let two runs be compared question by question, a score is one of three things: 100 times the mean of
     the verdicts that match `over` ({} matches all, {"type": "color"} one type); the mean of `units`, which
     maps each independent unit to its value; or the sum of the scores in group "type" that `parts` names.
+
+    `top` is the largest possible value. `span` is how far a unit's value moves from all wrong to all right:
+    `top`, and more where units count differently (an image without a "yes" tells nothing about precision).
     """
 
     name: str
@@ -114,6 +117,8 @@ class Score:
     over: dict[str, str] | None = None
     units: dict[str, float] | None = None
     parts: tuple[str, ...] = ()
+    top: float = 100.0
+    span: float = 100.0
     better: Literal["higher", "lower"] = "higher"
     note: str = ""
 

@@ -1,13 +1,12 @@
 """Compute scores from verdicts: accuracy over all and per type, means and sums over independent units.
 
-The share of correct questions gets Wilson's interval, with questions taken as independent. All other scores
-get the normal approximation over independent units: a soft-scored question, or an image with all its
-questions (MME, POPE). See `llava.scoring.intervals`.
+All get Wilson's interval (`llava.scoring.intervals`). A unit is a question, an image with all its questions
+(MME, POPE), or a group of rows that must all be right (MMBench).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from llava.benchmarks.answers import Matched
@@ -24,15 +23,9 @@ def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", ov
     points = [verdict.score for verdict in verdicts if verdict.matches(over)]
     if not points:
         return Score(name, None, 0, group, over=over)
-    n, value = len(points), sum(points) / len(points) * PERCENT
-    if all(point in (0.0, 1.0) for point in points):
-        low, high = intervals.wilson(sum(points), n)
-        return Score(name, value, n, group, PERCENT * low, PERCENT * high, "wilson", over=over)
-    bounds = intervals.mean(points)
-    if bounds is None:
-        return Score(name, value, n, group, over=over)
-    low, high = (min(1.0, max(0.0, bound)) for bound in bounds)
-    return Score(name, value, n, group, PERCENT * low, PERCENT * high, "normal", over=over)
+    n, value = len(points), sum(points) / len(points)
+    low, high = intervals.share_interval(value, intervals.mean_variance(points), n)
+    return Score(name, PERCENT * value, n, group, PERCENT * low, PERCENT * high, intervals.WILSON, over=over)
 
 
 def accuracy_by(
@@ -47,14 +40,17 @@ def accuracy_by(
 
 def mean_of_units(
     name: str,
-    units: dict[str, float],
+    units: Mapping[str, float],
     *,
     group: str = "total",
     value: float | None = None,
     n: int = 0,
     note: str = "",
+    top: float = PERCENT,
+    effective: float | None = None,
+    interval: Callable[[float, float, float], intervals.Interval] = intervals.share_interval,
 ) -> Score:
-    """Return the mean over independent `units` with its normal interval.
+    """Return the mean over independent `units` with its interval.
 
     Args:
         name: The score's name.
@@ -63,15 +59,21 @@ def mean_of_units(
         value: The official formula's number, if rounding makes it differ from the mean.
         n: The number of questions, by default that of the units.
         note: The score's note.
+        top: The largest possible value; the smallest is 0.
+        effective: How many units of equal weight tell as much, by default their number.
+        interval: Gives the interval of value / top, its variance and the number of units.
     """
     if not units:
         return Score(name, None, 0, group, note=note)
     values = list(units.values())
     value = fmean(values) if value is None else value
-    variance = intervals.mean_variance(values)
-    low, high = (None, None) if variance is None else intervals.normal(value, variance)
-    kind = "none" if variance is None else "normal"
-    return Score(name, value, n or len(values), group, low, high, kind, units=units, note=note)
+    effective = len(values) if effective is None else effective
+    low, high = interval(value / top, intervals.mean_variance(values) / top**2, effective)
+    span = top * len(values) / effective if effective else top
+    return Score(
+        name, value, n or len(values), group, top * low, top * high, intervals.WILSON,
+        units=dict(units), top=top, span=span, note=note,
+    )  # fmt: skip
 
 
 def ratio_of_units(
@@ -82,46 +84,51 @@ def ratio_of_units(
     value: float,
     n: int,
     scale: float = PERCENT,
+    interval: Callable[[float, float, float], intervals.Interval] = intervals.share_interval,
 ) -> Score:
     """Return `scale` times a ratio of two sums over units, with its interval by the delta method.
 
     Args:
         name: The score's name.
-        terms: Each unit's contribution to numerator and denominator.
+        terms: Each unit's contribution to numerator and denominator; the ratio of the sums is at most 1.
         group: The score's group.
         value: The ratio by the official formula, 0 if the denominator is 0.
         n: The number of questions.
         scale: 100 for percent.
+        interval: See `mean_of_units`.
     """
     tops, bottoms = [top for top, _ in terms.values()], [bottom for _, bottom in terms.values()]
     if not sum(bottoms):
-        return Score(name, value * scale, n, group)
+        return Score(name, value * scale, n, group, 0.0, scale, intervals.WILSON, top=scale)
     values = intervals.ratio_units(tops, bottoms)
     units = {unit: scale * term for unit, term in zip(terms, values, strict=True)}
-    return mean_of_units(name, units, group=group, value=value * scale, n=n)
+    effective = intervals.effective_units(bottoms)
+    return mean_of_units(
+        name, units, group=group, value=value * scale, n=n, top=scale, effective=effective, interval=interval
+    )
 
 
-def share_of_units(name: str, units: dict[str, float], *, group: str = "total") -> Score:
-    """Return the percentage of `units` (each 0 or 100) that are 100, with Wilson's interval."""
-    if not units:
-        return Score(name, None, 0, group)
-    right, n = sum(value > 0 for value in units.values()), len(units)
-    low, high = intervals.wilson(right, n)
-    value = right / n * PERCENT
-    return Score(name, value, n, group, PERCENT * low, PERCENT * high, "wilson", units=units)
+def share_of_units(name: str, units: Mapping[str, float], *, group: str = "total") -> Score:
+    """Return the percentage of `units` (each 0 or 100) that are 100, with its interval."""
+    right = sum(value > 0 for value in units.values())
+    return mean_of_units(name, units, group=group, value=right / max(1, len(units)) * PERCENT)
 
 
 def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str = "") -> Score:
     """Return the sum of independent means of units, such as MME's perception."""
     value, n = sum(part.value or 0.0 for part in parts), sum(part.n for part in parts)
-    variances = [intervals.mean_variance(list((part.units or {}).values())) for part in parts]
     names = tuple(part.name for part in parts)
-    if not parts or any(part.value is None for part in parts):
+    units = [list((part.units or {}).values()) for part in parts]
+    if not all(units):
         return Score(name, None, n, group, parts=names, note=note)
-    if any(variance is None for variance in variances):
-        return Score(name, value, n, group, parts=names, note=note)
-    low, high = intervals.normal(value, sum(variance or 0.0 for variance in variances))
-    return Score(name, value, n, group, low, high, "normal", parts=names, note=note)
+    top = sum(part.top for part in parts)
+    # An unbiased variance of each part: few units each may still be many in the sum.
+    variances = (intervals.mean_variance(own) * len(own) / max(1, len(own) - 1) for own in units)
+    effective = len(parts) ** 2 / sum(1 / len(values) for values in units)
+    low, high = intervals.share_interval(value / top, sum(variances) / top**2, effective)
+    return Score(
+        name, value, n, group, top * low, top * high, intervals.WILSON, parts=names, top=top, note=note
+    )
 
 
 def not_available(name: str, why: str, *, group: str = "total") -> Score:

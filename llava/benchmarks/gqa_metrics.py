@@ -5,8 +5,10 @@ Source: all formulas are those of the official eval.py of GQA (Hudson and Mannin
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TypedDict
 
@@ -236,11 +238,12 @@ def _distribution(balanced: Questions, predictions: Predictions) -> Score:
     if not rows:
         return aggregate.not_available("distribution", "no question has an answer group")
     value = _chi_square(rows) / PERCENT
-    low, high = intervals.normal(value, _resampled_variance(rows))
-    return Score(
-        "distribution", value, len(rows), "total", max(0.0, low), high, "bootstrap",
-        better="lower", note="lower is better; not percent",
-    )  # fmt: skip
+    half = intervals.Z * math.sqrt(_resampled_variance(rows))
+    score = Score("distribution", value, len(rows), better="lower", note="lower is better; not percent")
+    # Resamples that are all alike, such as those of one question, tell nothing about the error.
+    if not half:
+        return score
+    return replace(score, low=max(0.0, value - half), high=value + half, interval="bootstrap")
 
 
 def _chi_square(rows: Sequence[tuple[str, str, str | None]]) -> float:

@@ -3,10 +3,10 @@
     python -m llava.report BASE/metrics.json TUNED/metrics.json [--baseline BASE] [--format markdown|json]
 
 The other runs are compared with the first run (or `--baseline`). All must have the same questions, so the
-differences are paired. Their interval is Newcombe's for paired proportions when every question is right or
-wrong, else the normal approximation on the differences; sums such as MME's perception add the variances of
-their independent parts. `*` marks a difference whose interval excludes 0. About one question type in twenty
-is marked by chance, so judge by the total.
+differences are paired. Their interval is Newcombe's for paired proportions when every question (or image, or
+group of rows) is right or wrong, else Bonett and Price's for paired means (`llava.scoring.intervals`). `*`
+marks a difference whose interval excludes 0, which takes at least six changed questions. About one question
+type in twenty is marked by chance, so judge by the total.
 """
 
 from __future__ import annotations
@@ -176,36 +176,33 @@ def paired_difference(before: Scores, after: Scores, group: str, name: str) -> D
 
 
 def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.Interval | None:
+    """Return the interval of new - old, None if a score does not tell its units."""
+    scores = [(before.get(part, "type"), after.get(part, "type")) for part in old.parts] or [(old, new)]
+    pairs = [_paired_values(before, after, one, two) for one, two in scores]
+    if not all(pairs):
+        return None
+    if not old.parts and all(value in (0.0, old.top) for pair in pairs[0] for value in pair):
+        outcomes = [(old.top, old.top), (0.0, old.top), (old.top, 0.0), (0.0, 0.0)]
+        low, high = intervals.paired_proportions(*map(pairs[0].count, outcomes))
+        return old.top * low, old.top * high
+    changes = [
+        intervals.Changes.between(values, max(one.span, two.span))
+        for values, (one, two) in zip(pairs, scores, strict=True)
+    ]
+    return intervals.paired_means(changes, limit=max(old.top, new.top))
+
+
+def _paired_values(before: Scores, after: Scores, old: Score, new: Score) -> list[tuple[float, float]]:
+    """Return each question's or unit's value in both runs; nothing if the units differ or are not known."""
     if old.over is not None:
-        pairs = [
-            (one.score, two.score)
+        return [
+            (PERCENT * one.score, PERCENT * two.score)
             for one, two in zip(before.verdicts, after.verdicts, strict=True)
             if one.matches(old.over)
         ]
-        first, second = [one for one, _ in pairs], [two for _, two in pairs]
-        if all(point in (0.0, 1.0) for point in first + second):
-            low, high = intervals.paired_proportions(first, second)
-        else:
-            bounds = intervals.mean([two - one for one, two in pairs])
-            if bounds is None:
-                return None
-            low, high = bounds
-        return PERCENT * low, PERCENT * high
-    variance = _variance(before, after, old, new)
-    change = (new.value or 0.0) - (old.value or 0.0)
-    return None if variance is None else intervals.normal(change, variance)
-
-
-def _variance(before: Scores, after: Scores, old: Score, new: Score) -> float | None:
-    """Return the variance of new - old for a mean of units or a sum of such scores."""
-    if old.parts:
-        variances = [
-            _variance(before, after, before.get(part, "type"), after.get(part, "type")) for part in old.parts
-        ]
-        return None if None in variances else sum(value for value in variances if value is not None)
     if not old.units or not new.units or old.units.keys() != new.units.keys():
-        return None
-    return intervals.mean_variance([new.units[unit] - value for unit, value in old.units.items()])
+        return []
+    return [(value, new.units[unit]) for unit, value in old.units.items()]
 
 
 def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: bool = False) -> str:

@@ -10,16 +10,17 @@ All benchmarks share one schema::
      "notes": ["2 of 100 questions have no answer and count as wrong (--allow-missing)"],
      "scores": [{"group": "type", "name": "Instance Location",
                  "value": 61.2,              percent unless the note says otherwise; null = not available
-                 "n": 978, "low": 58.1, "high": 64.2, "interval": "wilson" | "normal" | "bootstrap" | "none",
+                 "n": 978, "low": 58.1, "high": 64.2, "interval": "wilson" | "bootstrap" | "none",
                  "better": "higher" | "lower", "note": "",
-                 "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...]}],
+                 "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...],
+                 "top": 100.0, "span": 100.0}],
      "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},
                    "score": 0.0, "answer": "B", "truth": "A",
                    "status": "answered" | "unparsable" | "unanswered" | "unjudged" (only a server can),
                    "image": "SEED-Bench-image/...", "question": "..."}]}
 
 Verdicts are in the order of the question file, so two runs over the same questions pair line by line.
-`llava.schema.Score` explains `over`, `units` and `parts`. Readers ignore other keys.
+`llava.schema.Score` explains `over`, `units`, `parts`, `top` and `span`. Readers ignore other keys.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def test_precision_and_recall_have_an_interval(realdata: Path) -> None:
         counts = {key: scores.get(f"count {key}", "confusion").value or 0.0 for key in ("TP", lost)}
         score = scores.get(f"count {name}", "confusion")
         assert score.value == counts["TP"] / sum(counts.values())
-        assert (score.interval, score.n, len(score.units or {})) == ("normal", 60, 30)
+        assert (score.interval, score.n, len(score.units or {})) == ("wilson", 60, 30)
         assert score.low is not None
         assert 0.05 < (score.high or 0.0) - score.low < 0.3
 

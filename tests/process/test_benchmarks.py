@@ -59,6 +59,12 @@ class TestContract:
         assert headline.n > 0
         assert headline.low is not None
         assert headline.low <= tiny.best <= (headline.high or 0.0) + 1e-9
+        for score in scores.scores:
+            if score.value is not None and score.low is not None and score.interval != "bootstrap":
+                low, high = score.low, score.high or 0.0
+                assert 0.0 <= low <= score.value + 1e-9
+                assert score.value - 1e-9 <= high <= score.top + 1e-9
+                assert high - low > 0.01 * score.top
         assert scores.counts["questions"] == scores.counts["answered"] == len(scores.verdicts)
         assert scores.counts["unanswered"] == scores.counts["unparsable"] == scores.counts["duplicates"] == 0
         assert all(verdict.score == 1.0 for verdict in scores.verdicts if benchmark.name != "llava_bench")

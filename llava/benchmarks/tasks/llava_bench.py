@@ -114,7 +114,10 @@ def _relative(
     values = intervals.ratio_units([*model_points.values()], [*gpt4_points.values()])
     units = {key: PERCENT * value for key, value in zip(selected, values, strict=True)}
     value = PERCENT * (mean_model / mean_gpt4)
-    return [aggregate.mean_of_units(name, units, group=group, value=value, note="% of GPT-4"), *means]
+    score = aggregate.mean_of_units(
+        name, units, group=group, value=value, note="% of GPT-4", top=PERCENT * TOP_GRADE / mean_gpt4
+    )
+    return [score, *means]
 
 
 def _verdict(question: Question, answer: Answer | None) -> Verdict:

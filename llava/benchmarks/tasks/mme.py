@@ -198,7 +198,7 @@ def _judge(task: Task) -> Scores:
         present = [totals[subtask] for subtask in subtasks if subtask in totals]
         if present:
             scores.append(aggregate.sum_of(name, present, note=f"of {200 * len(present)}"))
-    scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
+    scores.append(_accuracy("accuracy", verdicts, group="total"))
     headline = "perception" if any(subtask in totals for subtask in PERCEPTION) else "cognition"
     return aggregate.collect("mme", headline, scores, verdicts, matched, source=SOURCE, split=task.split)
 
@@ -228,13 +228,29 @@ def _subtask_scores(subtask: str, verdicts: Sequence[Verdict]) -> tuple[Score, l
     acc_plus = sum(value > 0 for value in both.values()) / len(both) * PERCENT
     units = {image: PERCENT * sum(points) / len(points) + both[image] for image, points in images.items()}
     score = aggregate.mean_of_units(
-        subtask, units, group="type", value=acc + acc_plus, n=len(verdicts), note="of 200"
+        subtask,
+        units,
+        group="type",
+        value=acc + acc_plus,
+        n=len(verdicts),
+        note="of 200",
+        top=2 * PERCENT,
     )
     return score, [
-        aggregate.accuracy(verdicts, subtask, group="acc", over={"type": subtask}),
+        _accuracy(subtask, verdicts, group="acc"),
         aggregate.share_of_units(subtask, both, group="acc+"),
         *_confusion(subtask, verdicts),
     ]
+
+
+def _accuracy(name: str, verdicts: Sequence[Verdict], *, group: str) -> Score:
+    """Return the share of correct questions, with images as units."""
+    images: dict[str, list[float]] = defaultdict(list)
+    for verdict in verdicts:
+        images[verdict.facets["image"]].append(verdict.score)
+    units = {image: PERCENT * sum(points) / len(points) for image, points in images.items()}
+    value = sum(verdict.score for verdict in verdicts) / len(verdicts) * PERCENT
+    return aggregate.mean_of_units(name, units, group=group, value=value, n=len(verdicts))
 
 
 def _confusion(subtask: str, verdicts: Sequence[Verdict]) -> list[Score]:

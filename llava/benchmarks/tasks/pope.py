@@ -9,15 +9,16 @@ be as many labels as questions, with equal texts where both have them. (The orig
 are and divides by zero on an empty list.) As in the original, a list without label file is not scored; a note
 says so.
 
-For the intervals of F1, precision, recall and yes share, an image with all its questions is one unit.
+For intervals, an image with all its questions is one unit.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import NotRequired, TypedDict, cast
 
 from llava.benchmarks import aggregate
@@ -28,6 +29,7 @@ from llava.errors import DataError
 from llava.files import write_jsonl
 from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.scoring import intervals
 
 SOURCE = "LLaVA v1.2.2 llava/eval/eval_pope.py"
 PREFIX = "coco_pope_"
@@ -81,6 +83,16 @@ class Confusion:
     def yes_ratio(self) -> float:
         """The share of "yes" answers."""
         return (self.tp + self.fp) / (self.tp + self.tn + self.fp + self.fn)
+
+
+# Each measure's official formula, and a confusion's share of its numerator and denominator.
+MEASURES: dict[str, tuple[Callable[[Confusion], float], Callable[[Confusion], tuple[int, int]]]] = {
+    "accuracy": (lambda c: c.accuracy, lambda c: (c.tp + c.tn, c.tp + c.fp + c.tn + c.fn)),
+    "F1": (lambda c: c.f1, lambda c: (2 * c.tp, 2 * c.tp + c.fp + c.fn)),
+    "precision": (lambda c: c.precision, lambda c: (c.tp, c.tp + c.fp)),
+    "recall": (lambda c: c.recall, lambda c: (c.tp, c.tp + c.fn)),
+    "yes share": (lambda c: c.yes_ratio, lambda c: (c.tp + c.fp, c.tp + c.fp + c.tn + c.fn)),
+}
 
 
 def _ratio(top: float, bottom: float) -> float:
@@ -196,15 +208,14 @@ def _judge(task: Task) -> Scores:
     matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
     verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
     scores: list[Score] = []
-    f1_units: list[dict[str, float]] = []
-    f1_values: list[float] = []
+    lists: list[dict[str, Confusion]] = []
     for name in dict.fromkeys(verdict.type for verdict in verdicts):
-        list_scores, units = _list_scores(name, [verdict for verdict in verdicts if verdict.type == name])
-        scores += list_scores
-        f1_units.append(units)
-        f1_values.append(next(s.value or 0.0 for s in list_scores if s.group == "F1"))
-    scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
-    scores.append(_mean_f1(f1_units, f1_values, len(verdicts)))
+        own_verdicts = [verdict for verdict in verdicts if verdict.type == name]
+        lists.append(_count_by_image(own_verdicts))
+        scores += _list_scores(name, own_verdicts, lists[-1])
+    f1_scores = [score for score in scores if score.group == "F1"]
+    scores.append(_measure("accuracy", _count_by_image(verdicts), "accuracy", group="total"))
+    scores.append(_mean_f1(f1_scores, lists, len(verdicts)))
     return aggregate.collect(
         "pope", "F1", scores, verdicts, matched, source=SOURCE, split=task.split, notes=notes
     )
@@ -226,48 +237,66 @@ def _verdict(question: Question, label: str, answer: Answer | None) -> Verdict:
     )
 
 
-def _list_scores(name: str, verdicts: Sequence[Verdict]) -> tuple[list[Score], dict[str, float]]:
-    """Return the scores of one list, and the units (one per image) of its F1."""
-    confusion = count_confusion([(verdict.truth, verdict.facets["says"]) for verdict in verdicts])
-    missing = sum(verdict.status == "unanswered" for verdict in verdicts)
+def _count_by_image(verdicts: Sequence[Verdict]) -> dict[str, Confusion]:
+    """Count the confusion of each image; a question without an image is on its own."""
     images: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for verdict in verdicts:
-        images[str(verdict.image)].append((verdict.truth, verdict.facets["says"]))
-    per_image = {image: count_confusion(pairs) for image, pairs in images.items()}
-    parts: dict[str, tuple[float, Callable[[Confusion], tuple[int, int]]]] = {
-        "F1": (confusion.f1, lambda c: (2 * c.tp, 2 * c.tp + c.fp + c.fn)),
-        "precision": (confusion.precision, lambda c: (c.tp, c.tp + c.fp)),
-        "recall": (confusion.recall, lambda c: (c.tp, c.tp + c.fn)),
-        "yes share": (confusion.yes_ratio, lambda c: (c.tp + c.fp, c.tp + c.fp + c.tn + c.fn)),
-    }
-    ratios = [
-        aggregate.ratio_of_units(
-            name,
-            {image: terms(c) for image, c in per_image.items()},
-            group=group,
-            value=value,
-            n=len(verdicts),
-        )
-        for group, (value, terms) in parts.items()
+        images[verdict.image or str(verdict.question_id)].append((verdict.truth, verdict.facets["says"]))
+    return {image: count_confusion(pairs) for image, pairs in images.items()}
+
+
+def _sum(confusions: Iterable[Confusion]) -> Confusion:
+    return Confusion(*map(sum, zip(*map(astuple, confusions), strict=True)))
+
+
+def _list_scores(name: str, verdicts: Sequence[Verdict], images: Mapping[str, Confusion]) -> list[Score]:
+    """Return the scores of one list, whose `images` have these confusions."""
+    scores = [
+        _measure(name, images, measure, group="type" if measure == "accuracy" else measure)
+        for measure in MEASURES
     ]
-    scores = [aggregate.accuracy(verdicts, name, group="type", over={"type": name}), *ratios]
-    table = {"TP": confusion.tp, "FP": confusion.fp, "TN": confusion.tn, "FN": confusion.fn}
-    table["no answer"] = missing
+    total = _sum(images.values())
+    table = {"TP": total.tp, "FP": total.fp, "TN": total.tn, "FN": total.fn}
+    table["no answer"] = sum(verdict.status == "unanswered" for verdict in verdicts)
     scores += [Score(f"{name} {key}", number, len(verdicts), "confusion") for key, number in table.items()]
-    return scores, ratios[0].units or {}
+    return scores
 
 
-def _mean_f1(lists: Sequence[Mapping[str, float]], values: Sequence[float], n: int) -> Score:
+def _measure(name: str, images: Mapping[str, Confusion], measure: str, *, group: str) -> Score:
+    """Return one of MEASURES over all images, each of which is one unit."""
+    official, terms = MEASURES[measure]
+    total = _sum(images.values())
+    return aggregate.ratio_of_units(
+        name,
+        {image: terms(confusion) for image, confusion in images.items()},
+        group=group,
+        value=official(total),
+        n=sum(astuple(total)),
+        interval=intervals.f1_interval if measure == "F1" else intervals.share_interval,
+    )
+
+
+def _mean_f1(lists: Sequence[Score], images: Sequence[Mapping[str, Confusion]], n: int) -> Score:
     """Return the mean of the lists' F1. An image is one unit: its contributions to all lists are added."""
-    value = sum(values) / len(values)
-    images = list(dict.fromkeys(image for units in lists for image in units))
-    units = dict.fromkeys(images, 0.0)
-    for list_units, mean in zip(lists, values, strict=True):
-        scale = len(images) / len(list_units) if list_units else 0.0
-        for image in images:
-            deviation = list_units.get(image, mean) - mean
+    value = fmean(score.value or 0.0 for score in lists)
+    units = dict.fromkeys((image for own in images for image in own), 0.0)
+    for score in lists:
+        own_units, mean = score.units or {}, score.value or 0.0
+        scale = len(units) / len(own_units) if own_units else 0.0
+        for image in units:
+            deviation = own_units.get(image, mean) - mean
             units[image] += (mean + scale * deviation) / len(lists)
-    return aggregate.mean_of_units("F1", units, value=value, n=n, note="mean of the lists' F1")
+    terms = MEASURES["F1"][1]
+    weights = [sum(terms(own[image])[1] for own in images if image in own) for image in units]
+    return aggregate.mean_of_units(
+        "F1",
+        units,
+        value=value,
+        n=n,
+        note="mean of the lists' F1",
+        effective=intervals.effective_units(weights),
+        interval=intervals.f1_interval,
+    )
 
 
 def _submit(task: Task, path: Path) -> None:
