@@ -7,14 +7,12 @@ Source: LLaVA v1.2.2 llava/conversation.py (formats and texts).
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from types import MappingProxyType
 from typing import Any
 
+from llava.compat.chat import ImagesInMessages
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.schema import JsonObject, Turn
@@ -33,7 +31,7 @@ class SeparatorStyle(Enum):
 
 
 @dataclass
-class Conversation:
+class Conversation(ImagesInMessages):
     """A template, or a conversation that follows one.
 
     A message is [role, text]; text is None for an answer still to come, or a tuple (text, PIL image,
@@ -77,49 +75,6 @@ class Conversation:
         return Conversation(
             self.system, self.roles, messages, self.offset, self.sep_style, self.sep, self.sep2, self.version
         )
-
-    # Compatibility: kept for code that imports the original's name.
-    def get_images(self, return_pil: bool = False) -> list[Any]:
-        """Return the images of the human's turns, each in its process mode: PIL images, or PNG in base64."""
-        shown = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
-        return [self.process_image(image, mode, return_pil) for _, image, mode in shown]
-
-    # Compatibility: kept for code that imports the original's name.
-    def process_image(
-        self,
-        image: Any,
-        image_process_mode: str,
-        return_pil: bool = False,
-        image_format: str = "PNG",
-        max_len: int = 1344,
-        min_len: int = 672,
-    ) -> Any:
-        """Prepare a PIL image for display; the model's input comes from llava.images.
-
-        Args:
-            image: A PIL image.
-            image_process_mode: "Pad" to a square, "Resize" to 336x336, "Default" and "Crop" leave it.
-            return_pil: Return the PIL image instead of its base64 text.
-            image_format: The encoding behind the base64 text.
-            max_len: Pixels of the longer side above which the image is shrunk...
-            min_len: ...until its shorter side has at most this many.
-        """
-        if image_process_mode == "Pad":
-            image = _padded_to_square(image)
-        elif image_process_mode == "Resize":
-            image = image.resize((336, 336))
-        elif image_process_mode not in ("Default", "Crop"):
-            raise ValueError(f"Invalid image_process_mode: {image_process_mode}")
-        if max(image.size) > max_len:
-            ratio = max(image.size) / min(image.size)
-            shorter = int(min(max_len / ratio, min_len, min(image.size)))
-            longer = int(shorter * ratio)
-            image = image.resize((longer, shorter) if image.width > image.height else (shorter, longer))
-        if return_pil:
-            return image
-        stream = io.BytesIO()
-        image.save(stream, format=image_format)
-        return base64.b64encode(stream.getvalue()).decode()
 
     def dict(self) -> JsonObject:
         """Return the conversation for a log: its texts, without images."""
@@ -275,15 +230,6 @@ def _text(message: Any) -> Any:
     return message[0] if isinstance(message, tuple) else message
 
 
-def _padded_to_square(image: Any) -> Any:
-    from PIL import ImageOps
-
-    side = max(image.size)
-    left, top = (side - image.width) // 2, (side - image.height) // 2
-    border = (left, top, side - image.width - left, side - image.height - top)
-    return ImageOps.expand(image, border, fill=(122, 116, 104))
-
-
 _ASSISTANT_OF_A_HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the human's questions."
@@ -342,13 +288,13 @@ _EXAMPLE_ANSWER = (
     "instability.\n"
 )
 
-_V0 = Conversation(
+conv_vicuna_v0 = Conversation(
     system=_ASSISTANT_OF_A_HUMAN,
     roles=("Human", "Assistant"),
     messages=(("Human", _EXAMPLE_QUESTION), ("Assistant", _EXAMPLE_ANSWER)),
     offset=2,
 )
-_VICUNA_V1 = Conversation(
+conv_vicuna_v1 = Conversation(
     system=_ASSISTANT_OF_A_USER,
     roles=("USER", "ASSISTANT"),
     sep_style=SeparatorStyle.TWO,
@@ -356,7 +302,7 @@ _VICUNA_V1 = Conversation(
     sep2="</s>",
     version="v1",
 )
-_LLAMA_2 = Conversation(
+conv_llama_2 = Conversation(
     system=_LLAMA_2_SYSTEM,
     roles=("USER", "ASSISTANT"),
     sep_style=SeparatorStyle.LLAMA_2,
@@ -364,34 +310,39 @@ _LLAMA_2 = Conversation(
     sep2="</s>",
     version="llama_v2",
 )
-_MPT = Conversation(
+conv_mpt = Conversation(
     system=_MPT_SYSTEM,
     roles=("<|im_start|>user\n", "<|im_start|>assistant\n"),
     sep_style=SeparatorStyle.MPT,
     sep="<|im_end|>",
     version="mpt",
 )
-_CHATML = replace(_MPT, system=_CHATML_SYSTEM)
-_PLAIN = Conversation(system="", roles=("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
+conv_llava_plain = Conversation(system="", roles=("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
+conv_llava_v0 = replace(conv_vicuna_v0, messages=(), offset=0)
+conv_llava_v0_mmtag = replace(conv_llava_v0, system=_ASSISTANT_THAT_SEES, version="v0_mmtag")
+conv_llava_v1 = replace(conv_vicuna_v1, system=_ASSISTANT_OF_A_HUMAN)
+conv_llava_v1_mmtag = replace(conv_vicuna_v1, system=_ASSISTANT_THAT_SEES, version="v1_mmtag")
+conv_llava_llama_2 = replace(conv_llama_2, system=_LLAVA_LLAMA_2_SYSTEM)
+conv_mistral_instruct = replace(conv_llama_2, system="", sep="")
+conv_chatml_direct = replace(conv_mpt, system=_CHATML_SYSTEM)
 
-default_conversation = _VICUNA_V1
-conv_templates: Mapping[str, Conversation] = MappingProxyType(
-    {
-        "default": _V0,
-        "v0": _V0,
-        "v1": _VICUNA_V1,
-        "vicuna_v1": _VICUNA_V1,
-        "llama_2": _LLAMA_2,
-        "mistral_instruct": replace(_LLAMA_2, system="", sep=""),
-        "chatml_direct": _CHATML,
-        "mistral_direct": _CHATML,
-        "plain": _PLAIN,
-        "v0_plain": _PLAIN,
-        "llava_v0": replace(_V0, messages=(), offset=0),
-        "v0_mmtag": replace(_V0, system=_ASSISTANT_THAT_SEES, messages=(), offset=0, version="v0_mmtag"),
-        "llava_v1": replace(_VICUNA_V1, system=_ASSISTANT_OF_A_HUMAN),
-        "v1_mmtag": replace(_VICUNA_V1, system=_ASSISTANT_THAT_SEES, version="v1_mmtag"),
-        "llava_llama_2": replace(_LLAMA_2, system=_LLAVA_LLAMA_2_SYSTEM),
-        "mpt": _MPT,
-    }
-)
+default_conversation = conv_vicuna_v1
+# Open to additions: a program may register a template of its own under a new name.
+conv_templates: dict[str, Conversation] = {
+    "default": conv_vicuna_v0,
+    "v0": conv_vicuna_v0,
+    "v1": conv_vicuna_v1,
+    "vicuna_v1": conv_vicuna_v1,
+    "llama_2": conv_llama_2,
+    "mistral_instruct": conv_mistral_instruct,
+    "chatml_direct": conv_chatml_direct,
+    "mistral_direct": conv_chatml_direct,
+    "plain": conv_llava_plain,
+    "v0_plain": conv_llava_plain,
+    "llava_v0": conv_llava_v0,
+    "v0_mmtag": conv_llava_v0_mmtag,
+    "llava_v1": conv_llava_v1,
+    "v1_mmtag": conv_llava_v1_mmtag,
+    "llava_llama_2": conv_llava_llama_2,
+    "mpt": conv_mpt,
+}

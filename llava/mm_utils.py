@@ -1,7 +1,5 @@
 """The original's helper functions, under their original path."""
 
-# Compatibility: kept for code that imports the original's name.
-
 from __future__ import annotations
 
 from llava.anyres import (
@@ -11,9 +9,9 @@ from llava.anyres import (
     resize_and_pad_image,
     select_best_resolution,
 )
+from llava.compat.stopping import KeywordsStoppingCriteria
 from llava.images import expand2square, load_image_from_base64, process_images
 from llava.infer.jobs.names import get_model_name_from_path
-from llava.model.stopping import KeywordsStoppingCriteria
 from llava.prompts.encode import tokenizer_image_token
 
 __all__ = [

@@ -87,8 +87,12 @@ def plain_words(text: str) -> str:
 
 def normalise(text: str) -> str:
     """Normalize `text` as the EvalAI processor does: "A red car, and a bus" becomes "red car and bus"."""
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _processed(_one_line(text))
+    return _processed(_one_line(tokenize_words(text)))
+
+
+def tokenize_words(text: str) -> str:
+    """Lower-case `text`, delete commas and question marks, and put a space before 's."""
+    return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
 
 
 def official_accuracy(answer: str, humans: Sequence[str]) -> float:

@@ -18,8 +18,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
+from llava import conversation
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, default_conversation
+from llava.conversation import Conversation
 from llava.data.checks.image_files import UNREADABLE
 from llava.data.checks.lengths import TokenLengths
 from llava.data.checks.policy import Policy, raise_refused, select_usable
@@ -81,7 +82,7 @@ class LazySupervisedDataset(Dataset[Item]):
             tokenizer: Its `model_max_length` truncates text-only samples.
             data_args: `image_folder`, `image_aspect_ratio`, `is_multimodal`, `mm_use_im_start_end` and
                 `image_processor` (may be set later, before the first image is asked for).
-            template: The conversation template; `vicuna_v1` if None.
+            template: The conversation template; `llava.conversation.default_conversation` if None.
             bad_samples: What to do about bad records, and about images that cannot be read on access: raise
                 an error, or use a black image with all labels ignored.
             defers_errors: Even with "error", use a black image on access and report the error in `refused`:
@@ -94,7 +95,7 @@ class LazySupervisedDataset(Dataset[Item]):
         self.data_path = Path(data_path)
         self.tokenizer = tokenizer
         self.data_args: DataSettings = data_args
-        self.template = template or default_conversation
+        self.template = template or conversation.default_conversation
         self.bad_samples = bad_samples
         self.defers_errors = defers_errors
         self.token_lengths: TokenLengths | None = None

@@ -11,12 +11,14 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import read_jsonl_questions
 from llava.benchmarks.tasks import pope
 from llava.command import run
 from llava.errors import DataError
+from llava.files import read_jsonl
 
 RULE = "=" * 36
 logger = logging.getLogger(__name__)
@@ -47,14 +49,29 @@ def main() -> None:
             for (question, label), answer in zip(known, matched.answers, strict=True)
             if question.category == category
         ]
-        _show(category, pairs)
+        sys.stdout.write(f"Category: {category}, # samples: {len(pairs)}\n")
+        _show(pairs)
+        sys.stdout.write(f"{RULE}\n")
 
 
-def _show(category: str, pairs: list[tuple[str, str]]) -> None:
+# Compatibility: called by programs that import the original's.
+def eval_pope(answers: list[dict[str, Any]], label_file: str) -> None:
+    """Print the counts and scores of answers to the list in `label_file`, position by position.
+
+    Args:
+        answers: Rows of an answers file, in the order of `label_file`; each `text` becomes yes or no.
+        label_file: JSON lines with a `label` each. What one of the two has more than the other is left out.
+    """
+    for answer in answers:
+        answer["text"] = pope.parse_pope_answer(answer["text"])
+    labels = ("no" if row["label"] == "no" else "yes" for _, row in read_jsonl(Path(label_file)))
+    _show(list(zip(labels, (answer["text"] for answer in answers), strict=False)))
+
+
+def _show(pairs: list[tuple[str, str]]) -> None:
     c = pope.count_confusion(pairs)
     numbers = (c.f1, c.accuracy, c.precision, c.recall, c.yes_ratio)
     lines = (
-        f"Category: {category}, # samples: {len(pairs)}",
         "TP\tFP\tTN\tFN\t",
         f"{c.tp}\t{c.fp}\t{c.tn}\t{c.fn}",
         f"Accuracy: {c.accuracy}",
@@ -63,7 +80,6 @@ def _show(category: str, pairs: list[tuple[str, str]]) -> None:
         f"F1 score: {c.f1}",
         f"Yes ratio: {c.yes_ratio}",
         ", ".join(f"{number:.3f}" for number in numbers),
-        RULE,
     )
     sys.stdout.writelines(f"{line}\n" for line in lines)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.tasks import scienceqa
 from llava.command import run
+from llava.compat.questions import convert_caps as convert_caps
+from llava.compat.questions import get_pred_idx as get_pred_idx
 from llava.errors import DataError
 from llava.files import require_distinct
 from llava.schema import Question

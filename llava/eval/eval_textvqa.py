@@ -14,6 +14,7 @@ from llava.benchmarks.answers import read_answers
 from llava.benchmarks.tasks import textvqa
 from llava.benchmarks.vqa_answers import normalised_accuracy
 from llava.command import run
+from llava.compat.questions import prompt_processor as prompt_processor
 from llava.errors import AnswersError, SettingsError
 
 
@@ -26,17 +27,18 @@ def main() -> None:
     if args.result_file is None and args.result_dir is None:
         raise SettingsError("nothing to score: give --result-file or --result-dir", code="missing-flag")
     if args.result_file:
-        _score(args.annotation_file, args.result_file)
+        eval_single(args.annotation_file, args.result_file)
     for file in sorted(args.result_dir.iterdir()) if args.result_dir else []:
         if file.suffix == ".jsonl":
-            _score(args.annotation_file, file)
+            eval_single(args.annotation_file, file)
         else:
             sys.stdout.write(f"Skipping {file.name}\n")
 
 
-def _score(annotations: Path, file: Path) -> None:
-    """Score the answers in `file`, as the original does; each must be to an annotated question."""
-    truth = textvqa.read_annotations(annotations)
+def eval_single(annotation_file: str | Path, result_file: str | Path) -> None:
+    """Print the accuracy of the answers in a file, each to a question in the annotations."""
+    file = Path(result_file)
+    truth = textvqa.read_annotations(Path(annotation_file))
     matched = textvqa.match_annotations(truth, read_answers(file), allow_missing=True)
     points = [
         normalised_accuracy(answer.text, row["answers"])

@@ -10,12 +10,17 @@ Source of prompts and rows: LLaVA v1.2.2 llava/eval/model_vqa_mmbench.py.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from llava.benchmarks.tasks.mmbench import LETTERS, MmbenchItem, read_mmbench_items
 from llava.benchmarks.tasks.mmbench_cn import LETTER_CN
 from llava.command import run
+from llava.compat.questions import all_options as all_options
+from llava.compat.questions import get_chunk as get_chunk
+from llava.compat.questions import get_options as get_options
+from llava.compat.questions import is_none as is_none
+from llava.compat.questions import split_list as split_list
 from llava.errors import DataError
 from llava.infer.engine.requests import ImageText
 from llava.infer.jobs.flags import (
@@ -24,6 +29,7 @@ from llava.infer.jobs.flags import (
     add_sampling_flags,
     answer_job,
     generation_settings,
+    parse_or_complete,
 )
 from llava.infer.jobs.run import AnswerJob, Ask, answer
 from llava.prompts.wording import LETTER_SUFFIX
@@ -53,8 +59,8 @@ def asks_of(item: MmbenchItem, where: str, *, rounds: bool, suffix: str | None) 
         )
 
 
-def read_mmbench_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
-    """Return the job and the questions that `argv` names (None: the command line)."""
+def read_mmbench_job(given: object = None) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job and the questions that flags name; see `parse_or_complete` for `given`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,7 +70,7 @@ def read_mmbench_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list
     parser.add_argument("--all-rounds", action="store_true", help="ask once for each option, options rotated")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
     parser.add_argument("--lang", choices=("en", "cn"), default="en", help="language of that line")
-    flags = parser.parse_args(argv)
+    flags = parse_or_complete(parser, given)
     job = answer_job(flags, generation_settings(flags, max_new_tokens=1024))
     sentence = LETTER_CN if flags.lang == "cn" else LETTER_SUFFIX
     suffix = sentence if flags.single_pred_prompt else None
@@ -78,8 +84,13 @@ def read_mmbench_asks(question_file: Path, *, rounds: bool, suffix: str | None) 
     return [ask for item in items for ask in asks_of(item, where, rounds=rounds, suffix=suffix)]
 
 
+def eval_model(args: object = None) -> None:
+    """Answer the questions that `args` names, by default the command line."""
+    answer(*read_mmbench_job(args))
+
+
 def main() -> None:
-    answer(*read_mmbench_job())
+    eval_model()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ Source of prompts and rows: LLaVA v1.2.2 llava/eval/model_vqa_science.py.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.benchmarks.base import require_id
 from llava.command import run
+from llava.compat.questions import get_chunk as get_chunk
+from llava.compat.questions import split_list as split_list
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.files import read_json
@@ -26,6 +27,7 @@ from llava.infer.jobs.flags import (
     add_sampling_flags,
     answer_job,
     generation_settings,
+    parse_or_complete,
 )
 from llava.infer.jobs.run import AnswerJob, Ask, answer
 from llava.prompts.wording import LETTER_SUFFIX
@@ -59,8 +61,8 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
     return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(image_folder / image))
 
 
-def read_science_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list[Ask]]:
-    """Return the job and the questions that `argv` names (None: the command line)."""
+def read_science_job(given: object = None) -> tuple[AnswerJob, list[Ask]]:
+    """Return the job and the questions that flags name; see `parse_or_complete` for `given`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +71,7 @@ def read_science_job(argv: Sequence[str] | None = None) -> tuple[AnswerJob, list
     add_sampling_flags(parser, beams=False)
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter")
     parser.add_argument("--answer-prompter", action="store_true", help="accepted; never had an effect")
-    flags = parser.parse_args(argv)
+    flags = parse_or_complete(parser, given)
     job = answer_job(flags, generation_settings(flags, max_new_tokens=1024, beams=False))
     suffix = LETTER_SUFFIX if flags.single_pred_prompt else None
     return job, read_conversation_asks(
@@ -94,8 +96,13 @@ def read_conversation_asks(question_file: Path, image_folder: Path, *, suffix: s
     ]
 
 
+def eval_model(args: object = None) -> None:
+    """Answer the questions that `args` names, by default the command line."""
+    answer(*read_science_job(args))
+
+
 def main() -> None:
-    answer(*read_science_job())
+    eval_model()
 
 
 if __name__ == "__main__":

@@ -11,35 +11,45 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from llava.command import run
+from llava.compat.images import image_parser
+from llava.compat.images import load_image as load_image
+from llava.compat.images import load_images as load_images
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.errors import DataError
 from llava.infer.engine.requests import Request
 from llava.infer.fetch import resolve_image
-from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation_settings, model_choice
+from llava.infer.jobs.flags import (
+    add_model_flags,
+    add_sampling_flags,
+    generation_settings,
+    model_choice,
+    parse_or_complete,
+)
 from llava.infer.jobs.prompting import image_line, image_token, prompt_of, template_for_chat
+
+
+def __getattr__(name: str) -> object:
+    if name == "process_images":  # needs torch, which bad flags need not wait for
+        from llava.images import process_images
+
+        return process_images
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def eval_model(args: object) -> None:
     """Answer `args.query` about `args.image_file` and print the answer.
 
     Args:
-        args: Any object with the flags as attributes (`model_path`, `image_file`, `query`, ...). A missing
-            attribute has the flag's default.
+        args: Any object with the flags as attributes (`model_path`, `image_file`, `query`, ...), or a list of
+            flags. A missing attribute has the flag's default.
     """
-    given = {
-        name: value
-        for name in dir(args)
-        if not name.startswith("_") and not callable(value := getattr(args, name))
-    }
-    flags = argparse.Namespace(**{**_defaults(), **given})
+    flags = parse_or_complete(_parser(), args)
     choice = model_choice(flags)
     settings = generation_settings(flags, max_new_tokens=flags.max_new_tokens)
     conversation = template_for_chat(flags.conv_mode, choice.name)
-    names = flags.image_file.split(flags.sep)
-    images = tuple(resolve_image(name) for name in names)
+    images = tuple(resolve_image(name) for name in image_parser(flags))
     if not flags.query.strip():
         raise DataError("--query is empty", code="empty-question")
 
@@ -71,12 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _defaults() -> dict[str, Any]:
-    return vars(_parser().parse_args(["--model-path", "", "--image-file", "", "--query", ""]))
-
-
 def main() -> None:
-    eval_model(_parser().parse_args())
+    eval_model(None)
 
 
 if __name__ == "__main__":

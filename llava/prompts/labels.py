@@ -80,10 +80,37 @@ def supervise(
     Raises:
         DataError: The turns do not alternate, or the template cannot hold them; the message names the sample.
     """
-    text, answers = _rendered(sample, template, mm_use_im_start_end=mm_use_im_start_end)
+    turns = _turns_in_order(sample, template, mm_use_im_start_end=mm_use_im_start_end)
+    with _naming(sample):
+        return supervise_turns(
+            turns, template, tokenizer, has_image=sample.image is not None, max_length=max_length
+        )
+
+
+def supervise_turns(
+    turns: Sequence[Turn],
+    template: Conversation,
+    tokenizer: Tokenizer,
+    *,
+    has_image: bool,
+    max_length: int | None,
+) -> Supervised:
+    """Return the ids and labels of turns whose image token, if there is one, is where the model expects it.
+
+    Args:
+        turns: The human's and the model's in turn.
+        template: One of `conv_templates`.
+        tokenizer: Any of transformers'.
+        has_image: Whether `<image>` stands for an image; otherwise it is plain text.
+        max_length: As in `supervise`.
+
+    Raises:
+        DataError: The turns do not alternate, or the template cannot hold them.
+    """
+    text, answers = render(template, turns)
 
     def encode(part: str) -> list[int]:
-        return encode_prompt(part, tokenizer) if sample.image is not None else tokenizer(part).input_ids
+        return encode_prompt(part, tokenizer) if has_image else tokenizer(part).input_ids
 
     ids = encode(text)
     labels = [IGNORE_INDEX] * len(ids)
@@ -95,9 +122,9 @@ def supervise(
         problem = BOUNDARY_UNCLEAR
     for first, stop in spans or ():
         labels[first:stop] = ids[first:stop]
-    if sample.image is None and max_length is not None:
+    if not has_image and max_length is not None:
         ids, labels = ids[:max_length], labels[:max_length]
-    elif sample.image is not None and IMAGE_TOKEN_INDEX not in ids:
+    elif has_image and IMAGE_TOKEN_INDEX not in ids:
         problem = IMAGE_NOT_IN_TEXT
     if problem is None and all(label == IGNORE_INDEX for label in labels):
         problem = ANSWER_CUT_AWAY
@@ -115,7 +142,7 @@ def require_supervisable(sample: Sample, template: Conversation) -> None:
     if template.sep_style in CHOOSY:
         with _naming(sample):
             # The image token may stay where it is: its place does not matter for this check.
-            conversation.require_renderable(template, _without_opening(sample.turns, template))
+            conversation.require_renderable(template, without_opening(sample.turns, template))
 
 
 def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = False) -> str:
@@ -135,12 +162,6 @@ def place_image_token(text: str, version: str, *, mm_use_im_start_end: bool = Fa
     return text.replace(DEFAULT_IMAGE_TOKEN, token)
 
 
-def _rendered(sample: Sample, template: Conversation, *, mm_use_im_start_end: bool) -> tuple[str, list[Span]]:
-    turns = _turns_in_order(sample, template, mm_use_im_start_end=mm_use_im_start_end)
-    with _naming(sample):
-        return render(template, turns)
-
-
 @contextmanager
 def _naming(sample: Sample) -> Iterator[None]:
     try:
@@ -157,10 +178,11 @@ def _turns_in_order(sample: Sample, template: Conversation, *, mm_use_im_start_e
             for turn in turns
         ]
         turns = [Turn(turn.speaker, text) for turn, text in zip(turns, texts, strict=True)]
-    return list(_without_opening(turns, template))
+    return list(without_opening(turns, template))
 
 
-def _without_opening(turns: Sequence[Turn], template: Conversation) -> Sequence[Turn]:
+def without_opening(turns: Sequence[Turn], template: Conversation) -> Sequence[Turn]:
+    """Return the turns without a first one from the model, which most templates cannot hold."""
     keeps_opening = template.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.PLAIN)
     if turns and turns[0].speaker != "human" and not keeps_opening:
         return turns[1:]

@@ -12,10 +12,17 @@ import argparse
 import sys
 
 from llava.command import run
+from llava.compat.images import load_image as load_image
 from llava.conversation import conv_templates
 from llava.infer.engine.requests import Request
 from llava.infer.fetch import resolve_image
-from llava.infer.jobs.flags import add_model_flags, add_sampling_flags, generation_settings, model_choice
+from llava.infer.jobs.flags import (
+    add_model_flags,
+    add_sampling_flags,
+    generation_settings,
+    model_choice,
+    parse_or_complete,
+)
 from llava.infer.jobs.prompting import image_line, template_for_chat
 
 
@@ -56,7 +63,7 @@ def _read_line(prompt: str) -> str:
         return ""
 
 
-def main() -> None:
+def main(args: argparse.Namespace | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +75,7 @@ def main() -> None:
     parser.add_argument(
         "--debug", action="store_true", help="show each prompt and answer as sent and received"
     )
-    chat(parser.parse_args())
+    chat(parse_or_complete(parser, args))
 
 
 if __name__ == "__main__":

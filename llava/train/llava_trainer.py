@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import (
     PreTrainedModel,
@@ -24,11 +25,17 @@ from transformers import (
 )
 from transformers import TrainingArguments as HfArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import has_length
 
+from llava.compat.state import get_mm_adapter_state_maybe_zero_3 as get_mm_adapter_state_maybe_zero_3
+from llava.compat.state import maybe_zero_3 as maybe_zero_3
 from llava.data.collate import NOTES, Batch, Note
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
-from llava.errors import CheckpointError, LlavaError
+from llava.data.sampler import get_length_grouped_indices as get_length_grouped_indices
+from llava.data.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
+from llava.data.sampler import split_to_even_chunks as split_to_even_chunks
+from llava.errors import LlavaError
 from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.checkpoint import (
@@ -38,14 +45,15 @@ from llava.model.loading.checkpoint import (
     read_non_lora,
     strip_wrappers,
 )
-from llava.model.loading.weights import Tensors, read_tensors
+from llava.model.loading.weights import read_tensors
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
-from llava.train.checkpointing.resume import SETTINGS, explain_load_errors
+from llava.train.checkpointing.resume import SETTINGS, explain_load_errors, set_trained_weights
 from llava.train.checkpointing.save import save_lora, save_projector, write_config, write_output
 from llava.train.checkpointing.signals import leave_signals_to_parent
+from llava.train.plain_arguments import complete_arguments
 from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
 from llava.train.reporters import LenientTensorBoard
@@ -97,7 +105,10 @@ class _Flow(TrainerCallback):
 
 
 class LLaVATrainer(ValidatingTrainer):
-    """Train a model that `assemble` has prepared, and save what its kind of run needs.
+    """Train a model that `assemble` or another program has prepared, and save what its kind of run needs.
+
+    With arguments other than this package's own `TrainingArguments`, it computes every step as the original
+    does, and neither measures throughput nor counts samples that teach nothing.
 
     A sample without a supervised label (no answer, for example) stays in its batch, as in the original, and
     does not count in the mean.
@@ -113,7 +124,7 @@ class LLaVATrainer(ValidatingTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: TrainingArguments,
+        args: HfArguments,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         **settings: object,
@@ -121,23 +132,27 @@ class LLaVATrainer(ValidatingTrainer):
         """Create the trainer; `tokenizer` is the older name of transformers' `processing_class`.
 
         Args:
-            model: A prepared model; its config says whether only the projector is trained.
+            model: A prepared model; its config, or `args.tune_mm_mlp_adapter`, says whether only the
+                projector is trained.
             args: The flags.
             tokenizer: Saved beside a whole model; an adapter or projector keeps its base's.
             settings: train_dataset, eval_dataset, data_collator, ... for transformers' Trainer.
         """
         is_ours = isinstance(model.config, LlavaConfig)
+        self.has_own_flags = isinstance(args, TrainingArguments)
+        complete_arguments(args)
         self.kind: Kind = "full"
-        if args.lora_enable:
+        if args.lora_enable or isinstance(model, PeftModel):
             self.kind = "adapter"
-        elif is_ours and model.config.tune_mm_mlp_adapter:
+        elif getattr(args, "tune_mm_mlp_adapter", getattr(model.config, "tune_mm_mlp_adapter", None)):
             self.kind = "projector"
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
         self.refused: list[str] = []
         self._learned_now: list[Note] = []
         self.checkpoints = Checkpoints(args)
-        image_positions = model.image_positions if is_ours else 1
+        image_positions = getattr(model, "image_positions", 1)
+        self.tokenizer = tokenizer
         # With a tokenizer, transformers writes its special tokens into the config, which must fit the base.
         settings.setdefault("processing_class", tokenizer if self.kind == "full" else None)
         super().__init__(image_positions=image_positions, model=model, args=args, **settings)
@@ -164,6 +179,8 @@ class LLaVATrainer(ValidatingTrainer):
     def _get_train_sampler(self, train_dataset: LazySupervisedDataset | None = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
+        if dataset is None or not has_length(dataset):
+            return super()._get_train_sampler(dataset)
         inner: Sampler[int]
         if args.group_by_modality_length or args.group_by_length:
             by_modality = args.group_by_modality_length
@@ -206,6 +223,9 @@ class LLaVATrainer(ValidatingTrainer):
 
     def training_step(self, model: PreTrainedModel, inputs: Batch, *rest: object) -> torch.Tensor:
         """Run forward and backward for one batch, split into the recipe's rows; return the loss, ()."""
+        if not self.has_own_flags:
+            loss: torch.Tensor = super().training_step(model, inputs, *rest)
+            return loss
         notes, learnable = inputs.get(NOTES, []), self._learnable(inputs)
         *others, last = rows_of(
             inputs,
@@ -233,7 +253,8 @@ class LLaVATrainer(ValidatingTrainer):
             TrainingError: The loss is NaN or infinite.
         """
         notes = inputs.pop(NOTES, [])
-        self._count_problems(notes, inputs)
+        if self.has_own_flags:
+            self._count_problems(notes, inputs)
         result = super().compute_loss(model, inputs, *rest, **settings)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
@@ -281,7 +302,7 @@ class LLaVATrainer(ValidatingTrainer):
     def get_batch_samples(self, *args: object) -> tuple[list[Batch], Any]:
         """Return the batches of one optimizer step, and count what is in them."""
         batches, items = super().get_batch_samples(*args)
-        for batch in batches:
+        for batch in batches if self.has_own_flags else ():
             self.meter.count(batch)
         self._learned_now = [note for batch in batches for note in batch.get(NOTES, [])]
         return batches, items
@@ -290,7 +311,7 @@ class LLaVATrainer(ValidatingTrainer):
         """Log, with throughput beside the loss. As in the original, the learning rate is the next step's."""
         if "learning_rate" in logs:
             logs["learning_rate"] = self._get_learning_rate()
-        if "loss" in logs:
+        if "loss" in logs and self.has_own_flags:
             logs |= self.meter.read(self.state.global_step, self.state.max_steps, self.accelerator.reduce)
         super().log(logs, *rest, **settings)
 
@@ -308,7 +329,7 @@ class LLaVATrainer(ValidatingTrainer):
             with self.checkpoints.record_write_errors():
                 self._write_weights(folder, None)
         else:
-            self._write_weights(folder, self.args.compute_dtype)
+            self._write_weights(folder, self.args.compute_dtype if self.has_own_flags else None)
 
     def _write_weights(self, folder: Path, dtype: torch.dtype | None) -> None:
         is_writer = self.args.should_save
@@ -323,7 +344,7 @@ class LLaVATrainer(ValidatingTrainer):
                 if is_writer:
                     write_config(staging, model.config)
 
-    def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
+    def _save_checkpoint(self, model: PreTrainedModel, trial: object, metrics: object = None) -> None:
         write = partial(super()._save_checkpoint, model, trial)
         with self.meter.paused():
             self.checkpoints.write(self.state.global_step, write)
@@ -355,34 +376,11 @@ class LLaVATrainer(ValidatingTrainer):
         if self.kind == "projector":
             path = find_first_file(folder, PROJECTOR_FILES)
             stored = {} if path is None else read_tensors(path)
-            _set_trained(model, {strip_wrappers(name): stored[name] for name in stored}, folder)
+            set_trained_weights(model, {strip_wrappers(name): stored[name] for name in stored}, folder)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.kind == "adapter":
-            _set_trained(model, read_non_lora(folder), folder)
-
-
-def _set_trained(model: PreTrainedModel, tensors: Tensors, folder: Path) -> None:
-    """Load the trained weights beside an adapter's.
-
-    Raises:
-        CheckpointError: One of them is missing.
-    """
-    trained = {
-        strip_wrappers(name): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name
-    }
-    missing = set(trained) - set(tensors)
-    if missing:
-        raise CheckpointError(
-            f"{folder}: lacks {len(missing)} of the {len(trained)} weights trained beside an adapter, as the "
-            "original's checkpoints do; --resume_from_checkpoint never starts a new run",
-            code="missing-weights",
-        )
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
+            set_trained_weights(model, read_non_lora(folder), folder)
 
 
 def _ids(notes: list[Note]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from transformers import Trainer
 
 from llava.errors import CheckpointError, DataError, LlavaError
 from llava.train.arguments import TrainingArguments
@@ -98,12 +99,18 @@ def save_result(trainer: LLaVATrainer) -> None:
         raise CheckpointError(f"{error}; {kept}", code=error.code) from error
 
 
-def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> None:
-    """Write the final weights. Under DeepSpeed every rank must call this."""
+def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
+    """Write the final weights. Under DeepSpeed every rank must call this.
+
+    Args:
+        trainer: Ours, or any of transformers', which then writes what its `save_model` does.
+        output_dir: The folder.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     trainer.model.config.use_cache = True
-    if trainer.kind == "full" and not trainer.is_deepspeed_enabled:
+    is_ours = isinstance(trainer, LLaVATrainer) and trainer.has_own_flags
+    if is_ours and trainer.kind == "full" and not trainer.is_deepspeed_enabled:
         # Trained in fp32; the file has the compute precision, as DeepSpeed's has.
         trainer.model.to(trainer.args.compute_dtype)
     trainer.save_model(output_dir)

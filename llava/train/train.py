@@ -17,10 +17,22 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.command import run
+from llava.compat.preprocess import _tokenize_fn as _tokenize_fn
+from llava.compat.preprocess import preprocess as preprocess
+from llava.compat.preprocess import preprocess_llama_2 as preprocess_llama_2
+from llava.compat.preprocess import preprocess_mpt as preprocess_mpt
+from llava.compat.preprocess import preprocess_multimodal as preprocess_multimodal
+from llava.compat.preprocess import preprocess_plain as preprocess_plain
+from llava.compat.preprocess import preprocess_v1 as preprocess_v1
+from llava.compat.state import find_all_linear_names as find_all_linear_names
+from llava.compat.state import get_mm_adapter_state_maybe_zero_3 as get_mm_adapter_state_maybe_zero_3
+from llava.compat.state import get_peft_state_maybe_zero_3 as get_peft_state_maybe_zero_3
+from llava.compat.state import get_peft_state_non_lora_maybe_zero_3 as get_peft_state_non_lora_maybe_zero_3
+from llava.compat.state import maybe_zero_3 as maybe_zero_3
+from llava.compat.state import rank0_print as rank0_print
+from llava.compat.state import smart_tokenizer_and_embedding_resize as smart_tokenizer_and_embedding_resize
 from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.model.lora import lora_targets as find_all_linear_names
-from llava.model.zero3 import gather_copy as maybe_zero_3
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
 from llava.train import build
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
@@ -28,9 +40,6 @@ from llava.train.checkpointing.checkpoints import CheckpointCallback
 from llava.train.checkpointing.deepspeed_files import patch_deepspeed_io
 from llava.train.checkpointing.resume import Start, find_start
 from llava.train.checkpointing.save import (
-    get_mm_adapter_state_maybe_zero_3,
-    get_peft_state_maybe_zero_3,
-    get_peft_state_non_lora_maybe_zero_3,
     lock_output_dir,
 )
 from llava.train.checkpointing.signals import Signals
@@ -42,31 +51,10 @@ from llava.train.outcome import (
     end_if_stopped,
     make_output_dir,
     run_steps,
-    safe_save_model_for_hf_trainer,
     save_result,
 )
+from llava.train.outcome import safe_save_model_for_hf_trainer as safe_save_model_for_hf_trainer
 from llava.train.planning.startup import Outlook, log_startup, plan_run
-
-# Compatibility: the names that are neither defined nor used here are the original's, kept for its importers.
-__all__ = [
-    "Assembled",
-    "DataArguments",
-    "DataCollatorForSupervisedDataset",
-    "LLaVATrainer",
-    "LazySupervisedDataset",
-    "ModelArguments",
-    "TrainingArguments",
-    "assemble",
-    "find_all_linear_names",
-    "fit",
-    "get_mm_adapter_state_maybe_zero_3",
-    "get_peft_state_maybe_zero_3",
-    "get_peft_state_non_lora_maybe_zero_3",
-    "make_supervised_data_module",
-    "maybe_zero_3",
-    "safe_save_model_for_hf_trainer",
-    "train",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.data.collate import NOTES, Batch
-from llava.data.dataset import count_learnable
+from llava.data.dataset import LazySupervisedDataset, count_learnable
 from llava.prompts.kinds import kinds
 
 
@@ -49,11 +49,14 @@ class ValidatingTrainer(Trainer):
 
         Args:
             image_positions: Number of positions that one image takes.
-            settings: Arguments of transformers' Trainer; `eval_dataset` is a `LazySupervisedDataset` or None.
+            settings: Arguments of transformers' Trainer. With an `eval_dataset` that is not a
+                `LazySupervisedDataset`, evaluation is transformers'.
         """
         self._image_positions = image_positions
         super().__init__(**settings)
-        self.compute_metrics = self._mean_losses
+        self._by_kind = isinstance(self.eval_dataset, LazySupervisedDataset)
+        if self._by_kind:
+            self.compute_metrics = self._mean_losses
 
     def evaluate(self, *args: object, **settings: object) -> dict[str, float]:
         """Evaluate as transformers does, without changing training's random state."""
@@ -63,8 +66,10 @@ class ValidatingTrainer(Trainer):
 
     def prediction_step(
         self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """Return None, the sum of one sample's losses (1,) and its number of supervised positions (1,)."""
+        if not self._by_kind:
+            return super().prediction_step(model, inputs, *rest, **settings)
         inputs.pop(NOTES, None)
         inputs = self._prepare_inputs(inputs)
         assert len(inputs["input_ids"]) == 1, "the mean over several samples hides each sample's own"
@@ -75,6 +80,8 @@ class ValidatingTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: object = None) -> DataLoader[Batch]:
         """Load one sample at a time and in order, so that results match samples on any number of ranks."""
+        if not self._by_kind:
+            return super().get_eval_dataloader(eval_dataset)
         loader: DataLoader[Batch] = self._get_dataloader(
             dataset=self.eval_dataset if eval_dataset is None else eval_dataset,
             description="Evaluation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llava.conversation import (
     render,
 )
 from llava.errors import DataError
+from llava.infer.jobs.prompting import prompt_of
 from llava.schema import Turn
 from support.errors import raises_code
 
@@ -55,11 +57,15 @@ def test_prompts_are_the_originals(golden: Path, name: str) -> None:
     assert prompts == wanted["prompts"]
 
 
-def test_the_registry_holds_the_originals_names_and_cannot_be_changed() -> None:
+def test_the_registry_holds_the_originals_names() -> None:
     assert sorted(conv_templates) == sorted(NAMES)
     assert default_conversation is conv_templates["vicuna_v1"]
-    with pytest.raises(TypeError):
-        conv_templates["mine"] = default_conversation  # type: ignore[index]
+
+
+def test_a_program_can_register_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = replace(default_conversation, system="Answer in one word.")
+    monkeypatch.setitem(conv_templates, "mine", mine)
+    assert prompt_of("mine", "What?").startswith("Answer in one word. USER: What?")
 
 
 def test_a_worked_example_to_the_character() -> None:
@@ -103,6 +109,10 @@ def test_images_are_those_of_the_humans_turns() -> None:
     (encoded,) = conversation.get_images()
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (30, 20)
     assert conversation.dict()["messages"][0] == ["USER", "What?"]
+    (asked, answer), (again, missing) = conversation.to_gradio_chatbot()
+    assert asked.startswith('<img src="data:image/jpeg;base64,')
+    assert asked.endswith('alt="user upload image" />What?')
+    assert (answer, again, missing) == ("Red.", "Sure?", None)
 
 
 @pytest.mark.parametrize(

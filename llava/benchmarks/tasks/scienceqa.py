@@ -215,7 +215,7 @@ def _verdict(problem: ScienceProblem, answer: Answer | None) -> Verdict:
     )
 
 
-def choice_index(letter: str, choices: Sequence[str], letters: str = LETTERS) -> int:
+def choice_index(letter: str, choices: Sequence[str], letters: Sequence[str] = LETTERS) -> int:
     """Return the index of `letter` among the choices, -1 if there is no such choice."""
     return letters.index(letter) if letter in tuple(letters[: len(choices)]) else -1
 

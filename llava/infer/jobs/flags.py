@@ -7,6 +7,7 @@ Source: LLaVA v1.2.2 llava/eval/model_vqa*.py, run_llava.py and llava/serve/cli.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,30 @@ from llava.infer.engine.requests import Device, DType, Generation, ModelChoice
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.infer.jobs.run import AnswerJob
 from llava.infer.jobs.shards import choose_shard
+
+
+def parse_or_complete(parser: argparse.ArgumentParser, given: object) -> argparse.Namespace:
+    """Return the flags of a command.
+
+    Args:
+        parser: The command's.
+        given: A list of flags; None for the command line; or an object with flags as attributes, from a
+            program that calls a command as a function (the original's `eval_model(args)`). One that it lacks
+            has the flag's default.
+
+    Raises:
+        SettingsError: Such an object lacks a flag that has no default.
+    """
+    if given is None or isinstance(given, Sequence):
+        return parser.parse_args(given)
+    flags = argparse.Namespace()
+    for action in parser._actions:
+        if action.dest == "help":
+            continue
+        if action.required and not hasattr(given, action.dest):
+            raise SettingsError(f"args has no {action.dest}", code="missing-flag")
+        setattr(flags, action.dest, getattr(given, action.dest, action.default))
+    return flags
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
+import torch
+from transformers import PreTrainedModel
+
 from llava.errors import CheckpointError, SettingsError, one_line
+from llava.model.loading.checkpoint import strip_wrappers
+from llava.model.loading.weights import Tensors
 from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS
@@ -168,3 +173,26 @@ def explain_load_errors(checkpoint: str | None) -> Iterator[None]:
             f"({reason}); give an earlier checkpoint-N to --resume_from_checkpoint, or never",
             code="damaged-checkpoint",
         ) from error
+
+
+def set_trained_weights(model: PreTrainedModel, tensors: Tensors, folder: Path) -> None:
+    """Load the trained weights beside an adapter's.
+
+    Raises:
+        CheckpointError: One of them is missing.
+    """
+    trained = {
+        strip_wrappers(name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
+    }
+    missing = set(trained) - set(tensors)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: lacks {len(missing)} of the {len(trained)} weights trained beside an adapter, as the "
+            "original's checkpoints do; --resume_from_checkpoint never starts a new run",
+            code="missing-weights",
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[name])

@@ -156,7 +156,9 @@ def save_lora(
 
 def save_projector(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> None:
     """Write config.json and mm_projector.bin, which holds the embeddings too if image tokens were added."""
-    marks = ("mm_projector", "embed_tokens") if model.config.mm_use_im_start_end else ("mm_projector",)
+    marks = ["mm_projector"]
+    if getattr(model.config, "mm_use_im_start_end", None):
+        marks.append("embed_tokens")
     tensors = copy_tensors(model.named_parameters(), lambda name: any(mark in name for mark in marks))
     with write_output(folder, is_writer=is_writer) as staging:
         if is_writer:
@@ -169,21 +171,3 @@ def copy_tensors(
 ) -> Tensors:
     """Copy the parameters with `wanted` names to the CPU, gathered from all ranks under ZeRO-3."""
     return {name: gather_copy(parameter) for name, parameter in named_parameters if wanted(name)}
-
-
-def get_mm_adapter_state_maybe_zero_3(
-    named_params: Iterable[tuple[str, nn.Parameter]], keys_to_match: Iterable[str]
-) -> Tensors:
-    """Copy the parameters whose name contains one of the keys (the original's name for it)."""
-    keys = tuple(keys_to_match)
-    return copy_tensors(named_params, lambda name: any(key in name for key in keys))
-
-
-def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]], bias: Bias) -> Tensors:
-    """Return the adapter's tensors as in `adapter_model.safetensors` (the original's name for it)."""
-    return split_trained_state(named_params, bias).adapter
-
-
-def get_peft_state_non_lora_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
-    """Return what was trained besides the adapter (the original's name for it)."""
-    return split_trained_state(named_params).non_lora

@@ -1,7 +1,5 @@
 """Stop generation at keywords, as the original does."""
 
-# Compatibility: kept for code that imports the original's name.
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,6 +32,10 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         )
         new = output_ids[:, start:] if starts_with_prompt else output_ids
         return all(self._has_ended(row.tolist()) for row in new)
+
+    def call_for_batch(self, output_ids: torch.Tensor, scores: torch.Tensor | None = None) -> bool:
+        """Return whether the only row of `output_ids`, (1, L), has ended."""
+        return self(output_ids, scores)
 
     def _has_ended(self, new: list[int]) -> bool:
         if any(ids and new[-len(ids) :] == ids for ids in self.keyword_ids):

@@ -1,0 +1,37 @@
+"""The original's ways to read the images that a command line names. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from llava.infer.engine.requests import ImageFile
+from llava.infer.fetch import resolve_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def image_parser(args: Any) -> list[str]:
+    """Return the images that `args.image_file` names, joined by `args.sep`."""
+    names: list[str] = args.image_file.split(args.sep)
+    return names
+
+
+def load_image(image_file: str) -> Image.Image:
+    """Return the image at a path or an http(s) address, as RGB.
+
+    Raises:
+        DataError: There is no such file, the download fails, or it is no image.
+    """
+    from llava.images import load_image_from_base64, read_image  # torch, which commands import late
+
+    source = resolve_image(str(image_file))
+    if isinstance(source, ImageFile):
+        return read_image(source.path)
+    return load_image_from_base64(source.base64).convert("RGB")
+
+
+def load_images(image_files: Iterable[str]) -> list[Image.Image]:
+    """Return the images at paths or http(s) addresses, as RGB; see `load_image`."""
+    return [load_image(image_file) for image_file in image_files]
