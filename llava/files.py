@@ -1,20 +1,17 @@
-"""Read and write JSON: errors name file and line, large arrays are streamed, writes are atomic.
-
-An object that has a key twice is refused: JSON readers disagree on which of the two values counts.
-"""
+"""Read and write JSON: errors name file and line, large arrays are streamed, writes are atomic."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from llava.errors import DataError, SettingsError
+from llava.json_text import JsonFaultError, ObjectHook, build_object, find_fault, parse_json
 from llava.schema import JsonObject
 from llava.temporary import temporary_file, temporary_folder
 
@@ -26,95 +23,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava")
 
 
-class RepeatedKeyError(ValueError):
-    """A JSON object has a key twice."""
-
-
-ObjectHook = Callable[[JsonObject], Any]
-
-
-def parse_json(text: str | bytes, *, object_hook: ObjectHook | None = None) -> Any:
-    """Return the value of a JSON text.
+def read_json(path: Path, *, object_hook: ObjectHook | None = None, strict: bool = False) -> Any:
+    """Return the JSON value in `path`; `strict` is that of `parse_json`.
 
     Raises:
-        RepeatedKeyError: An object has a key twice.
-        ValueError: It is not JSON, or too deep or large for Python.
+        DataError: The file is missing, or its text is refused by `parse_json`; the message gives the line.
     """
-
-    def build(pairs: list[tuple[str, Any]]) -> Any:
-        return object_hook(_build_object(pairs)) if object_hook else _build_object(pairs)
-
+    text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=build)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def read_json(path: Path, *, object_hook: ObjectHook | None = None) -> Any:
-    """Return the JSON value in `path`.
-
-    Raises:
-        DataError: The file is missing, is not JSON, or an object has a key twice; the message gives the line.
-    """
-    text = _read_text(path)
-    try:
-        return parse_json(text, object_hook=object_hook)
-    except RepeatedKeyError as error:
-        offset, key = _find_repeated_key(text)
-        line = text.count("\n", 0, offset) + 1
-        raise DataError(f"{path}:{line}: {_repeated(key)}", code="repeated-key") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not valid JSON (column {error.colno}: {error.msg})", code="not-json"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})", code="not-json") from error
-
-
-def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise RepeatedKeyError
-    return value
-
-
-_TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}]', re.DOTALL)
-
-
-def _find_repeated_key(text: str) -> tuple[int, str]:
-    """Return offset and name of the first key that its object has already; there must be one."""
-    open_objects: list[set[str]] = []
-    for token in _TOKEN.finditer(text):
-        if token[0] == "{":
-            open_objects.append(set())
-        elif token[0] == "}":
-            open_objects.pop()
-        elif token[2]:
-            key = json.loads(token[1])
-            if key in open_objects[-1]:
-                return token.start(), key
-            open_objects[-1].add(key)
-    raise AssertionError("no key is repeated")
-
-
-def _repeated(key: str) -> str:
-    return f"the key {key!r} comes twice in one object; remove one of them"
+        return parse_json(text, object_hook=object_hook, strict=strict)
+    except JsonFaultError as fault:
+        line = text.count("\n", 0, fault.offset) + 1
+        raise DataError(f"{path}:{line}: {fault}", code=fault.code) from fault
 
 
 OnRead = Callable[[int], object]
 """Called with the number of bytes just read, for a progress bar."""
 
 
-def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, JsonObject]]:
+def read_jsonl(
+    path: Path, on_read: OnRead | None = None, *, strict: bool = False
+) -> Iterator[tuple[int, JsonObject]]:
     """Yield (line number from 1, object) for every line that is not blank.
 
     Args:
         path: A file with one JSON object per line.
         on_read: Called with the size of each line.
+        strict: As for `parse_json`.
 
     Raises:
-        DataError: The file is missing, or a line is not a JSON object (a crash may have cut it short) or has
-            a key twice.
+        DataError: The file is missing, or a line is not a JSON object (a crash may have cut it short) or is
+            refused by `parse_json`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file", code="missing-file")
@@ -125,12 +64,13 @@ def read_jsonl(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int,
             if not line.strip():
                 continue
             try:
-                row = parse_json(line)
-            except RepeatedKeyError as error:
-                _, key = _find_repeated_key(line.decode())
-                raise DataError(f"{path}:{number}: {_repeated(key)}", code="repeated-key") from error
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error})", code="not-json") from error
+                row = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"), strict=strict)
+            except JsonFaultError as fault:
+                raise DataError(f"{path}:{number}: {fault}", code=fault.code) from fault
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: not UTF-8 text ({error.reason})", code="not-utf8"
+                ) from error
             if not isinstance(row, dict):
                 raise DataError(
                     f"{path}:{number}: found {type(row).__name__}, wanted a JSON object", code="not-an-object"
@@ -153,7 +93,7 @@ def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[Any
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file", code="missing-file")
-    decoder = json.JSONDecoder(object_pairs_hook=_build_object)
+    decoder = json.JSONDecoder(object_pairs_hook=build_object)
     with path.open(encoding="utf-8-sig") as stream:
         text = _ArrayReader(path, stream, on_read)
         if (start := text.next_character()) != "[":
@@ -212,12 +152,12 @@ class _ArrayReader:
                     continue
                 self.position = error.pos
                 raise self.error(error.msg) from error
-            except RepeatedKeyError as error:
-                offset, key = _find_repeated_key(self._window[self.position :])
-                self.position += offset
-                raise self.error(_repeated(key), "repeated-key") from error
             except (ValueError, RecursionError) as error:
-                raise self.error(str(error)) from error
+                fault = find_fault(self._window[self.position :])
+                if fault is None:
+                    raise self.error(str(error)) from error
+                self.position += fault.offset
+                raise self.error(str(fault), fault.code) from error
             # "1.5" at the end of the window may continue as "1.5e3".
             if end + self._LONGEST_TOKEN < len(self._window) or not self._read_more():
                 self.position = end
@@ -372,13 +312,20 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text in `path`, without a byte order mark.
+
+    Raises:
+        DataError: The file is missing or is not UTF-8; the message gives the line.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file", code="missing-file")
+    content = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})", code="not-utf8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text (byte {error.start})", code="not-utf8") from error
 
 
 def _umask() -> int:

@@ -43,8 +43,10 @@ def test_answer_rows_are_ascii_like_the_originals(tmp_path: Path) -> None:
         ("", "not-json", "bad.json:1:"),
         (b"\xff\xfe", "not-utf8", "bad.json:"),
         ('{"a": 1,\n "b": {"c": 2,\n "c": 3}}', "repeated-key", "bad.json:3: the key 'c'"),
-        ("9" * 5000, "not-json", "bad.json:"),
-        ("[" * 200_000, "not-json", "bad.json:"),
+        ('{"a":\n' + "9" * 5000 + "}", "not-json", "bad.json:2:"),
+        ("[\n" + "[" * 200_000, "not-json", "bad.json:2:"),
+        ('{"a":\n"b\0"}', "not-json", "bad.json:2:"),
+        (b'{"a":\n"\xff"}', "not-utf8", "bad.json:2:"),
     ],
 )
 def test_errors_in_a_json_file_name_the_line(
@@ -66,14 +68,43 @@ def test_errors_in_a_json_file_name_the_line(
         ('{"a": [{"é": 1, "\\u00e9": 1}]}', "repeated-key"),
         ('{"a": ' + "9" * 5000 + "}", "not-json"),
         ('{"a": ' + "[" * 200_000, "not-json"),
+        ('{"a": "\0"}', "not-json"),
+        ('\0{"a": 1}', "not-json"),
+        ('{"a": "\udcff"}', "not-utf8"),
     ],
 )
 def test_errors_in_a_jsonl_file_name_the_line(tmp_path: Path, line: str, code: str) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n\n' + line + "\n", encoding="utf-8")
+    path.write_text('{"a": 1}\n\n' + line + "\n", encoding="utf-8", errors="surrogateescape")
     with raises_code(code) as error:
         list(read_jsonl(path))
     assert "rows.jsonl:3:" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("NaN", "not-json"),
+        ("[-Infinity]", "not-json"),
+        ('"a\\ud83d"', "lone-surrogate"),
+        ('["\\ude00\\ud83d"]', "lone-surrogate"),
+        ('{"\\uDE00": 1}', "lone-surrogate"),
+    ],
+)
+def test_what_only_python_reads_is_refused_where_others_read_too(
+    tmp_path: Path, value: str, code: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "NaN \\ud83d\\ude00 \\\\ud83d"}\n{"a": ' + value + "}\n")
+    assert len(list(read_jsonl(path))) == 2
+    with raises_code(code) as error:
+        list(read_jsonl(path, strict=True))
+    assert "rows.jsonl:2:" in str(error.value)
+    path.write_text('[{"a": "NaN \\ud83d\\ude00 \\\\ud83d"},\n{"a": ' + value + "}]\n")
+    assert len(read_json(path)) == 2
+    with raises_code(code) as error:
+        read_json(path, strict=True)
+    assert "rows.jsonl:2:" in str(error.value)
 
 
 @pytest.mark.parametrize("reader", [read_json, read_jsonl, stream_json_array])

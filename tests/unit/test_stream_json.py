@@ -28,8 +28,8 @@ BAD = {
     "[1,2] trailing": "'t'",
     "[1 2]": "'2'",
     "[1,]": "Expecting value",
-    "[" + "9" * 5000 + "]": "limit",
-    "[" + "[" * 200_000: "recursion",
+    "[" + "9" * 5000 + "]": "digits",
+    "[" + "[" * 200_000: "nested",
     "[\n1,\n{},\n{nonsense}]": "file.json:4: not valid JSON after 2 elements",
 }
 

@@ -24,8 +24,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llava.errors import AnswersError
-from llava.files import parse_json, read_json, write_json
+from llava.files import read_json, write_json
 from llava.infer.digests import FileContent
+from llava.json_text import parse_json
 from llava.schema import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
                 logger.warning(f"{path}:{number}: the last line is incomplete and is dropped")
                 return
             try:
-                value = parse_json(line)
+                value = parse_json(line.decode())
                 image = value.get("image")
                 entry = Entry(value["row"], value["margin"], image and _content(image))
                 row_key(entry.row)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.journal import Entry, Journal, Key, row_key
 from llava.infer.jobs.prompting import image_line, prompt_of, template
 from llava.infer.jobs.shards import JOURNAL, Shard, merge_shards, shard_positions
+from llava.json_text import HALF_CHARACTER
 from llava.log import progress
 from llava.schema import JsonObject, Question
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A lone surrogate: JSON can hold one, a tokenizer cannot read it.
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 # Machines of one job start minutes apart, and the last shard may take longest.
 WAIT_FOR_SHARDS_S = 24 * 3600.0
 
