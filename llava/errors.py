@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong = 2, 60, 60
+
 
 class LlavaError(Exception):
     """An error that the user can fix. The message says where, what was found, what was wanted, what to do.
@@ -38,3 +43,8 @@ class SettingsError(LlavaError):
 def one_line(error: BaseException, limit: int | None = None) -> str:
     """Return an error's text on one line, cut to `limit` characters, or its type's name if it has no text."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
+def shown(value: object) -> str:
+    """Return any value as it stands in a message: on one line, and cut short however long or deep it is."""
+    return " ".join(_SHORT.repr(value).split())

@@ -1,61 +1,20 @@
-"""Read images and turn them into the tensors that the vision tower takes."""
+"""Turn images into the tensors that the vision tower takes."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from llava.anyres import process_anyres_image
-from llava.errors import DataError
+from llava.image_reading import require_size, to_rgb
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil, PretrainedConfig
 
 Colour = tuple[int, int, int]
-
-# What Pillow raises for a file that is truncated, is no image, or would decode to gigabytes.
-BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Return the image in `path`, fully decoded, as RGB (alpha dropped, first frame only).
-
-    Raises:
-        DataError: The file is missing, is no image, or is truncated.
-    """
-    try:
-        if not path.is_file():
-            raise DataError(f"{path}: no such image file", code="missing-image")
-        with Image.open(path) as image:
-            return _to_rgb(image)
-    except BROKEN as error:
-        raise DataError(
-            f"{path}: cannot be read as an image ({error}); replace the file", code="unreadable-image"
-        ) from error
-
-
-def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Decode an image file given in base64; keeps the mode it was stored in.
-
-    Raises:
-        DataError: The text is not base64 or holds no complete image.
-    """
-    try:
-        decoded = Image.open(io.BytesIO(base64.b64decode(image)))
-        decoded.load()
-    except (*BROKEN, binascii.Error) as error:
-        raise DataError(
-            f"base64 text of {len(image)} characters holds no readable image ({error})",
-            code="unreadable-image",
-        ) from error
-    return decoded
 
 
 def expand2square(pil_img: Image.Image, background_color: Colour) -> Image.Image:
@@ -87,8 +46,13 @@ def process_images(
     Returns:
         (N, 3, side, side), or (N, views, 3, side, side) for anyres; a list of N tensors when the
         number of views differs.
+
+    Raises:
+        DataError: An image is so large or so narrow that padding or resizing it would take gigabytes.
     """
-    rgb = [_to_rgb(image) for image in images]
+    for image in images:
+        require_size(image.size, "image")
+    rgb = [to_rgb(image) for image in images]
     aspect = getattr(model_cfg, "image_aspect_ratio", None)  # a plain language model has none
     if aspect == "anyres":
         tiled = [
@@ -108,20 +72,3 @@ def mean_colour(image_processor: CLIPImageProcessorPil) -> Colour:
     """Return the processor's mean as a colour, truncated as in the original: (122, 116, 104) for CLIP."""
     red, green, blue = (int(255 * channel) for channel in image_processor.image_mean)
     return red, green, blue
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Decode `image` as RGB. 16-bit grey keeps its upper eight bits, where Pillow would clip it."""
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I"):
-        grey = image.convert("I")
-        highest = grey.getextrema()[1]
-        if isinstance(highest, int) and highest > 255:
-            grey = grey.point(lambda value: value * (1 / 256))
-        return grey.convert("L").convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns unless RGBA comes in between; the colours are the same.
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")

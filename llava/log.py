@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,12 @@ Item = TypeVar("Item")
 
 
 def setup_logging() -> None:
-    """Log to stderr: everything from rank 0, only warnings and errors from other ranks."""
+    """Log to stderr: everything from rank 0, only warnings and errors from other ranks.
+
+    Pillow's own warnings are hidden: an image that cannot be used is an error here, with its path.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
     who = f" [rank {rank}]" if "RANK" in os.environ else ""

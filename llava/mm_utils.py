@@ -10,7 +10,8 @@ from llava.anyres import (
     select_best_resolution,
 )
 from llava.compat.stopping import KeywordsStoppingCriteria
-from llava.images import expand2square, load_image_from_base64, process_images
+from llava.image_reading import load_image_from_base64
+from llava.images import expand2square, process_images
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.prompts.encode import tokenizer_image_token
 

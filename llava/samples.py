@@ -8,7 +8,7 @@ A record is refused if the original crashes on it or trains on something that wa
 
 * a speaker other than human and gpt, turns that do not alternate, or no turns;
 * a text that is not a string, or contains half a surrogate pair;
-* an image that is not a path;
+* an image that is not a path under the image folder;
 * `<image>` in two turns of a record with an image;
 * in a record without an image, `<image>` as the first or last line of a human turn.
 
@@ -27,14 +27,14 @@ Source: LLaVA v1.2.2 train.py, LazySupervisedDataset (fields, lengths).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import DataError
+from llava.errors import DataError, shown
 from llava.files import read_jsonl, stream_json_array
+from llava.image_reading import find_name_problem
 from llava.schema import JsonObject, RecordId, Sample, Turn
 
 # The number of words that an image counts as when samples are grouped by length.
@@ -155,12 +155,12 @@ def _identifier(row: JsonObject, where: str) -> RecordId:
         return identifier
     if isinstance(identifier, float):  # some table programs write integers as floats
         return int(identifier) if identifier.is_integer() else str(identifier)
-    raise RecordError(BAD_ID, f"{where}: id is {json.dumps(identifier)[:60]}, wanted a string or a number")
+    raise RecordError(BAD_ID, f"{where}: id is {shown(identifier)}, wanted a string or a number")
 
 
 def _turns(conversations: object, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
-        found = "missing" if conversations is None else f"{json.dumps(conversations)[:60]}"
+        found = "missing" if conversations is None else shown(conversations)
         raise RecordError(NO_TURNS, f"{where}: conversations is {found}, wanted a list of turns")
     turns = tuple(_turn(entry, where, index) for index, entry in enumerate(conversations))
     opening = 0 if turns[0].speaker == "human" else 1
@@ -181,9 +181,11 @@ def _turn(entry: object, where: str, index: int) -> Turn:
         )
     speaker, text = entry.get("from"), entry.get("value")
     if speaker != "human" and speaker != "gpt":
-        raise RecordError(BAD_TURN, f'{where}: turn {index} is from {speaker!r}, wanted "human" or "gpt"')
+        raise RecordError(
+            BAD_TURN, f'{where}: turn {index} is from {shown(speaker)}, wanted "human" or "gpt"'
+        )
     if not isinstance(text, str):
-        raise RecordError(BAD_TURN, f"{where}: turn {index} has the value {text!r}, wanted a string")
+        raise RecordError(BAD_TURN, f"{where}: turn {index} has the value {shown(text)}, wanted a string")
     if (at := _half_pair(text)) is not None:
         raise RecordError(
             BAD_TURN,
@@ -206,13 +208,10 @@ def _image(row: JsonObject, where: str) -> str | None:
     if "image" not in row:
         return None
     image = row["image"]
-    if isinstance(image, str) and image.strip() and _half_pair(image) is None:
-        return image
-    raise RecordError(
-        BAD_IMAGE_NAME,
-        f"{where}: image is {json.dumps(image)[:60]}, wanted one path under the image folder "
-        "(a text-only record has no key image)",
-    )
+    if problem := find_name_problem(image):
+        advice = " (a text-only record has no key image)" if not image else ""
+        raise RecordError(BAD_IMAGE_NAME, f"{where}: image is {shown(image)}, {problem}{advice}")
+    return str(image)
 
 
 def _type(row: JsonObject) -> str | None:

@@ -34,7 +34,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
     Errors of the block about it, or about no file, name `path`, which is what the user knows.
     """
     _remove_leftovers(path.parent)
-    with _naming(path, f"{os.sep}.{path.name[:40]}."):
+    with name_in_errors(path, f"{os.sep}.{path.name[:40]}."):
         lock = None
         while lock is None:
             descriptor, name = tempfile.mkstemp(_SUFFIX, f".{path.name[:40]}.", path.parent)
@@ -51,7 +51,7 @@ def temporary_folder(path: Path, *, within: Path) -> Iterator[Path]:
     Errors of the block are as in `temporary_file`.
     """
     _remove_leftovers(within)
-    with _naming(path, f"{os.sep}{STAGING}"):
+    with name_in_errors(path, f"{os.sep}{STAGING}"):
         lock = None
         while lock is None:
             name = tempfile.mkdtemp("", STAGING, within)
@@ -128,12 +128,12 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path, own: str) -> Iterator[None]:
-    """Let errors whose file contains `own`, and those of a full disk that name none, name `path`."""
+def name_in_errors(path: Path, own: str | None = None) -> Iterator[None]:
+    """Let errors of a full disk that name no file, and those whose file contains `own`, name `path`."""
     try:
         yield
     except OSError as error:
         is_unnamed = error.filename is None and error.errno in _FULL
-        if is_unnamed or own in str(error.filename):
+        if is_unnamed or (own and own in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from llava.image_reading import load_image_from_base64, read_image, to_rgb
 from llava.infer.engine.requests import ImageFile
 from llava.infer.fetch import resolve_image
 
@@ -24,12 +25,10 @@ def load_image(image_file: str) -> Image.Image:
     Raises:
         DataError: There is no such file, the download fails, or it is no image.
     """
-    from llava.images import load_image_from_base64, read_image  # torch, which commands import late
-
     source = resolve_image(str(image_file))
     if isinstance(source, ImageFile):
         return read_image(source.path)
-    return load_image_from_base64(source.base64).convert("RGB")
+    return to_rgb(load_image_from_base64(source.base64))
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:

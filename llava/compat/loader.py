@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.image_reading import image_path, read_image
 from llava.infer.jobs.prompting import image_line, prompt_of
 
 # Where the original's class finds the flags of the program it belongs to.
@@ -50,13 +51,13 @@ class CustomDataset:
         return len(self.questions)
 
     def __getitem__(self, index: int) -> tuple[Any, Any, tuple[int, int]]:
-        from llava.images import process_images, read_image
+        from llava.images import process_images
         from llava.prompts.encode import tokenizer_image_token
 
         question = self.questions[index]
         flags = getattr(sys.modules.get(PROGRAM), "args", self)
         prompt = prompt_of(flags.conv_mode, question["text"], image_line(self.model_config))
-        image = read_image(Path(self.image_folder) / question["image"])
+        image = read_image(image_path(Path(self.image_folder), question["image"], f"question {index}"))
         pixels = process_images([image], self.image_processor, self.model_config)[0]
         return tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt"), pixels, image.size
 

@@ -27,7 +27,8 @@ from llava.data.checks.policy import Policy, raise_refused, select_usable
 from llava.data.collate import Item
 from llava.data.index import open_index
 from llava.errors import DataError
-from llava.images import process_images, read_image
+from llava.image_reading import read_image
+from llava.images import process_images
 from llava.prompts.labels import Supervised, supervise
 from llava.schema import Sample
 

@@ -45,7 +45,7 @@ from llava.schema import Sample, Speaker, Turn
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 SAMPLES, STAMP, LOCK = "samples.arrow", "stamp.json", "lock"
 
 # Rows written at a time, some MB: a file of any size is indexed in little memory.

@@ -15,6 +15,7 @@ from llava.data_engine.question_types import SKILLS, find_skill
 from llava.data_engine.records import UNLABELLED, EngineRecord, parse_record, read_rows
 from llava.data_engine.text import Unusable, digest
 from llava.errors import DataError, SettingsError
+from llava.image_reading import has_image
 from llava.schema import Sample
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Conversion:
     def _missing_image(self, record: EngineRecord) -> Unusable | None:
         """Return a note about a missing image whose record is used anyway."""
         root, policy = self.settings.image_root, self.settings.missing_images
-        if root is None or (root / record.image).is_file():
+        if root is None or has_image(root, record.image):
             return None
         self.tally.images_missing += 1
         if policy == "error":

@@ -16,6 +16,7 @@ from llava.data_engine.records import read_rows
 from llava.data_engine.text import digest
 from llava.errors import DataError
 from llava.files import atomic_write, require_distinct
+from llava.image_reading import has_image
 from llava.log import progress
 from llava.samples import sample_to_row
 from llava.schema import JsonObject, Sample
@@ -167,7 +168,7 @@ class _Clashes:
         if sample.image is None or (folder := _folder(sample.image)) in self._fitting:
             return
         other = next((name for name in self._folders if _one_ends_in_the_other(folder, name)), None)
-        is_there = self._image_root is not None and (self._image_root / sample.image).is_file()
+        is_there = self._image_root is not None and has_image(self._image_root, sample.image)
         if other is not None and not is_there:
             raise DataError(
                 f"sample {sample.id!r} has its image in {folder}/, but {self._base} calls that folder"

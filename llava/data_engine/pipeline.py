@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,8 @@ from llava.data_engine.text import Unusable
 from llava.errors import DataError
 from llava.files import atomic_write, require_distinct, write_json
 from llava.samples import read_samples
-from llava.schema import JsonObject
+from llava.schema import JsonObject, Sample
+from llava.temporary import name_in_errors
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def convert_files(
 
     Raises:
         DataError: An input is missing or broken, or nothing in it can be used.
+        SettingsError: Two of the files are one.
     """
     report = report or output.with_suffix(".report.json")
     problems = problems or output.with_suffix(".problems.jsonl")
@@ -79,7 +81,9 @@ def convert_files(
     with atomic_write(problems) as listed:
         conversion = Conversion(settings, listed)
         try:
-            mixed = write_samples(output, conversion.samples(), base=base, image_root=settings.image_root)
+            mixed = write_samples(
+                output, _converted(conversion, problems), base=base, image_root=settings.image_root
+            )
         except DataError as error:
             failure = error  # the list says what is wrong with the records
     if failure is not None:
@@ -91,6 +95,12 @@ def convert_files(
     if conversion.tally.reasons:
         logger.warning("%s lists what was not used, or used without an image", problems)
     return found
+
+
+def _converted(conversion: Conversion, problems: Path) -> Iterator[Sample]:
+    """Yield the samples; they are made and listed while the output is written, which may have room left."""
+    with name_in_errors(problems):
+        yield from conversion.samples()
 
 
 def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: Path | None = None) -> Mixed:

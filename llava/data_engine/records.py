@@ -13,14 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any
 
 from llava.data_engine.question_types import find_skill
 from llava.data_engine.text import Unusable, clean, without_outer_image_tokens
-from llava.errors import DataError
+from llava.errors import DataError, shown
 from llava.files import read_jsonl, stream_json_array
+from llava.image_reading import find_name_problem
 from llava.schema import JsonObject
 
 ENGINE_SOURCE = "https://huggingface.co/datasets/juliozhao/dataengine_llava (dataengine_llava.json)"
@@ -29,6 +30,7 @@ _LETTER_KEYS = ("choice_answer", "choide_answer")
 _LETTER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.):]?")
 _OPTION_LABEL = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[.):](?=\s))\s*(?=\S)")
 _VG_FOLDERS = ("VG_100K", "VG_100K_2")
+_COCO_ID = re.compile(r"\d{1,12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,8 @@ def _from_first_engine(row: JsonObject) -> JsonObject:
     if "question" not in row:
         raise Unusable("first_engine_not_parsed", "raw_instructions without question and choices")
     new = {"instruction": row["question"], "options": row.get("choices"), "image": row.get("image")}
-    image_id = str(row.get("image_id", ""))
-    if new["image"] is None and image_id.isdecimal():
+    image_id = row.get("image_id")
+    if new["image"] is None and isinstance(image_id, int | str) and _COCO_ID.fullmatch(str(image_id)):
         new["image"] = f"coco/train2017/{int(image_id):012}.jpg"
     correct = row.get("correct_choice_idx")
     if correct is not None:
@@ -126,11 +128,11 @@ def _image_path(value: object) -> str:
     """Return the path under the image folder, with forward slashes and, for `VG_100K/...`, `vg/` in front."""
     if value is None:
         raise Unusable("image_missing")
-    path = clean(value, "image", one_line=True).replace("\\", "/").removeprefix("./")
-    parts = path.split("/")
-    if ":" in parts[0] or any(part in {"", ".", ".."} for part in parts):
-        raise Unusable("image_unsafe_path", f"found {path!r}, wanted a path under the image folder")
-    return f"vg/{path}" if parts[0] in _VG_FOLDERS else path
+    given = clean(value, "image", one_line=True)
+    if problem := find_name_problem(given):
+        raise Unusable("image_unsafe_path", f"found {shown(given)}, {problem}")
+    path = PurePosixPath(given.replace("\\", "/"))
+    return f"vg/{path}" if path.parts[0] in _VG_FOLDERS else str(path)
 
 
 def _skill_name(row: Mapping[str, Any]) -> str:
@@ -140,7 +142,7 @@ def _skill_name(row: Mapping[str, Any]) -> str:
         return own if isinstance(own, str) and own else UNLABELLED
     skill = find_skill(label)
     if skill is None:
-        raise Unusable("qtype_unknown", f"found {label!r}, wanted 1 to 9")
+        raise Unusable("qtype_unknown", f"found {shown(label)}, wanted 1 to 9")
     return skill.name
 
 
@@ -168,7 +170,7 @@ def _choice(row: Mapping[str, Any]) -> Choice | None:
 def _letter(value: object) -> str:
     match = _LETTER.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise Unusable("letter_not_a_letter", f"found {value!r}"[:100])
+        raise Unusable("letter_not_a_letter", f"found {shown(value)}")
     return (match[1] or match[2]).upper()
 
 

@@ -20,6 +20,7 @@ from llava.compat.questions import split_list as split_list
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.files import read_json
+from llava.image_reading import image_path
 from llava.infer.engine.requests import ImageFile
 from llava.infer.jobs.flags import (
     add_model_flags,
@@ -39,7 +40,7 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
     The logged prompt starts with the image token if there is an image; scores are split by that.
 
     Raises:
-        DataError: The row has no id or no conversation, or its image is no path.
+        DataError: The row has no id or no conversation, or its image is no path under the folder.
     """
     try:
         identifier, value = row["id"], row["conversations"][0]["value"]
@@ -55,10 +56,9 @@ def ask_of(row: Any, where: str, image_folder: Path, *, suffix: str | None) -> A
         text = f"{text}\n{suffix}"
     if image is None:
         return Ask({"question_id": identifier, "prompt": text}, text)
-    if not isinstance(image, str) or not image:
-        raise DataError(f"{where}: image is {image!r}, wanted a path under --image-folder", code="no-image")
+    path = image_path(image_folder, image, where)
     logged = f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-    return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(image_folder / image))
+    return Ask({"question_id": identifier, "prompt": logged}, text, ImageFile(path))
 
 
 def read_science_job(given: object = None) -> tuple[AnswerJob, list[Ask]]:

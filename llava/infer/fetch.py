@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 from llava.errors import DataError
+from llava.image_reading import require_image_file
 from llava.infer.engine.requests import ImageFile, ImageSource, ImageText
 
 _TIMEOUT_S = 30
@@ -19,8 +20,7 @@ def resolve_image(name: str) -> ImageSource:
     """
     if not name.startswith(("http://", "https://")):
         path = Path(name).expanduser()
-        if not path.is_file():
-            raise DataError(f"{path}: no such image file", code="missing-image")
+        require_image_file(path)
         return ImageFile(path)
     import requests
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava.errors import DataError
+from llava.image_reading import has_image, image_path
 from llava.samples import read_records, record_location
 
 State = Literal["complete", "short", "missing"]
@@ -79,9 +80,10 @@ class Listing:
         folder, _, name = image.rpartition("/")
         if folder not in self._names:
             path = self._root / folder
-            self._names[folder] = frozenset(_files(path)) if path.is_dir() else frozenset()
+            # Path.is_dir raises for a name that is too long.
+            self._names[folder] = frozenset(_files(path)) if os.path.isdir(path) else frozenset()  # noqa: PTH112
         # A name may also be written otherwise than it is listed: a/../b, or in other case on some disks.
-        return name in self._names[folder] or os.path.isfile(self._root / image)  # noqa: PTH113 - never raises
+        return name in self._names[folder] or has_image(self._root, image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def check_named(root: Path, training_file: Path) -> Named:
     """Check that every image that `training_file` names exists.
 
     Raises:
-        DataError: The file is missing or broken, or an image is no path.
+        DataError: The file is missing or broken, or an image is no path under `root`.
     """
     listing = Listing(root)
     seen: dict[str, bool] = {}
@@ -109,8 +111,7 @@ def check_named(root: Path, training_file: Path) -> Named:
         image = row.get("image")
         if image is None:
             continue
-        if not isinstance(image, str):
-            raise DataError(f"{where}: image is {image!r}, wanted one path", code="bad-image-path")
+        image_path(root, image, where)
         records += 1
         if image not in seen:
             seen[image] = listing.has(image)

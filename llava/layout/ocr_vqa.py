@@ -7,21 +7,17 @@ interrupted run is taken up by starting it again.
 
 from __future__ import annotations
 
-import io
-import struct
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llava.errors import DataError
 from llava.files import atomic_write
+from llava.image_reading import read_image
 from llava.log import progress
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".gif", ".png", ".webp", ".bmp", ".tif", ".tiff", ""})
 JPEG_QUALITY = 95
@@ -45,10 +41,6 @@ class Outcome:
     ways: dict[Way, int]
     unreadable: dict[str, str]
     ignored: list[str]
-
-
-class _Unreadable(Exception):
-    """Raised for a file that cannot be decoded."""
 
 
 def convert_folder(folder: Path, options: Options, *, workers: int) -> Outcome:
@@ -85,7 +77,7 @@ def _make(target: Path, sources: list[Path], options: Options) -> tuple[Way, dic
     for source in sorted(sources, key=lambda path: (path != target, path.name)):
         try:
             way = _make_from(source, target, verify=options.verify)
-        except _Unreadable as error:
+        except DataError as error:
             unreadable[source.name] = str(error)
             continue
         if options.remove_originals:
@@ -97,11 +89,10 @@ def _make(target: Path, sources: list[Path], options: Options) -> tuple[Way, dic
 
 
 def _make_from(source: Path, target: Path, *, verify: bool) -> Way:
-    with source.open("rb") as stream:
-        is_jpeg = stream.read(len(_JPEG_START)) == _JPEG_START
+    is_jpeg = _starts_as_jpeg(source)
     if is_jpeg and source == target and not verify:
         return "kept"
-    image = _decoded(source)
+    image = read_image(source)
     if is_jpeg and source == target:
         return "kept"
     with atomic_write(target, binary=True) as stream:
@@ -112,12 +103,9 @@ def _make_from(source: Path, target: Path, *, verify: bool) -> Way:
     return "copied" if is_jpeg else "converted"
 
 
-def _decoded(path: Path) -> Image:
-    """Return the image in `path` as RGB, fully decoded; of several frames the first."""
-    from PIL import Image
-
+def _starts_as_jpeg(path: Path) -> bool:
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise _Unreadable(f"{type(error).__name__}: {error}") from error
+        with path.open("rb") as stream:
+            return stream.read(len(_JPEG_START)) == _JPEG_START
+    except OSError:
+        return False  # reading it as an image says why

@@ -34,7 +34,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, GenerationConfig
 
 from llava.command import run
-from llava.images import process_images, read_image
+from llava.image_reading import read_image
+from llava.images import process_images
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.requests import Generation, ImageFile, Request

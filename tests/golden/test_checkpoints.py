@@ -18,7 +18,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from transformers.utils import is_flash_attn_2_available
 
 from llava.errors import CheckpointError, SettingsError
-from llava.images import process_images, read_image
+from llava.image_reading import read_image
+from llava.images import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import detect_kind, strip_wrappers
@@ -347,6 +348,14 @@ def unpicklable(folder: Path) -> None:
     torch.save({"model.mm_projector.0.weight": Harmful()}, folder / "mm_projector.bin")
 
 
+def tower_with_code(folder: Path) -> None:
+    tower = json.loads((folder / "config.json").read_text())["mm_vision_tower"]
+    shutil.copytree(tower, folder / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
+    unpicklable(folder)
+    shutil.move(folder / "mm_projector.bin", folder / "clip/pytorch_model.bin")
+    edit("config.json", mm_vision_tower="clip")(folder)
+
+
 def without_projector(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file(
@@ -506,6 +515,7 @@ DAMAGE: dict[str, tuple[Build, Callable[[Path], object], str, str]] = {
     ),
     "images_without_config": (tiny.adapter, drop("config.json"), "missing-config", "config.json"),
     "code_in_bin": (tiny.projector_only, unpicklable, "unsafe-pickle", "mm_projector.bin"),
+    "code_in_tower": (tiny.self_trained, tower_with_code, "unsafe-pickle", "clip/pytorch_model.bin"),
     "projector_cut": (
         tiny.projector_only,
         cut("mm_projector.bin", 500),

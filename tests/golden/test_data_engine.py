@@ -21,6 +21,7 @@ from llava.data_engine.text import Unusable
 from llava.errors import DataError, SettingsError
 from llava.samples import parse_sample, read_samples, sample_to_row
 from support.errors import raises_code
+from support.full_disk import files_of_at_most
 
 LETTER_SENTENCE = "Answer with the option's letter from the given choices directly."
 SHORT_SENTENCE = "Answer the question using a single word or phrase."
@@ -166,6 +167,10 @@ def test_a_letter_is_read_in_any_dress(letter: str) -> None:
         (record(image="vg/../../1.jpg"), "image_unsafe_path"),
         (record(image="C:\\1.jpg"), "image_unsafe_path"),
         (record(image="https://host/1.jpg"), "image_unsafe_path"),
+        (record(image=".."), "image_unsafe_path"),
+        (record(image="."), "image_unsafe_path"),
+        ({"question": "Why?", "image_id": "9" * 5000}, "image_missing"),
+        ({"question": "Why?", "image_id": [[1]]}, "image_missing"),
         (record(qtype=10), "qtype_unknown"),
         (record(qtype=True), "qtype_unknown"),
         (record(qtype="Cooking"), "qtype_unknown"),
@@ -398,6 +403,25 @@ def test_missing_images_are_skipped_warned_of_or_refused(tmp_path: Path) -> None
         convert(tmp_path, rows, missing_images="error", **settings)
     assert "0.jpg" in str(error.value)
     assert "record 0" in str(error.value)
+
+
+def test_an_image_name_that_no_disk_can_hold_is_a_missing_image(tmp_path: Path) -> None:
+    rows = [record(image="a" * 5000), record(instruction="q", image="b/" * 3000 + "1.jpg")]
+    _, report = convert(tmp_path, rows, modes=("da",), image_root=tmp_path)
+    assert report["reasons"] == {"image_not_found_but_used": 2}
+
+
+def test_a_full_disk_names_the_output_and_leaves_nothing(tmp_path: Path) -> None:
+    rows = [record(instruction=f"q{place}") for place in range(200)]
+    engine = write(tmp_path / "engine.json", rows)
+    with files_of_at_most(20_000), pytest.raises(OSError, match="too large") as error:
+        convert_files(ConversionSettings(engine=(engine,)), tmp_path / "out.json")
+    assert error.value.filename == str(tmp_path / "out.json")
+    write(engine, [{"instruction": f"q{place}"} for place in range(2000)])
+    with files_of_at_most(20_000), pytest.raises(OSError, match="too large") as error:
+        convert_files(ConversionSettings(engine=(engine,)), tmp_path / "out.json")
+    assert error.value.filename == str(tmp_path / "out.problems.jsonl")
+    assert list(tmp_path.iterdir()) == [engine]
 
 
 @pytest.mark.parametrize(

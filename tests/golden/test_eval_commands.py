@@ -339,7 +339,14 @@ BAD_QUESTIONS = [
         '{"question_id": 1, "image": "a_640x480.png", "text": " "}',
         r"question 1 \(question_id 1\): the question is empty",
     ),
-    ('{"question_id": 1, "text": "Why?"}', r"question 1 \(question_id 1\) has image None"),
+    ('{"question_id": 1, "text": "Why?"}', r"question 1 \(question_id 1\): image is None"),
+    ('{"question_id": 1, "image": "../a.png", "text": "Why?"}', r"question_id 1\): image is '../a.png'"),
+    ('{"question_id": 1, "image": "/a.png", "text": "Why?"}', r"question_id 1\): image is '/a.png'"),
+    ('{"question_id": 1, "image": "a\\u0000", "text": "Why?"}', r"question_id 1\): image is"),
+    (
+        f'{{"question_id": 1, "image": "{"a" * 5000}", "text": "Why?"}}',
+        r"question_id 1\): .*aaa: cannot be read as an image",
+    ),
     (
         '{"question_id": 1, "image": "gone.png", "text": "Why?"}',
         r"question 1 \(question_id 1\): .*gone.png: no such",
@@ -402,7 +409,10 @@ def test_a_broken_image_keeps_the_answers_before_it(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"image": "bm8gaW1hZ2U="}, r"question 1 \(question_id 7\): base64 text .* no readable image"),
+        (
+            {"image": "bm8gaW1hZ2U="},
+            r"question 1 \(question_id 7\): base64 text .* cannot be read as",
+        ),
         ({"image": ""}, r"q\.tsv: question 7: has no image"),
         ({"question": " "}, r"q\.tsv: question 7: has no question"),
         ({"A": ""}, "question 7: has no option A"),

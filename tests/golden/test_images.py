@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles, select_best_resolution
-from llava.images import expand2square, load_image_from_base64, mean_colour, process_images, read_image
+from llava.image_reading import load_image_from_base64, read_image
+from llava.images import expand2square, mean_colour, process_images
 from support.errors import raises_code
 
 

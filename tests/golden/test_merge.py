@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 
 from llava.errors import CheckpointError
-from llava.images import process_images, read_image
+from llava.image_reading import read_image
+from llava.images import process_images
 from llava.model import merge
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM

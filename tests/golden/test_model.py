@@ -14,7 +14,8 @@ import torch
 from transformers import AutoConfig
 
 from llava.errors import CheckpointError, DataError
-from llava.images import process_images, read_image
+from llava.image_reading import read_image
+from llava.images import process_images
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, next_token_loss

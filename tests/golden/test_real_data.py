@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessorPil
 from llava.constants import IGNORE_INDEX
 from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.images import read_image
+from llava.image_reading import read_image
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.requests import Generation, ImageFile, Request
 from llava.infer.jobs.prompting import prompt_of

@@ -19,6 +19,7 @@ from llava.data.index import SAMPLES, Samples, open_index
 from llava.files import read_json
 from llava.samples import SEVERAL_TOKENS, group_lengths, has_unused_image_token, read_samples
 from support.errors import raises_code
+from support.full_disk import files_of_at_most
 
 
 def record(place: int, **changes: Any) -> dict[str, Any]:
@@ -122,6 +123,50 @@ def test_a_stale_index_is_rebuilt(tmp_path: Path, builds: list[Path]) -> None:
     (tmp_path / "a.json.index" / "stamp.json").write_text('{"format": 0}')
     assert open_index(path)[0].id == "s1"
     assert len(builds) == 3
+
+
+def test_a_full_disk_names_the_index(tmp_path: Path, builds: list[Path]) -> None:
+    path = written(tmp_path / "a.json", [record(place) for place in range(100)])
+    with files_of_at_most(4096), pytest.raises(OSError, match="too large") as error:
+        open_index(path)
+    assert error.value.filename == str(tmp_path / "a.json.index" / SAMPLES)
+    assert len(open_index(path)) == 100
+    assert builds == [path, path]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        pytest.param("[" * 100_000 + "]" * 100_000, "not-json", id="deep"),
+        pytest.param("9" * 5000, "not-json", id="integer"),
+        (r'"a\u0000.jpg"', None),
+        (r'"\ud83d"', None),
+        ('"/a.jpg"', None),
+        ('"../a.jpg"', None),
+        pytest.param("9" * 4000, None, id="a number"),
+        pytest.param("[" * 500 + "]" * 500, None, id="nested"),
+    ],
+)
+def test_odd_values_are_named_with_file_and_record(
+    value: str, code: str | None, name: str, tmp_path: Path, builds: list[Path]
+) -> None:
+    path = tmp_path / name
+    rows = [json.dumps(record(0)), json.dumps(record(1)).replace('"1.jpg"', value)]
+    path.write_text("\n".join(rows) if path.suffix == ".jsonl" else f"[{', '.join(rows)}]")
+    if code:
+        with raises_code(code) as error:
+            open_index(path)
+        message = str(error.value)
+        assert len(message) < 400 + len(str(path))
+    else:
+        made = open_index(path)
+        assert [made.problem_kind(row) for row in made.bad_rows] == ["bad image name"]
+        message = made.problem(1)
+    at_record = [f"{path}: record 1", f"{path}:1: not valid JSON after 1 elements"]
+    places = {".jsonl": [f"{path}:2"], ".json": at_record}
+    assert any(message.startswith(place) for place in places[path.suffix])
+    assert "\n" not in message
 
 
 def test_a_broken_file_leaves_no_index(tmp_path: Path) -> None:

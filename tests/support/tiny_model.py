@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from llava.images import process_images, read_image
+from llava.image_reading import read_image
+from llava.images import process_images
 from llava.infer.engine.load import Loaded, load
 from llava.infer.engine.requests import ModelChoice
 from llava.prompts.encode import tokenizer_image_token

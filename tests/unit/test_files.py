@@ -22,6 +22,7 @@ from llava.files import (
     write_jsonl,
 )
 from support.errors import raises_code
+from support.full_disk import files_of_at_most
 
 
 def test_json_survives_the_round_trip(tmp_path: Path) -> None:
@@ -160,6 +161,38 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(small_disk: Callable[[int]
     assert caught.value.filename == str(path)
     assert read_json(path) == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_names_the_folder_that_was_asked_for(exists: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    if exists:
+        folder.mkdir()
+
+    def fill(write: Callable[[Path], object]) -> None:
+        with atomic_folder(folder) as staging:
+            write(staging / "a.json")
+
+    for write in (lambda path: path.write_text("x" * 9000), lambda path: write_json(path, "x" * 9000)):
+        with files_of_at_most(4096), pytest.raises(OSError, match="too large") as caught:
+            fill(write)
+        assert caught.value.filename == str(folder)
+    assert [*tmp_path.rglob("*")] == ([folder] if exists else [])
+
+
+def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, named in {
+        tmp_path / "folder": tmp_path / "folder",
+        tmp_path / "file/a.json": tmp_path / "file",
+        tmp_path / ("a" * 300): tmp_path / ("a" * 300),
+    }.items():
+        with pytest.raises(OSError, match=r"folder|exists|too long") as caught:
+            write_json(path, 1)
+        assert caught.value.filename == str(named)
+    write_json(tmp_path / ("é" * 127), 1)  # 254 bytes, of 255 that a name may have
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 PACKAGE = REPO / "llava"
 
-GROUND = {"constants", "errors", "schema", "files", "json_text", "temporary", "log", "command", "scoring"}
+GROUND = {
+    *("constants", "errors", "schema", "files", "json_text", "temporary", "image_reading"),
+    *("log", "command", "scoring"),
+}
 TEXT = {"samples", "conversation", "prompts"}
 PIXELS_AND_IDS = {"images", "anyres", "tokenizer"}
 TEXT_SIDE = {"benchmarks", "data_engine", "report", "layout"}

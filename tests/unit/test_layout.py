@@ -96,9 +96,9 @@ def test_missing_images_are_listed(root: Path, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
-@pytest.mark.parametrize("image", [3, ["a.jpg", "b.jpg"]])
+@pytest.mark.parametrize("image", [3, ["a.jpg", "b.jpg"], "../1.jpg", "/1.jpg"])
 def test_an_image_that_is_no_path_is_refused(root: Path, image: object) -> None:
-    with raises_code("bad-image-path", DataError) as error:
+    with raises_code("bad-image-name", DataError) as error:
         check_named(root, training_file(root, image))
     assert "record 0" in str(error.value)
 
@@ -117,6 +117,7 @@ def test_a_folder_is_no_image_and_a_link_to_one_is(root: Path) -> None:
     (root / "gqa/images/3.jpg").mkdir()
     (root / "gqa/images/4.jpg").symlink_to(root / "gqa/images/1.jpg")
     assert not Listing(root).has("gqa/images/3.jpg")
+    assert not Listing(root).has("a" * 5000 + "/" + "a" * 5000)
     assert Listing(root).has("gqa/images/4.jpg")
     assert count_images(root, Folder("gqa/images", 3, "")).jpg == 3
 

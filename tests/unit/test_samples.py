@@ -21,6 +21,9 @@ from support.errors import raises_code
 
 HUMAN = {"from": "human", "value": "<image>\nWhat is it?"}
 GPT = {"from": "gpt", "value": "A cat."}
+NESTED: list[Any] = []
+for _ in range(5000):
+    NESTED = [NESTED]
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def record(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def said(speaker: str, value: Any) -> dict[str, Any]:
+def said(speaker: Any, value: Any) -> dict[str, Any]:
     return {"from": speaker, "value": value}
 
 
@@ -61,7 +64,7 @@ def test_text_alone_has_no_key_image() -> None:
         ([], "not-a-record", "found list"),
         (record(conversations=None), "no-turns", "conversations is missing"),
         (record(conversations=[]), "no-turns", "conversations is []"),
-        (record(conversations="Hi"), "no-turns", 'conversations is "Hi"'),
+        (record(conversations="Hi"), "no-turns", "conversations is 'Hi'"),
         (record(conversations=["Hi"]), "bad-turn", "turn 0 is str"),
         (record(conversations=[HUMAN, said("assistant", "x")]), "bad-turn", "turn 1 is from 'assistant'"),
         (record(conversations=[{"value": "x"}]), "bad-turn", "turn 0 is from None"),
@@ -75,10 +78,18 @@ def test_text_alone_has_no_key_image() -> None:
             "bad-turn",
             "half a surrogate pair at character 1",
         ),
-        (record(image=["a.jpg", "b.jpg"]), "bad-image-name", 'image is ["a.jpg", "b.jpg"]'),
+        (record(image=["a.jpg", "b.jpg"]), "bad-image-name", "image is ['a.jpg', 'b.jpg']"),
         (record(image="  "), "bad-image-name", "image is"),
+        (record(image="/data/a.jpg"), "bad-image-name", "image is '/data/a.jpg'"),
+        (record(image="../a.jpg"), "bad-image-name", "image is '../a.jpg'"),
+        (record(image="a\0.jpg"), "bad-image-name", "image is"),
+        (record(image="a/" * 5000 + "../" * 5001 + "a.jpg"), "bad-image-name", "image is"),
+        (record(conversations=[HUMAN, said("gpt", NESTED)]), "bad-turn", "turn 1 has the value [["),
+        (record(conversations=[said(NESTED, "Hi")]), "bad-turn", "turn 0 is from [["),
+        (record(conversations={"a": NESTED}), "no-turns", "conversations is"),
+        (record(id=NESTED), "bad-id", "id is [["),
         (record(image="a\ud83d.jpg"), "bad-image-name", "image is"),
-        ({"id": 7, "image": None, "conversations": [HUMAN, GPT]}, "bad-image-name", "image is null"),
+        ({"id": 7, "image": None, "conversations": [HUMAN, GPT]}, "bad-image-name", "image is None"),
         (record(image=None), "image-token-without-image", "turn 0 contains <image>"),
         (
             record(image=None, conversations=[said("human", "What is it?\n<image> "), GPT]),

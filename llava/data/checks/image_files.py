@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from PIL import Image
 from llava.data.checks.parallel import Range, map_ranges
 from llava.data.tables import read_table, write_table
 from llava.errors import DataError
-from llava.images import BROKEN, read_image
+from llava.image_reading import has_image, open_image, to_rgb
 
 MISSING, UNREADABLE = "image missing", "image cannot be read"
 
@@ -88,7 +89,7 @@ def check_images(folder: Path, root: Path, names: pa.StringArray, *, workers: in
 
 
 def stat_images(root: Path, names: pa.StringArray) -> np.ndarray:
-    """Return (N, 2) int64: size in bytes, -1 for a missing file, and time of the last change in ns."""
+    """Return (N, 2) int64: size in bytes, -1 where there is no file, and time of the last change in ns."""
 
     def stat_batch(start: int) -> list[tuple[int, int]]:
         # Creating a Path for each of a million names takes longer than the stat calls.
@@ -103,10 +104,10 @@ def stat_images(root: Path, names: pa.StringArray) -> np.ndarray:
 
 def find_other_suffix(root: Path, name: str) -> str | None:
     """Return the image file that differs from `name` in its suffix only; None unless there is exactly one."""
-    suffixes = [variant for suffix in _SUFFIXES for variant in (suffix, suffix.upper())]
-    others = (Path(name).with_suffix(suffix) for suffix in suffixes)
-    found = [other for other in others if (root / other).is_file()]
-    return found[0].as_posix() if len(found) == 1 else None
+    stem = os.path.splitext(name)[0]  # noqa: PTH122 - with_suffix raises for a name that is only dots
+    others = [stem + variant for suffix in _SUFFIXES for variant in (suffix, suffix.upper())]
+    found = [other for other in others if has_image(root, other)]
+    return found[0] if len(found) == 1 else None
 
 
 def mislabelled_images(table: pa.Table) -> list[str]:
@@ -126,14 +127,16 @@ def _stat(path: str) -> tuple[int, int]:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return -1, 0
+    if not stat.S_ISREG(status.st_mode):  # a folder or a named pipe is no image
+        return -1, 0
     return status.st_size, status.st_mtime_ns
 
 
 def _inspect(path: Path) -> tuple[str | None, str | None]:
     """Return format and problem of an image; one of them is None."""
     try:
-        read_image(path)
-        with Image.open(path) as image:
+        with open_image(path) as image:
+            to_rgb(image)
             return image.format, None
-    except (DataError, *BROKEN) as error:
+    except DataError as error:
         return None, str(error).removeprefix(f"{path}: ")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from llava.errors import DataError, LlavaError
-from llava.images import load_image_from_base64, process_images, read_image
+from llava.image_reading import load_image_from_base64, read_image, require_image_file
+from llava.images import process_images
 from llava.infer.digests import FileContent, look_at
 from llava.infer.engine.requests import ImageFile, ImageSource
 from llava.infer.engine.schedule import Window
@@ -41,6 +42,7 @@ def load_pixels(
     """
     content = None
     if isinstance(source, ImageFile):
+        require_image_file(source.path)
         # First, so that a file that is replaced in between will not be taken for the one asked about.
         with suppress(OSError):  # reading the image explains it
             content = look_at(source.path)

@@ -28,6 +28,7 @@ from llava.files import read_json, write_json
 from llava.infer.digests import FileContent
 from llava.json_text import parse_json
 from llava.schema import JsonObject
+from llava.temporary import name_in_errors
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +280,8 @@ def _locked(path: Path, busy: str | None = None) -> Iterator[None]:
             f"{busy} by {holder}; wait for it to end, or stop it", code="answers-in-use"
         ) from error
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with name_in_errors(path):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         lock.release()

@@ -18,6 +18,7 @@ import shortuuid
 
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import write_jsonl
+from llava.image_reading import image_path, require_image_file
 from llava.infer.digests import FileContent
 from llava.infer.engine.requests import (
     Generation,
@@ -92,24 +93,18 @@ def asks_about_images(questions: Sequence[Question], image_folder: Path, *, sour
     """Return what to ask for `questions`, each about an image under `image_folder`.
 
     Raises:
-        DataError: A question has no image; `source` is the question file that the message names.
+        DataError: A question has no image under that folder; `source` is the file that the message names.
     """
     asks = []
     for number, question in enumerate(questions, start=1):
-        if not isinstance(question.image, str) or not question.image:
-            raise DataError(
-                f"{source}: question {number} (question_id {question.id}) has image {question.image!r}, "
-                "wanted a path under --image-folder",
-                code="no-image",
-            )
+        where = f"{source}: question {number} (question_id {question.id})"
+        path = image_path(image_folder, question.image, where)
         if not isinstance(question.text, str):
             raise DataError(
-                f"{source}: question {number} (question_id {question.id}): its text is "
-                f"{type(question.text).__name__}, wanted a string",
-                code="bad-question",
+                f"{where}: its text is {type(question.text).__name__}, wanted a string", code="bad-question"
             )
         head = {"question_id": question.id, "prompt": question.text}
-        asks.append(Ask(head, question.text, ImageFile(image_folder / question.image)))
+        asks.append(Ask(head, question.text, ImageFile(path)))
     return asks
 
 
@@ -136,10 +131,11 @@ def check_asks(job: AnswerJob, asks: Sequence[Ask], positions: Iterable[int]) ->
                 f"{_name(job, ask, position)}: its text holds half a character (a lone surrogate)",
                 code="lone-surrogate",
             )
-        if isinstance(ask.image, ImageFile) and not ask.image.path.is_file():
-            raise DataError(
-                f"{_name(job, ask, position)}: {ask.image.path}: no such image file", code="missing-image"
-            )
+        if isinstance(ask.image, ImageFile):
+            try:
+                require_image_file(ask.image.path)
+            except DataError as error:
+                raise DataError(f"{_name(job, ask, position)}: {error}", code=error.code) from error
 
 
 def answer(

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from llava.errors import CheckpointError, one_line
 from llava.model.loading.checkpoint import describe_owner
 from llava.model.loading.locate import locate
-from llava.model.loading.weights import check_weight_files, hide_load_report
+from llava.model.loading.weights import check_weight_files, hide_load_report, read_tensor_names
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class CLIPVisionTower(nn.Module):
             logger.debug("%s is already loaded", self.vision_tower_name)
             return
         folder = locate(self.vision_tower_name, near=near, what="vision tower")
-        check_weight_files(folder)
+        for path in check_weight_files(folder):
+            read_tensor_names(path)  # refuses a pickle of anything but tensors
         try:
             # Always Pillow's resizing: pixels must not depend on whether torchvision is installed.
             self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
