@@ -105,6 +105,7 @@ class Score:
 
     `top` is the largest possible value. `span` is how far a unit's value moves from all wrong to all right:
     `top`, and more where units count differently (an image without a "yes" tells nothing about precision).
+    `n` is the number of questions, `of` how many the official benchmark has, None if that is not known.
     """
 
     name: str
@@ -121,11 +122,26 @@ class Score:
     span: float = 100.0
     better: Literal["higher", "lower"] = "higher"
     note: str = ""
+    of: int | None = None
+
+    @property
+    def count(self) -> str:
+        """`n`, as "20 of 14233" if the official benchmark has another number of questions."""
+        return f"{self.n} of {self.of}" if self.is_partial else str(self.n)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the score is over another number of questions than the official benchmark has."""
+        return self.value is not None and self.of is not None and self.of != self.n
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A benchmark's numbers for one answers file. `headline` names the score that papers quote."""
+    """A benchmark's numbers for one answers file.
+
+    `headline` names the score that papers quote. `warnings` say why the numbers may be meaningless, `notes`
+    how they came about.
+    """
 
     benchmark: str
     headline: str
@@ -136,6 +152,7 @@ class Scores:
     model_id: str = ""
     split: str = ""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def get(self, name: str, group: str = "total") -> Score:
         """Return the score called `name` in `group`.

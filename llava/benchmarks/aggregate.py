@@ -6,6 +6,7 @@ All get Wilson's interval (`llava.scoring.intervals`). A unit is a question, an 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
@@ -16,6 +17,9 @@ from llava.scoring.metrics import PERCENT
 
 # Separates the answers of a verdict on several rows (MMBench).
 SEPARATOR = " | "
+# What share of the answers makes a benchmark degenerate, and from how many answers on.
+DEGENERATE_SHARE = 0.95
+FEWEST_ANSWERS = 10
 
 
 def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", over: dict[str, str]) -> Score:
@@ -212,6 +216,29 @@ def padding_note(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
     return (f"{padded} answers without points have white space around them, which the official rule keeps",)
 
 
+def degenerate_warnings(verdicts: Sequence[Verdict], matched: Matched) -> tuple[str, ...]:
+    """Return a warning if nearly all answers are empty, unparsable, or the same.
+
+    A broken model or a wrong prompt gives such answers, and some rules still score them: all answers empty
+    are all "yes" in POPE, an F1 of 67. Nearly all means `DEGENERATE_SHARE`; under `FEWEST_ANSWERS` answers
+    nothing is said. The same answer is fine if it is nearly always the right one.
+    """
+    texts = [answer.text.strip() for answer in matched.answers if answer]
+    if len(texts) < FEWEST_ANSWERS:
+        return ()
+    text, same = Counter(texts).most_common(1)[0]
+    truths = Counter(verdict.truth for verdict in verdicts if verdict.truth)
+    is_usual = bool(truths) and truths.most_common(1)[0][1] >= DEGENERATE_SHARE * len(verdicts)
+    answered = [verdict for verdict in verdicts if verdict.status != "unanswered"]
+    unparsable = sum(verdict.status == "unparsable" for verdict in answered)
+    if same >= DEGENERATE_SHARE * len(texts) and not (is_usual and text):
+        what = f"are {text[:40]!r}" if text else "are empty"
+        return (f"{same} of {len(texts)} answers {what}: the scores say nothing about the model",)
+    if unparsable >= DEGENERATE_SHARE * len(answered):
+        return (f"{unparsable} of {len(answered)} answers cannot be parsed: check the prompt and the model",)
+    return ()
+
+
 def model_names(matched: Matched) -> str:
     """Return the ids of the models that wrote the answers, joined by commas."""
     return ",".join(sorted({answer.model_id for answer in matched.answers if answer and answer.model_id}))
@@ -239,4 +266,5 @@ def collect(
         model_id=model_names(matched),
         split=split,
         notes=(*match_notes(matched), *padding_note(verdicts), *notes),
+        warnings=degenerate_warnings(verdicts, matched),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import read_jsonl, write_jsonl
 from llava.prompts.wording import options_block
 from llava.schema import Answer, Question, Scores
+
+# The groups of scores that `official_sizes` is about.
+SIZED_GROUPS = frozenset({"total", "type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class Benchmark:
         also_submit: Writers of further files by their path, which is given like `Evaluation.submission`.
         submission_suffix: The suffix of the submission file; empty for a folder.
         answers_from: Reads answers in any form they come in.
+        official_sizes: How many questions the official file of each split has, by the score that is over
+            them; a score over fewer says "k of n" wherever it appears.
         example: Writes a tiny download to a folder, for the contract tests.
     """
 
@@ -126,6 +131,7 @@ class Benchmark:
     also_submit: Mapping[str, Writer] = field(default_factory=dict)
     submission_suffix: str = ".json"
     answers_from: Callable[[Path], list[Answer]] = field(default=read_answers)
+    official_sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     example: Callable[[Path], Example] | None = None
 
     @property
@@ -231,8 +237,15 @@ class Benchmark:
             AnswersError: Answers are missing (unless `allow_missing`), contradict, or answer other questions.
             DataError: The ground truth is absent or damaged.
         """
+        split = self.pick_split(split)
         with self._explaining_data_faults(truth or root):
-            return self.judge(Task(root, self.pick_split(split), answers, allow_missing, truth))
+            scores = self.judge(Task(root, split, answers, allow_missing, truth))
+        sizes = self.official_sizes.get(split, {})
+        sized = (
+            replace(score, of=sizes.get(score.name)) if score.group in SIZED_GROUPS else score
+            for score in scores.scores
+        )
+        return replace(scores, scores=tuple(sized))
 
     def write_submission(
         self,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
 from llava.errors import DataError, SettingsError
-from llava.schema import JsonObject, Scores
+from llava.schema import JsonObject, Score, Scores
 from llava.scoring.metrics import DETAILS, format_interval, format_table, format_value, write_scores
+from llava.scoring.published import PUBLISHED
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.json"
@@ -176,11 +177,15 @@ def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path 
 
 
 def score_table(scores: Scores) -> str:
-    """Format scores for a terminal: group and name, n, value, 95 % interval, note; then the counts."""
+    """Format scores for a terminal: group and name, n, value, 95 % interval, note; then the counts.
+
+    `*` marks the scores that papers quote. Warnings come first.
+    """
     rows = [
         (
             s.name if s.group in {"total", "type"} else f"{s.group}: {s.name}",
-            str(s.n),
+            "*" if is_quoted(scores, s) else "",
+            s.count,
             format_value(s.value),
             format_interval(s.low, s.high),
             s.note,
@@ -189,5 +194,13 @@ def score_table(scores: Scores) -> str:
         if s.group not in DETAILS
     ]
     counts = ", ".join(f"{name} {count}" for name, count in scores.counts.items())
-    table = format_table((scores.benchmark, "n", "score", "95 % interval", ""), rows)
-    return "\n".join([table, counts, *scores.notes])
+    table = format_table((scores.benchmark, "", "n", "score", "95 % interval", ""), rows)
+    warnings = [f"WARNING: {text}" for text in scores.warnings]
+    return "\n".join([*warnings, table, "* the number that papers quote", counts, *scores.notes])
+
+
+def is_quoted(scores: Scores, score: Score) -> bool:
+    """Return whether papers quote `score`: the headline, and what published tables have beside it."""
+    published = {name for figures in PUBLISHED.values() for name in figures}
+    quoted = score.name == scores.headline or f"{scores.benchmark}/{score.name}" in published
+    return score.group == "total" and quoted

@@ -11,7 +11,10 @@ from llava.scoring.published import DATA_ENGINE, DATA_ENGINE_BASELINE, LLAVA_LOR
 BENCHMARKS = {"seed", "mmbench", "mme", "gqa", "vqav2", "scienceqa"}
 COLUMNS = ("SEED", "MMBench", "MME", "GQA", "VQAv2", "ScienceQA")
 COMPARED = (DATA_ENGINE_BASELINE, DATA_ENGINE, LLAVA_LORA)
-NOTE = "SEED: image part. MME: perception/cognition (total). ScienceQA: ALL/IMG. -: not scored here."
+NOTE = (
+    "SEED: image part. MME: perception/cognition (total). ScienceQA: ALL/IMG. -: not scored here. "
+    "(k of n): k of the official n questions were scored. !: see the warning."
+)
 
 
 def table(name: str, runs: Sequence[Scores]) -> str:
@@ -19,15 +22,16 @@ def table(name: str, runs: Sequence[Scores]) -> str:
     by_benchmark = {scores.benchmark: scores for scores in runs}
     ours = [name]
     ours += [
-        _number(by_benchmark.get("seed"), "image"),
-        _number(by_benchmark.get("mmbench"), "circular"),
-        _mme(by_benchmark.get("mme")),
-        _number(by_benchmark.get("gqa"), "accuracy"),
-        _number(by_benchmark.get("vqav2"), "overall"),
-        "/".join(_number(by_benchmark.get("scienceqa"), subset) for subset in ("ALL", "IMG")),
+        _cell(by_benchmark.get("seed"), "image"),
+        _cell(by_benchmark.get("mmbench"), "circular"),
+        _cell(by_benchmark.get("mme"), "perception", "cognition", form=".1f", with_sum=True),
+        _cell(by_benchmark.get("gqa"), "accuracy"),
+        _cell(by_benchmark.get("vqav2"), "overall"),
+        _cell(by_benchmark.get("scienceqa"), "ALL", "IMG"),
     ]
     published = [_published_row(model) for model in COMPARED]
-    notes = [f"{scores.benchmark}: {note}." for scores in runs for note in scores.notes]
+    notes = [f"WARNING: {scores.benchmark}: {text}." for scores in runs for text in scores.warnings]
+    notes += [f"{scores.benchmark}: {note}." for scores in runs for note in scores.notes]
     return "\n".join([format_table(("model", *COLUMNS), [ours, *published]), NOTE, *notes])
 
 
@@ -48,19 +52,19 @@ def _published_row(model: str) -> list[str]:
     ]
 
 
-def _found(scores: Scores | None, name: str) -> Score | None:
+def _cell(scores: Scores | None, *names: str, form: str = ".2f", with_sum: bool = False) -> str:
+    """Format a benchmark's total scores as `a/b (a + b)`, with what they are over if it is not everything."""
     if scores is None:
-        return None
-    return next((s for s in scores.scores if (s.group, s.name) == ("total", name)), None)
+        return "/".join("-" for _ in names)
+    found = [_find_total(scores, name) for name in names]
+    values = [None if score is None else score.value for score in found]
+    known = [value for value in values if value is not None]
+    cell = "/".join("-" if value is None else format(value, form) for value in values)
+    if with_sum and len(known) == len(names):
+        cell += f" ({sum(known):{form}})"
+    partial = [score.count for score in found if score is not None and score.is_partial]
+    return cell + (f" ({', '.join(partial)})" if partial else "") + ("!" if scores.warnings else "")
 
 
-def _number(scores: Scores | None, name: str, form: str = ".2f") -> str:
-    score = _found(scores, name)
-    return "-" if score is None or score.value is None else format(score.value, form)
-
-
-def _mme(scores: Scores | None) -> str:
-    halves = [_found(scores, name) for name in ("perception", "cognition")]
-    values = [score.value for score in halves if score is not None and score.value is not None]
-    total = f" ({sum(values):.1f})" if len(values) == len(halves) else ""
-    return "/".join(_number(scores, name, ".1f") for name in ("perception", "cognition")) + total
+def _find_total(scores: Scores, name: str) -> Score | None:
+    return next((score for score in scores.scores if (score.group, score.name) == ("total", name)), None)

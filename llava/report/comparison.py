@@ -52,12 +52,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One score of one benchmark in every run. `differences` are to run `baseline`, itself None."""
+    """One score of one benchmark in every run. `differences` are to run `baseline`, itself None.
+
+    `n` is the number of questions; `count` is its text, as "20 of 14233" where a run has only some of them.
+    """
 
     benchmark: str
     group: str
     name: str
     n: int
+    count: str
     scores: tuple[Score | None, ...]
     differences: tuple[Difference | None, ...]
     baseline: int
@@ -138,9 +142,9 @@ def _compare(runs: Sequence[ComparedRun], members: Sequence[int], base: int) -> 
             paired_difference(before, run.scores, group, name) if i in members and i != base else None
             for i, run in enumerate(runs)
         )
-        n = max(score.n for score in found if score)
+        largest = max((score for score in found if score), key=lambda score: score.n)
         headline = group == "total" and name == before.headline
-        yield Row(before.benchmark, group, name, n, found, differences, base, headline)
+        yield Row(before.benchmark, group, name, largest.n, largest.count, found, differences, base, headline)
 
 
 def _find(run: ComparedRun, group: str, name: str) -> Score | None:
@@ -232,7 +236,7 @@ def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: 
 
 def _cells(row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]:
     label = row.name if row.group in {"total", "type"} else f"{row.group}: {row.name}"
-    cells = [f"**{label}**" if row.is_headline else label, str(row.n)]
+    cells = [f"**{label}**" if row.is_headline else label, row.count]
     for index in shown:
         score = row.scores[index]
         value = score.value if score else None
@@ -251,6 +255,7 @@ def _footnotes(runs: Sequence[ComparedRun]) -> str:
     lines = []
     for run in runs:
         counts = ", ".join(f"{count} {name}" for name, count in run.scores.counts.items())
+        lines += [f"**WARNING** {run.name}: {text}." for text in run.scores.warnings]
         lines.append(f"{run.name}: {counts}.")
         lines += [f"{run.name}: {note}." for note in run.scores.notes]
     if len(runs) > 1:
@@ -271,7 +276,13 @@ def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
             "n": row.n,
             "headline": row.is_headline,
             "scores": {
-                name: {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
+                name: {
+                    "value": score.value,
+                    "low": score.low,
+                    "high": score.high,
+                    "n": score.n,
+                    "of": score.of,
+                }
                 for name, score in zip(names, row.scores, strict=True)
                 if score
             },
@@ -285,7 +296,8 @@ def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     ]
     runs_json = [
         {"name": run.name, "benchmark": run.scores.benchmark, "model_id": run.scores.model_id,
-         "counts": run.scores.counts, "notes": list(run.scores.notes)}
+         "counts": run.scores.counts, "notes": list(run.scores.notes),
+         "warnings": list(run.scores.warnings)}
         for run in runs
     ]  # fmt: skip
     return json.dumps({"runs": runs_json, "rows": rows_json}, indent=2, ensure_ascii=False)

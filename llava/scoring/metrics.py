@@ -8,9 +8,11 @@ All benchmarks share one schema::
      "headline": "image",                    the score that papers quote, in group "total"
      "counts": {"questions", "answered", "unanswered", "unparsable", "duplicates"},
      "notes": ["2 of 100 questions have no answer and count as wrong (--allow-missing)"],
+     "warnings": ["all 8910 answers are empty"],
      "scores": [{"group": "type", "name": "Instance Location",
                  "value": 61.2,              percent unless the note says otherwise; null = not available
-                 "n": 978, "low": 58.1, "high": 64.2, "interval": "wilson" | "bootstrap" | "none",
+                 "n": 978, "of": 978,        questions that were scored, and that the official file has
+                 "low": 58.1, "high": 64.2, "interval": "wilson" | "bootstrap" | "none",
                  "better": "higher" | "lower", "note": "",
                  "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...],
                  "top": 100.0, "span": 100.0}],
@@ -89,6 +91,7 @@ def read_scores(path: Path) -> Scores:
             model_id=value["model_id"],
             split=value["split"],
             notes=tuple(value["notes"]),
+            warnings=tuple(value.get("warnings", ())),
         )
     except (KeyError, TypeError) as error:
         raise DataError(

@@ -116,17 +116,17 @@ def test_the_upload_has_the_originals_columns(tmp_path: Path) -> None:
     assert not (tmp_path / "none.xlsx").exists()
 
 
-def test_an_empty_prediction_in_an_upload_is_a_missing_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_tsv", [True, False])
+def test_a_blank_prediction_in_an_upload_is_wrong_and_noted(tmp_path: Path, has_tsv: bool) -> None:
+    """The file cannot tell an empty answer from none, so scoring one's own upload must not need a flag."""
     tiny = MAKERS["mmbench"](tmp_path)
-    mmbench.write_mmbench_upload(tmp_path / TSV, tiny.answers[:4], tmp_path / "up.xlsx", name="mmbench")
-    answers = MMBENCH.read_answers(tmp_path / "up.xlsx")
-    with raises_code("missing-answers", AnswersError) as error:
-        MMBENCH.score(tmp_path, answers)
-    assert all(fact in str(error.value) for fact in ("1 of 5", "2000008"))
-    (tmp_path / TSV).unlink()
-    with raises_code("missing-answers", AnswersError) as error:
-        MMBENCH.score(tmp_path, answers)
-    assert all(fact in str(error.value) for fact in ("1 of 5", "2000008"))
+    answers = [*tiny.answers[:2], replace(tiny.answers[2], text="")]
+    mmbench.write_mmbench_upload(tmp_path / TSV, answers, tmp_path / "up.xlsx", name="mmbench")
+    if not has_tsv:
+        (tmp_path / TSV).unlink()
+    scores = MMBENCH.score(tmp_path, MMBENCH.read_answers(tmp_path / "up.xlsx"))
+    assert scores.get("circular").value == 50.0
+    assert any(note.startswith("1 predictions of the upload are blank") for note in scores.notes)
 
 
 def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ import pytest
 
 from llava import benchmarks
 from llava.benchmarks import letter_rules, paper
-from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.aggregate import degenerate_warnings
+from llava.benchmarks.answers import Matched, match, read_answers
 from llava.benchmarks.base import Benchmark, Example
 from llava.benchmarks.evaluation import score_table
 from llava.errors import AnswersError, DataError, SettingsError
-from llava.schema import Answer, Question, Score, Scores
+from llava.report.comparison import compare, read_runs, to_markdown
+from llava.schema import Answer, Question, Score, Scores, Verdict
 from llava.scoring.metrics import read_scores, write_scores
 from support.benchmark_downloads import MAKERS
 from support.errors import raises_code
@@ -50,6 +53,19 @@ def test_an_unknown_name_lists_those_there_are() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
+    def test_a_score_says_how_many_of_the_official_questions_it_is_over(
+        self, benchmark: Benchmark, tiny: Example, tmp_path: Path
+    ) -> None:
+        assert benchmark.official_sizes
+        assert set(benchmark.official_sizes) <= set(benchmark.splits)
+        scores = benchmark.score(tmp_path, tiny.answers, split=tiny.split)
+        headline = scores.get(scores.headline)
+        split = benchmark.pick_split(tiny.split)
+        assert headline.of == benchmark.official_sizes[split][scores.headline]
+        assert headline.count in score_table(scores)
+        write_scores(tmp_path / "out", scores)
+        assert read_scores(tmp_path / "out").get(scores.headline).of == headline.of
+
     def test_right_answers_get_the_best_score_with_an_interval(
         self, benchmark: Benchmark, tiny: Example, tmp_path: Path
     ) -> None:
@@ -144,8 +160,8 @@ def test_the_command_prepares_scores_and_submits(tmp_path: Path) -> None:
     scored = run("score", "seed", "--root", tmp_path, "--answers", answers, "--save-path", tmp_path / "out")
     assert scored.returncode == 0, scored.stderr
     lines = [line.split() for line in scored.stdout.splitlines()]
-    assert lines[1] == ["Instance", "Location", "2", "100.00", "[34.24,", "100.00]"]
-    assert lines[3][:3] == ["image", "3", "100.00"]
+    assert lines[1] == ["Instance", "Location", "2", "of", "978", "100.00", "[34.24,", "100.00]"]
+    assert lines[3][:6] == ["image", "*", "3", "of", "14233", "100.00"]
     assert read_scores(tmp_path / "out").get("image").value == 100.0
     sent = run("submit", "seed", "--root", tmp_path, "--answers", answers, "--output", tmp_path / "up.jsonl")
     assert sent.returncode == 0, sent.stderr
@@ -421,7 +437,11 @@ def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> No
         tmp_path / name / "out/metrics.json" for name in ("seed", "mmbench", "mme", "scienceqa", "vqav2")
     ]
     shown = run("row", "--name", "tuned", *folders).stdout.splitlines()
-    assert shown[1].split() == ["tuned", "100.00", "100.00", "600.0/-", "-", "100.00", "100.00/100.00"]
+    seed, mmbench, mme, gqa, vqav2, scienceqa = re.split(r"  +", shown[1].removeprefix("tuned").strip())
+    assert seed == "100.00 (3 of 14233)"
+    assert (mmbench, mme) == ("100.00 (2 of 1176)", "600.0/- (12 of 2114)")
+    assert (gqa, vqav2) == ("-", "100.00 (2 of 214354)")
+    assert scienceqa == "100.00/100.00 (4 of 4241, 2 of 2017)"
     assert shown[2].startswith("published: DataEngine baseline 7B LoRA ")
     assert shown[2].split()[-7:] == ["66.04", "66.66", "1475/290", "(1765)", "57.27", "77.56", "70.67/68.27"]
     assert shown[3].split()[-7:] == ["68.57", "67.18", "1511/303", "(1814)", "58.02", "78.18", "73.17/71.15"]
@@ -466,6 +486,67 @@ def test_the_readme_has_the_table_of_the_modules() -> None:
     readme = Path(benchmarks.__file__ or "").with_name("README.md").read_text()
     table = readme.split("<!-- table: llava benchmarks list --markdown -->\n")[1].split("<!-- end -->")[0]
     assert table == run("list", "--markdown").stdout
+
+
+def verdicts_of(texts: Sequence[str], truths: Sequence[str]) -> tuple[list[Verdict], Matched]:
+    rows = list(zip(texts, truths, strict=True))
+    verdicts = [
+        Verdict(number, "x", 0.0, text, truth, "answered" if text else "unparsable")
+        for number, (text, truth) in enumerate(rows)
+    ]
+    return verdicts, Matched([Answer(number, "", text) for number, (text, _) in enumerate(rows)], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "truths", "fact"),
+    [
+        ([""] * 20, ["A", "B"] * 10, "20 of 20 answers are empty"),
+        (["A"] * 20, ["A", "B"] * 10, "20 of 20 answers are 'A'"),
+        ([*["A"] * 19, "B"], ["A", "B"] * 10, "19 of 20 answers are 'A'"),
+        ([*["A"] * 18, "B", "B"], ["A", "B"] * 10, ""),
+        (["A"] * 20, ["A"] * 20, ""),
+        ([""] * 20, ["A"] * 20, "20 of 20 answers are empty"),
+        (["A"] * 9, ["A", "B", "C"] * 3, ""),
+        (["A"] * 20, [""] * 20, "20 of 20 answers are 'A'"),
+    ],
+)
+def test_degenerate_answers_are_warned_of(texts: list[str], truths: list[str], fact: str) -> None:
+    warnings = degenerate_warnings(*verdicts_of(texts, truths))
+    assert [fact in warning for warning in warnings] == ([True] if fact else [])
+
+
+def test_answers_that_no_rule_parses_are_warned_of() -> None:
+    verdicts, matched = verdicts_of([f"text {n}" for n in range(20)], ["A", "B"] * 10)
+    assert not degenerate_warnings(verdicts, matched)
+    verdicts = [replace(verdict, status="unparsable") for verdict in verdicts]
+    assert "20 of 20 answers cannot be parsed" in degenerate_warnings(verdicts, matched)[0]
+
+
+def test_a_warning_stands_wherever_the_number_does(tmp_path: Path) -> None:
+    scores = Scores("seed", "image", (Score("image", 66.67, 20),), warnings=("all empty",))
+    write_scores(tmp_path / "a", scores)
+    assert score_table(scores).startswith("WARNING: all empty\n")
+    row = run("row", "--name", "a", tmp_path / "a/metrics.json").stdout
+    assert "66.67!" in row
+    assert "WARNING: seed: all empty." in row
+    report = to_markdown(runs := read_runs([tmp_path / "a/metrics.json"]), compare(runs))
+    assert "**WARNING** a: all empty." in report
+
+
+def test_mme_says_which_subtasks_are_missing(tmp_path: Path) -> None:
+    tiny = MAKERS["mme"](tmp_path)
+    scores = benchmarks.get("mme").score(tmp_path, tiny.answers)
+    assert scores.get("perception").count == f"{scores.get('perception').n} of 2114"
+
+
+@pytest.mark.parametrize("text", ["   Yes", "\tYes", "\nYes", "Yes\r\nindeed", "no\tyes", "\n\n\nYes"])
+def test_mmes_own_program_reads_the_same_answer_in_the_submission(tmp_path: Path, text: str) -> None:
+    tiny = MAKERS["mme"](tmp_path)
+    answers = [replace(answer, text=text) for answer in tiny.answers]
+    mme = benchmarks.get("mme")
+    mme.write_submission(tmp_path, answers, tmp_path / "sent")
+    scores = [mme.score(tmp_path, rows).scores for rows in (answers, mme.read_answers(tmp_path / "sent"))]
+    assert scores[0] == scores[1]
 
 
 def test_mme_in_the_papers_row_has_its_total() -> None:

@@ -199,4 +199,5 @@ BENCHMARK = Benchmark(
     result="accuracy and the rest of the official metrics",
     needs=(tuple(f"{folder}testdev_balanced_questions.json" for folder in FOLDERS), ("data/images/*",)),
     download="https://cs.stanford.edu/people/dorarad/gqa/download.html",
+    official_sizes={"testdev_balanced": {"accuracy": 12_578}},
 )

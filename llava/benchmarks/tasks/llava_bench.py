@@ -190,4 +190,5 @@ BENCHMARK = Benchmark(
     aliases=("llavabench",),
     needs=(("questions.jsonl",), ("images/*",), ("context.jsonl",), (GPT4,), ("rule.json",)),
     download="liuhaotian/llava-bench-in-the-wild on the hub; rule.json from LLaVA's llava/eval/table",
+    official_sizes={"test": {"all": 60}},
 )

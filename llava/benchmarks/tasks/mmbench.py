@@ -49,6 +49,10 @@ __all__ = [
 
 SOURCE = "MMBench circular evaluation; letters by steps 1 and 2 of its matching, and strictly"
 UNKNOWN = "all"
+READINGS = ("", "_strict", "_first_character")
+TOTALS = [f"{kind}{reading}" for kind in ("circular", "plain") for reading in READINGS]
+# Base questions of each TSV with answers. Source: the TSVs.
+SIZES = {"dev_20230712": 1176, "dev_en_20231003": 1164, "dev_cn_20231003": 1164}
 Reading = Literal["extracted", "strict", "first character"]
 
 
@@ -74,7 +78,7 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
     """Score `task.answers` against the TSV `tsv` in the root, or against the truth in an upload."""
     items = _read_truth(task, tsv)
     questions = [Question(item.index, item.text) for item in items]
-    answers = [answer for answer in task.answers if not answer.extra.get(BLANK)]
+    answers = list(task.answers)
     rounds = max((round_of(answer) for answer in answers), default=0)
     if rounds:
         items = [rotated for item in items for rotated in _rotations(item)]
@@ -99,7 +103,11 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
         AskedRow(item, answer.text if answer else None)
         for item, answer in zip(items, matched.answers, strict=True)
     ]
-    return _compute_scores(benchmark, rows, matched, task.split)
+    scores = _compute_scores(benchmark, rows, matched, task.split)
+    if blank := sum(bool(answer.extra.get(BLANK)) for answer in task.answers):
+        note = f"{blank} predictions of the upload are blank, an empty answer or none; they count as wrong"
+        scores = replace(scores, notes=(*scores.notes, note))
+    return scores
 
 
 def _read_truth(task: Task, tsv: str) -> list[MmbenchItem]:
@@ -248,6 +256,7 @@ def make_mmbench(name: str, title: str, splits: Sequence[str], suffix: str) -> B
         needs=((files[splits[0]],),),
         needs_of={split: ((file,),) for split, file in files.items()},
         download="https://mmbench.opencompass.org.cn (images are in the TSV)",
+        official_sizes={split: dict.fromkeys(TOTALS, SIZES[split]) for split in splits if split in SIZES},
     )
 
 

@@ -39,6 +39,8 @@ WITH_IMAGE_FOLDER = frozenset({"artwork", "celebrity", "landmark", "posters", "s
 YES_NO = "Please answer yes or no."
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 ANSWER_CHARACTERS = 4
+# One for one, so that the official program reads the same first characters as we do.
+NO_SEPARATORS = str.maketrans("\t\r\n", "   ")
 # The official counts as (truth, answer), with "yes" as the positive class.
 CONFUSION = {"TP": ("yes", "yes"), "FN": ("yes", "no"), "TN": ("no", "no"), "FP": ("no", "yes")}
 
@@ -289,10 +291,17 @@ def _submit(task: Task, folder: Path) -> None:
         with atomic_write(folder / f"{subtask}.txt") as stream:
             for item, answer in zip(items, matched.answers, strict=True):
                 if item.subtask == subtask and answer:
-                    response = " ".join(answer.text.split())
+                    response = answer.text.translate(NO_SEPARATORS)
                     name = Path(item.image).name
                     stream.write(f"{name}\t{item.question}\t{item.truth.capitalize()}\t{response}\n")
 
+
+# Questions of each subtask. Source: MME_Benchmark_release_version.
+SIZES = {
+    "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,
+    "landmark": 400, "artwork": 400, "OCR": 40, "commonsense_reasoning": 140, "numerical_calculation": 40,
+    "text_translation": 40, "code_reasoning": 40,
+}  # fmt: skip
 
 BENCHMARK = Benchmark(
     name="mme",
@@ -309,4 +318,12 @@ BENCHMARK = Benchmark(
     answers_from=read_responses,
     needs=(("MME_Benchmark_release_version/*",),),
     download="the authors of MME, on request (BradyFU's Evaluation branch)",
+    official_sizes={
+        "test": {
+            **SIZES,
+            "perception": sum(SIZES[subtask] for subtask in PERCEPTION),
+            "cognition": sum(SIZES[subtask] for subtask in COGNITION),
+            "accuracy": sum(SIZES.values()),
+        }
+    },
 )

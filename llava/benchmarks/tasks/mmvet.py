@@ -161,4 +161,5 @@ BENCHMARK = Benchmark(
     answers_from=read_graded,
     needs=(("llava-mm-vet.jsonl", "mm-vet.json"), ("images/*",)),
     download="https://github.com/yuweihao/MM-Vet",
+    official_sizes={"test": {"total": 218}},
 )

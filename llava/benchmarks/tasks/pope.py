@@ -320,4 +320,7 @@ BENCHMARK = Benchmark(
     submission_suffix=".jsonl",
     needs=((f"coco/{PREFIX}*.json", f"{PREFIX}*.json"), ("val2014/*",)),
     download="https://github.com/AoiDragon/POPE (lists) and COCO val2014",
+    official_sizes={
+        "test": {"random": 2910, "popular": 3000, "adversarial": 3000, "accuracy": 8910, "F1": 8910}
+    },
 )

@@ -331,4 +331,5 @@ BENCHMARK = Benchmark(
     answers_from=read_tool_output,
     needs=(("problems.json",), ("pid_splits.json",), ("images/test/*",)),
     download="https://github.com/lupantech/ScienceQA",
+    official_sizes={SPLIT: {"ALL": 4241, "IMG": 2017}},
 )

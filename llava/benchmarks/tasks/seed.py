@@ -175,6 +175,14 @@ def _submit(task: Task, path: Path) -> None:
     write_seed_upload(items, task.answers, path, allow_missing=task.allow_missing)
 
 
+# Questions of each type. Source: SEED-Bench.json; image 14,233 and video 5,009 as published.
+SIZES = {
+    "Scene Understanding": 3158, "Instance Identity": 1831, "Instance Attributes": 4649,
+    "Instance Location": 978, "Instances Counting": 2447, "Spatial Relation": 657, "Instance Interaction": 97,
+    "Visual Reasoning": 331, "Text Understanding": 85, "Action Recognition": 1740, "Action Prediction": 2044,
+    "Procedure Understanding": 1225, "image": 14_233, "video": 5009, "total": 19_242,
+}  # fmt: skip
+
 BENCHMARK = Benchmark(
     name="seed",
     title="SEED-Bench (image)",
@@ -191,4 +199,5 @@ BENCHMARK = Benchmark(
     submission_suffix=".jsonl",
     needs=((ANNOTATIONS,), ("SEED-Bench-image/*",)),
     download="AILab-CVC/SEED-Bench on the hub",
+    official_sizes={"image": SIZES, "all": SIZES},
 )

@@ -117,4 +117,5 @@ BENCHMARK = Benchmark(
     needs=(("llava_test.jsonl", "test.json", "Annotations/test.json"), ("test/*",)),
     needs_of={"val": (("val.json", "Annotations/val.json"), ("val/*",))},
     download="https://vizwiz.org/tasks-and-datasets/vqa/",
+    official_sizes={"test": {"overall": 8000}, "val": {"overall": 4319}},
 )

@@ -201,4 +201,9 @@ BENCHMARK = Benchmark(
         )
     },
     download="https://visualqa.org/download.html; LLaVA's eval.zip has the question files",
+    official_sizes={
+        "test-dev2015": {"overall": 107_394},
+        "test2015": {"overall": 447_793},
+        "val2014": {"overall": 214_354},
+    },
 )
