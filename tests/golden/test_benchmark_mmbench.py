@@ -126,7 +126,7 @@ def test_a_blank_prediction_in_an_upload_is_wrong_and_noted(tmp_path: Path, has_
         (tmp_path / TSV).unlink()
     scores = MMBENCH.score(tmp_path, MMBENCH.read_answers(tmp_path / "up.xlsx"))
     assert scores.get("circular").value == 50.0
-    assert any(note.startswith("1 predictions of the upload are blank") for note in scores.notes)
+    assert any(note.startswith("3 predictions of the upload are blank") for note in scores.notes)
 
 
 def test_a_tsv_without_answers_leaves_the_upload_to_the_server(tmp_path: Path) -> None:

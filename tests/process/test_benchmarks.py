@@ -441,7 +441,7 @@ def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> No
     assert seed == "100.00 (3 of 14233)"
     assert (mmbench, mme) == ("100.00 (2 of 1176)", "600.0/- (12 of 2114)")
     assert (gqa, vqav2) == ("-", "100.00 (2 of 214354)")
-    assert scienceqa == "100.00/100.00 (4 of 4241, 2 of 2017)"
+    assert scienceqa == "100.00/100.00 (2 of 4241, 1 of 2017)"
     assert shown[2].startswith("published: DataEngine baseline 7B LoRA ")
     assert shown[2].split()[-7:] == ["66.04", "66.66", "1475/290", "(1765)", "57.27", "77.56", "70.67/68.27"]
     assert shown[3].split()[-7:] == ["68.57", "67.18", "1511/303", "(1814)", "58.02", "78.18", "73.17/71.15"]
