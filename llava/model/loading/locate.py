@@ -80,21 +80,6 @@ def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def find_hub_revision(hub_id: str) -> str | None:
-    """Return the commit of `hub_id` that `locate` uses, or None if neither hub nor cache has the model."""
-    if not _HUB_ID.fullmatch(hub_id):
-        return None
-    try:
-        return HfApi().model_info(hub_id, revision="main").sha
-    except (OfflineModeIsEnabled, httpx.TransportError):
-        try:
-            return _cached(hub_id).name
-        except LocalEntryNotFoundError:
-            return None
-    except (HfHubHTTPError, HFValidationError, OSError):
-        return None
-
-
 def _download(hub_id: str) -> Path:
     """Download what the cache lacks of a model; return its snapshot folder."""
     try:
