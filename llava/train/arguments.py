@@ -9,30 +9,24 @@ Source: LLaVA v1.2.2 llava/train/train.py (names and defaults); transformers 4.3
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
-from transformers import HfArgumentParser
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from llava.data.checks.policy import POLICIES
-from llava.errors import SettingsError
-from llava.model.multimodal_projector.builder import is_projector_type
+from llava.errors import SettingsError, one_line
 from llava.schema import JsonObject
+from llava.train.check_arguments import RESUME, find_problems
+from llava.train.checkpointing.settings import record_settings
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
-from llava.train.init_adapter import adapter_mismatches
+from llava.train.parser import FlagParser
 from llava.train.reporters import choose_reporters
-from llava.train.step.recipe import recipe_problems
-from llava.train.supported import unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +64,7 @@ class DataArguments:
     lazy_preprocess: bool = _flag(False, "Has no effect: samples are always prepared on demand.")
     is_multimodal: bool = _flag(False, "Has no effect: true if there is a vision tower.")
     image_folder: str | None = _flag(None, "Folder that the image paths of the records are relative to.")
-    image_aspect_ratio: str = _flag("square", "pad to a square; any other value resizes and crops.")
+    image_aspect_ratio: str = _flag("square", "square resizes and crops; pad pads to a square (LLaVA-1.5).")
     held_out: float = _flag(
         0.0, "Share of the images to validate on instead of training on; 0.01 is one in a hundred."
     )
@@ -127,7 +121,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default=None,
         metadata={"help": "tensorboard (the default if installed), wandb, all or none."},
     )
-    resume_from_checkpoint: str | None = _flag("auto", "auto (the output folder's last), never, or a folder.")
+    resume_from_checkpoint: str | None = _flag(
+        "auto", "auto (or True): the output folder's last; never (or False): start over; or a checkpoint-N."
+    )
     use_cpu: bool = _flag(False, "Train on the CPU; the default without a GPU.")
     tf32: bool | None = _flag(None, "Allow TF32; ignored on hardware without it.")
 
@@ -151,6 +147,8 @@ class TrainingArguments(transformers.TrainingArguments):
             value = getattr(self, name)
             if value and getattr(self, new_name) == defaults[new_name]:
                 setattr(self, new_name, convert(value))
+        resume = str(self.resume_from_checkpoint or "auto")
+        self.resume_from_checkpoint = RESUME.get(resume.lower(), resume)
         self.report_to, self.unfit = choose_reporters(self.report_to)
         self.per_device_eval_batch_size = 1
         self.average_tokens_across_devices = False  # the original averages the means of the ranks
@@ -205,7 +203,7 @@ OLD_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "no_cuda": ("use_cpu", bool),
     "group_by_length": ("train_sampling_strategy", lambda _: "group_by_length"),
     # transformers reads warmup_steps below 1 as a ratio, and 1.0 as one step.
-    "warmup_ratio": ("warmup_steps", lambda ratio: min(float(ratio), math.nextafter(1.0, 0.0))),
+    "warmup_ratio": ("warmup_steps", lambda ratio: min(max(ratio, 0.0), math.nextafter(1.0, 0.0))),
 }
 # Dropped flags of transformers 4.37 that change no result: accepted, with a warning.
 HARMLESS_FLAGS = (
@@ -215,13 +213,16 @@ HARMLESS_FLAGS = (
     "include_tokens_per_second",
 )
 MINUTES = 30.0  # a killed run loses no more; an epoch ends before the published --save_steps
-BIASES = ("none", "all", "lora_only")
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; see --help", code="invalid-flags")
-
+# What transformers raises about flags, besides ValueError.
+_REFUSALS = (ValueError, TypeError, ArithmeticError, KeyError, ImportError, RuntimeError, OSError)
+# Flags of transformers' own that --help explains.
+_FREQUENT = (
+    *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "weight_decay", "lr_scheduler_type"),
+    *("lr_scheduler_kwargs", "max_grad_norm", "bf16", "fp16", "deepspeed", "use_liger_kernel", "seed"),
+    *("data_seed", "dataloader_num_workers", "logging_steps", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "run_name"),
+)
 
 Parsed = tuple[ModelArguments, DataArguments, TrainingArguments]
 
@@ -235,50 +236,30 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
     Raises:
         SettingsError: A flag is unknown, has an invalid value, or contradicts another.
     """
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
+    kinds = (ModelArguments, DataArguments, TrainingArguments)
+    sections = {
+        "Model": [flag.name for flag in fields(ModelArguments)],
+        "Data": [flag.name for flag in fields(DataArguments)],
+        "Training, LLaVA's": list(TrainingArguments.__annotations__),
+        "Training, transformers'": _FREQUENT,
+    }
+    parser = FlagParser(kinds, sections)
     for name in HARMLESS_FLAGS:
         parser.add_argument(f"--{name}", nargs="?", const=True, default=None, help=argparse.SUPPRESS)
     try:
         model, data, training, old, unknown = parser.parse_args_into_dataclasses(
             list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
         )
-    except ValueError as error:
-        raise SettingsError(str(error), code="invalid-flags") from error
+    except _REFUSALS as error:
+        raise SettingsError(one_line(error), code="invalid-flags") from error
     if unknown:
         raise SettingsError(f"unknown flags: {' '.join(unknown)}; see --help", code="unknown-flag")
     for name in HARMLESS_FLAGS:
         if getattr(old, name) is not None:
             logger.warning("--%s no longer has any effect", name)
     check_arguments(model, data, training)
-    training.learned_from = _learned_from(model, data, training)
+    training.learned_from = record_settings(model, data, training)
     return model, data, training
-
-
-# The training flags that a resumed run must not change, on any number of devices.
-_DECISIVE = (
-    *("learning_rate", "mm_projector_lr", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim"),
-    *("num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "fp16", "bits", "model_max_length"),
-    *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "freeze_mm_mlp_adapter"),
-    *("group_by_modality_length", "group_by_length", "lr_scheduler_kwargs", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "quant_type", "double_quant"),
-)
-
-
-def _learned_from(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> JsonObject:
-    """Return the flags that decide what a run learns, as JSON values."""
-    chosen = {name: getattr(training, name) for name in _DECISIVE}
-    return {
-        **{flag.name: getattr(model, flag.name) for flag in fields(model)},
-        "data_path": data.data_path,
-        "held_out": data.held_out,
-        "size of data_path": Path(str(data.data_path)).stat().st_size,
-        "image_aspect_ratio": data.image_aspect_ratio,
-        "bad_samples": data.bad_samples,
-        **{name: value.value if isinstance(value, Enum) else value for name, value in chosen.items()},
-        "samples a step": training.per_device_train_batch_size
-        * training.gradient_accumulation_steps
-        * training.world_size,
-    }
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
@@ -287,106 +268,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
     Raises:
         SettingsError: Lists all problems.
     """
-    problems = list(_problems(model, data, training))
+    problems = list(find_problems(model, data, training))
     if problems:
         raise SettingsError("; ".join(problems), code="invalid-flags")
     if training.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
-
-
-def _problems(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Iterator[str]:
-    yield from training.unfit
-    yield from _missing_paths(data, training)
-    if data.bad_samples not in POLICIES:
-        yield f"--bad_samples {data.bad_samples}: wanted {', '.join(POLICIES)}"
-    if data.image_aspect_ratio == "anyres":
-        yield "--image_aspect_ratio anyres: tiles cannot be trained on; use pad"
-    if training.bits not in (4, 8, 16):
-        yield f"--bits {training.bits}: wanted 4, 8 or 16"
-    if training.quant_type not in ("fp4", "nf4"):
-        yield f"--quant_type {training.quant_type}: wanted fp4 or nf4"
-    if training.bits in (4, 8) and not training.lora_enable:
-        yield f"--bits {training.bits} without --lora_enable True: quantised weights cannot be trained"
-    if training.bits in (4, 8) and importlib.util.find_spec("bitsandbytes") is None:
-        yield f"--bits {training.bits}: bitsandbytes is not installed"
-    if training.lora_enable and model.tune_mm_mlp_adapter:
-        yield "--lora_enable and --tune_mm_mlp_adapter: choose one"
-    if training.lora_enable and training.lora_r < 1:
-        yield f"--lora_r {training.lora_r}: wanted 1 or more"
-    if not 0.0 <= training.lora_dropout < 1.0:
-        yield f"--lora_dropout {training.lora_dropout:g}: wanted 0 to less than 1"
-    if not is_projector_type(model.mm_projector_type):
-        yield f"--mm_projector_type {model.mm_projector_type}: wanted linear, mlpNx_gelu or identity"
-    if training.lora_bias not in BIASES:
-        yield f"--lora_bias {training.lora_bias}: wanted {', '.join(BIASES)}"
-    if model.init_adapter:
-        yield from _adapter_problems(model, training)
-    if training.freeze_mm_mlp_adapter and model.tune_mm_mlp_adapter:
-        yield "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter leave nothing to train"
-    if training.freeze_mm_mlp_adapter and training.mm_projector_lr is not None:
-        yield "--mm_projector_lr and --freeze_mm_mlp_adapter: the projector is not trained; choose one"
-    if training.group_by_length and training.group_by_modality_length:
-        yield "--group_by_length and --group_by_modality_length: choose one"
-    yield from recipe_problems(training)
-    if training.model_max_length < 2:
-        yield f"--model_max_length {training.model_max_length}: wanted 2 or more"
-    for flag in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(training, flag) < 1:
-            yield f"--{flag} {getattr(training, flag)}: wanted 1 or more"
-    yield from _validation_problems(data, training)
-    if training.save_minutes is not None and training.save_minutes < 0:
-        yield f"--save_minutes {training.save_minutes:g}: wanted 0 (none) or more"
-    if training.save_minutes and training.save_strategy.value == "no":
-        yield f"--save_minutes {training.save_minutes:g} and --save_strategy no: choose one"
-    config = training.hf_deepspeed_config.config if training.deepspeed else None
-    yield from unsupported(bits=training.bits, fsdp=bool(training.fsdp), deepspeed=config)
-    if training.remove_unused_columns:
-        yield "--remove_unused_columns True would drop every image"
-
-
-def _adapter_problems(model: ModelArguments, training: TrainingArguments) -> Iterator[str]:
-    if not training.lora_enable:
-        yield "--init_adapter without --lora_enable True: only an adapter can be trained further"
-    if model.pretrain_mm_mlp_adapter:
-        yield "--init_adapter and --pretrain_mm_mlp_adapter: choose one; an adapter comes with its projector"
-    if Path(str(model.init_adapter)).is_dir():  # one on the hub is checked after the download
-        yield from adapter_mismatches(Path(str(model.init_adapter)), training)
-
-
-def _validation_problems(data: DataArguments, training: TrainingArguments) -> Iterator[str]:
-    strategy = training.eval_strategy.value
-    if not 0.0 <= data.held_out < 1.0:
-        yield f"--held_out {data.held_out:g}: wanted a part of the images, from 0 to less than 1"
-    if data.held_out and data.eval_data_path:
-        yield "--held_out and --eval_data_path: choose one"
-    if not data.held_out and not data.eval_data_path and strategy != "no":
-        yield (
-            f"--evaluation_strategy {strategy}: there is no data to evaluate on; use no, or give --held_out "
-            "0.01 (of the images) or --eval_data_path FILE"
-        )
-    if (data.held_out or data.eval_data_path) and strategy == "no":
-        yield (
-            "--held_out or --eval_data_path with --evaluation_strategy no: never looked at; use steps (with "
-            "--eval_steps N) or epoch"
-        )
-    if training.load_best_model_at_end:
-        yield (
-            "--load_best_model_at_end True: not supported; every checkpoint-N can be used as it is, and "
-            "trainer_state.json has the eval_loss of each"
-        )
-
-
-def _missing_paths(data: DataArguments, training: TrainingArguments) -> Iterator[str]:
-    if data.data_path is None:
-        yield "--data_path is missing: give the JSON file of conversations"
-    elif not Path(data.data_path).is_file():
-        yield f"--data_path {data.data_path}: no such file"
-    if data.eval_data_path is not None and not Path(data.eval_data_path).is_file():
-        yield f"--eval_data_path {data.eval_data_path}: no such file"
-    if data.image_folder is not None and not Path(data.image_folder).is_dir():
-        yield f"--image_folder {data.image_folder}: no such folder"
-    if isinstance(training.deepspeed, str) and not Path(training.deepspeed).is_file():
-        yield f"--deepspeed {training.deepspeed}: no such file"
-    resume = training.resume_from_checkpoint
-    if resume not in (None, "auto", "never") and not Path(str(resume)).is_dir():
-        yield f"--resume_from_checkpoint {resume}: wanted auto, never, or the folder of a checkpoint"

@@ -15,6 +15,7 @@ from llava.data.checks.report import build_report, format_report
 from llava.data.dataset import LazySupervisedDataset
 from llava.errors import DataError, SettingsError
 from llava.files import write_json
+from llava.schema import JsonObject
 from llava.train.arguments import DataArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,24 @@ def open_checked(
         raise DataError(
             f"{dataset.data_path}: no sample is left; see {dataset.index.folder / REPORT}", code="no-samples"
         )
+    _require_something_to_learn(report)
     if training_args.should_save and checked.problems:
         copy = Path(str(training_args.output_dir)) / f"data_check_{dataset.data_path.stem}.json"
         write_json(copy, report, ascii_only=True)
     return checked.dataset
+
+
+def _require_something_to_learn(report: JsonObject) -> None:
+    if not (positions := report.get("positions")):
+        return  # not counted, with --check_data False
+    reasons: dict[str, int] = positions["samples_that_teach_nothing"]
+    if sum(reasons.values()) >= report["samples"]:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        raise DataError(
+            f"{report['file']}: no sample teaches anything ({counts}); raise --model_max_length "
+            f"{positions['model_max_length']}, or fix the data",
+            code="nothing-to-learn",
+        )
 
 
 def _require_image_flags(dataset: LazySupervisedDataset, data_args: DataArguments) -> None:

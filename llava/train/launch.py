@@ -32,11 +32,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llava.command import ERROR_FILE, run
 from llava.errors import LlavaError, SettingsError
-from llava.train.checkpointing.signals import HANDLED_SIGNALS
+from llava.train.checkpointing.signals import HANDLED_SIGNALS, available
 
 REPO = Path(__file__).resolve().parents[2]
 DEFAULT_PORT = 29500  # torchrun's own default, so all machines agree on it without a setting
-FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED_SIGNALS = available("SIGINT", "SIGTERM", "SIGHUP")
 _SAVE_TIMEOUT_S = 1800  # for processes that save before they exit; torchrun's default is 30 s
 
 
@@ -226,7 +226,8 @@ def start_run(launch: Launch) -> None:
     os.environ.update(launch.environment)
     # Slurm's --signal=USR1@300 comes before its time limit: a run then saves a checkpoint and exits.
     # DeepSpeed's launcher, or a run that has only just begun, must not die of it.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in available("SIGUSR1"):
+        signal.signal(number, signal.SIG_IGN)
     if launch.launcher == "python":
         python = shutil.which(os.environ.get("PYTHON") or sys.executable) or sys.executable
         # Replaces this process, so that a signal to the script reaches the run.
@@ -250,7 +251,7 @@ def start_run(launch: Launch) -> None:
 def _run_torchrun(arguments: list[str]) -> None:
     # torchrun forwards only the signals listed, and under nohup it would die of an ignored SIGHUP.
     forwarded = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    names = ",".join(signal.Signals(number).name for number in (*forwarded, signal.SIGQUIT, signal.SIGUSR1))
+    names = ",".join(number.name for number in (*forwarded, *available("SIGQUIT", "SIGUSR1")))
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", names)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVE_TIMEOUT_S))
     try:

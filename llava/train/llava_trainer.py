@@ -118,6 +118,7 @@ class LLaVATrainer(ValidatingTrainer):
         recipe: The shortcuts of a step.
         problems: How often samples taught nothing, by reason; the first of each is logged with its id.
         refused: Why `--bad_samples error` does not allow the run to continue; empty if it does.
+        has_learned: Whether this rank had any supervised label in the steps so far; None before the first.
         checkpoints: Writes and finds checkpoints.
     """
 
@@ -149,6 +150,7 @@ class LLaVATrainer(ValidatingTrainer):
         self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
         self.refused: list[str] = []
+        self.has_learned: bool | None = None
         self._learned_now: list[Note] = []
         self.checkpoints = Checkpoints(args)
         image_positions = getattr(model, "image_positions", 1)
@@ -242,6 +244,9 @@ class LLaVATrainer(ValidatingTrainer):
         loss = torch.stack(losses).sum()
         if float(loss) == 0.0 and int(learnable.sum()) == 0:
             logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
+            self.has_learned = self.has_learned or False
+        else:
+            self.has_learned = True
         return loss
 
     def compute_loss(self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object) -> Any:
@@ -359,6 +364,10 @@ class LLaVATrainer(ValidatingTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         with self.checkpoints.record_write_errors():
             super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with explain_load_errors(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with explain_load_errors(checkpoint):

@@ -44,16 +44,11 @@ from llava.train.checkpointing.save import (
 )
 from llava.train.checkpointing.signals import Signals
 from llava.train.distributed import destroy_process_group
+from llava.train.finish import clear_result, save_result
+from llava.train.finish import safe_save_model_for_hf_trainer as safe_save_model_for_hf_trainer
 from llava.train.init_adapter import set_trained_beside
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.outcome import (
-    clear_result,
-    end_if_stopped,
-    make_output_dir,
-    run_steps,
-    save_result,
-)
-from llava.train.outcome import safe_save_model_for_hf_trainer as safe_save_model_for_hf_trainer
+from llava.train.outcome import end_if_stopped, make_output_dir, require_learned, run_steps
 from llava.train.planning.startup import Outlook, log_startup, plan_run
 
 logger = logging.getLogger(__name__)
@@ -167,7 +162,8 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
     with signals.handled(), deepspeed_io:
         run_steps(trainer, start)
         end_if_stopped(trainer, callback)
-        save_result(trainer)
+        require_learned(trainer)
+        save_result(trainer, lambda: bool(signals.caught))
     return trainer
 
 

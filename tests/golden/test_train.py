@@ -17,8 +17,8 @@ from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import parse_arguments
-from llava.train.checkpointing.resume import is_complete
 from llava.train.checkpointing.save import lock_output_dir
+from llava.train.checkpointing.whole import find_fault
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.train import Assembled, assemble, fit, train
 from support.errors import raises_code
@@ -452,7 +452,7 @@ def test_what_a_killed_run_left_half_written_goes(
     monkeypatch.setattr(LLaVATrainer, "_save_optimizer_and_scheduler", die)
     with pytest.raises(KeyboardInterrupt):
         train(argv=[*argv, "--resume_from_checkpoint", "never"])
-    assert is_complete(tmp_path / "checkpoint-1")  # still the old one
+    assert find_fault(tmp_path / "checkpoint-1") is None  # still the old one
     assert (tmp_path / "checkpoint-1/optimizer.pt").read_bytes() == before
     assert not list(tmp_path.glob(".saving-*"))
 
@@ -462,7 +462,8 @@ def test_a_lora_checkpoint_without_its_projector_is_refused(golden: Path, tmp_pa
     train(argv=argv)
     (tmp_path / "trainer_state.json").unlink()
     shutil.rmtree(tmp_path / "checkpoint-2")
-    (tmp_path / "checkpoint-1" / "non_lora_trainables.bin").unlink()
+    for name in ("non_lora_trainables.bin", "SHA256SUMS"):  # as the original leaves it
+        (tmp_path / "checkpoint-1" / name).unlink()
     with raises_code("missing-weights", CheckpointError):
         train(argv=argv)
 
@@ -652,12 +653,18 @@ def test_samples_that_teach_nothing_are_counted_and_change_nothing(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = data_file(tmp_path, conversation(gpt=""))
-    assembled = assembled_from(short(golden, tmp_path / "out", "--data_path", data, "--weight_decay", "0"))
+    argv = short(golden, tmp_path / "out", "--data_path", data, "--weight_decay", "0")
+    with pytest.MonkeyPatch.context() as patch, raises_code("nothing-to-learn", DataError):
+        patch.setattr("llava.train.build.load_language_model", None)
+        assembled_from(argv)
+    assembled = assembled_from([*argv, "--check_data", "False"])
     weight = assembled.model.get_model().mm_projector[0].weight
     before = weight.detach().clone()
-    trainer = fit(assembled)
+    with raises_code("nothing-to-learn", DataError):
+        fit(assembled)
+    assert not list((tmp_path / "out").glob("adapter*"))
     assert torch.equal(before, weight)
-    assert trainer.problems == {"no answer": 2}
+    assert "2 times a sample taught nothing: no answer" in caplog.text
     assert "sample 's1' teaches nothing: no answer" in caplog.text
     assert "nothing to learn in samples 's1'" in caplog.text
 
@@ -666,16 +673,18 @@ def test_an_answer_pushed_out_by_its_image_is_reported(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     argv = short(golden, tmp_path / "out", "--model_max_length", "64")
-    alone = assembled_from([*argv, "--data_path", data_file(tmp_path, conversation())])
-    trainer: LLaVATrainer = fit(alone)
-    assert trainer.state.log_history[0]["loss"] == 0.0
+    alone = assembled_from(
+        [*argv, "--data_path", data_file(tmp_path, conversation()), "--check_data", "False"]
+    )
+    with raises_code("nothing-to-learn", DataError):
+        fit(alone)
     assert "nothing to learn in samples 's1'" in caplog.text
-    assert trainer.problems == {"answer cut away": 2}
+    assert "2 times a sample taught nothing: answer cut away" in caplog.text
 
     # Beside samples that do teach, too: the loss says nothing of it there.
     mixed = data_file(tmp_path, json.dumps([conversation(), conversation(id="s2", human="<image>")]))
     more = ["--data_path", mixed, "--model_max_length", "77", "--output_dir", str(tmp_path / "mixed")]
-    trainer = fit(assembled_from([*argv, *more]))
+    trainer: LLaVATrainer = fit(assembled_from([*argv, *more]))
     assert all(entry["loss"] > 1 for entry in trainer.state.log_history if "loss" in entry)
     assert trainer.problems == {"answer cut away": 2}
 
@@ -683,5 +692,5 @@ def test_an_answer_pushed_out_by_its_image_is_reported(
 def test_a_disk_too_small_for_the_result_is_refused_before_training(
     golden: Path, small_disk: Callable[[int], Path]
 ) -> None:
-    with pytest.raises(CheckpointError, match="GB free, the result takes"):
+    with pytest.raises(CheckpointError, match="free, the result takes"):
         fit(assembled_from(short(golden, small_disk(16) / "out")))

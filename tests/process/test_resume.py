@@ -22,8 +22,8 @@ import transformers
 from llava.errors import CheckpointError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
-from llava.train.checkpointing.resume import is_complete
 from llava.train.checkpointing.signals import Signals
+from llava.train.checkpointing.whole import find_fault
 from llava.train.train import assemble, train
 from support.errors import raises_code
 from support.shared_data import golden_folder
@@ -102,10 +102,10 @@ def test_a_killed_run_ends_with_the_same_weights(
     uninterrupted = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
     argv = eight_steps(golden, kind, output, *more, "--save_total_limit", "2", processes=processes)
     run = start(golden, argv, processes)
-    run.wait_for(lambda: any(is_complete(path) for path in output.glob("checkpoint-[1-3]")))
+    run.wait_for(lambda: any(find_fault(path) is None for path in output.glob("checkpoint-[1-3]")))
     run.wait_for(lambda: any(output.glob(".saving-*")))
     run.kill()
-    assert all(is_complete(path) for path in output.glob("checkpoint-*"))
+    assert all(find_fault(path) is None for path in output.glob("checkpoint-*"))
 
     run = start(golden, argv, processes)
     run.wait_for(lambda: (output / "checkpoint-5").is_dir())
@@ -160,7 +160,7 @@ def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     assert run.wait() == [130]
     assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.output()
     (newest,) = output.glob("checkpoint-*")
-    assert is_complete(newest)
+    assert find_fault(newest) is None
     assert run.output().strip().endswith(f"of 8; the same command resumes from {newest}")
     assert "Traceback" not in run.output()
 
@@ -280,20 +280,51 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 
     at_step({2: fill, 3: filler.unlink, 4: fill})
     argv = two_steps(golden, disk / "out", "--max_steps", "4", "--save_total_limit", "1")
-    with raises_code("not-writable", CheckpointError) as error:
+    with raises_code("saved-elsewhere", CheckpointError) as error:
         train(argv=argv)
-    assert str(error.value).endswith("out/checkpoint-3")
+    spare = (disk / "out/result-elsewhere").resolve()
+    assert str(spare) in str(error.value)
     lost = [record.getMessage() for record in caplog.records if "could not be written" in record.getMessage()]
     assert len(lost) == 2
     assert "checkpoint-2: could not be written (" in lost[0]
     assert "out/checkpoint-1, is kept" in lost[0]
     assert checkpoints(disk / "out") == ["checkpoint-3"]
+    assert not (disk / "out/adapter_model.safetensors").exists()  # all of the result or nothing
+    with raises_code("not-writable", CheckpointError):
+        train(argv=argv)  # still full
+    weights = trained_weights(spare)
     filler.unlink()
 
-    at_step({})
-    train(argv=argv)  # step 4 again
-    assert checkpoints(disk / "out") == ["checkpoint-4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llava.train.build.load_language_model", None)
+        train(argv=argv)  # moves the result, and trains nothing
+    assert not spare.exists()
     assert json.loads((disk / "out/trainer_state.json").read_text())["global_step"] == 4
+    assert all(torch.equal(each, weights[name]) for name, each in trained_weights(disk / "out").items())
+    train(argv=argv)  # finished
+
+
+def test_a_result_without_room_anywhere_waits_for_it(
+    golden: Path,
+    small_disk: Callable[[int], Path],
+    at_step: Callable[[dict[int, Callable[[], Any]]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = small_disk(8 << 10)
+    filler = disk / "filler"
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    at_step({2: lambda: filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - (100 << 10)))})
+    argv = two_steps(golden, disk / "out", "--save_total_limit", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("llava.train.finish._WAIT_S", 0.0)
+        with raises_code("not-writable", CheckpointError) as error:
+            train(argv=argv)
+    assert str(error.value).endswith("the same command resumes from " + str(disk / "out/checkpoint-1"))
+
+    filler.unlink()
+    monkeypatch.setattr("llava.train.finish.time.sleep", lambda _: filler.unlink())  # somebody makes room
+    train(argv=argv)
+    assert json.loads((disk / "out/trainer_state.json").read_text())["global_step"] == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its writing thread's
@@ -330,7 +361,7 @@ def test_a_removed_output_folder_is_created_again(
     at_step({2: lambda: shutil.rmtree(output)})
     train(argv=two_steps(golden, output))
     assert f"{output}: was removed during the run" in caplog.text
-    assert is_complete(output / "checkpoint-2")
+    assert find_fault(output / "checkpoint-2") is None
     assert (output / "trainer_state.json").is_file()
 
 
@@ -385,7 +416,7 @@ def test_what_contradicts_an_adapter_is_said_at_once(golden: Path, tmp_path: Pat
     for part in (
         "--init_adapter and --pretrain_mm_mlp_adapter: choose one",
         f"--lora_r 4: the adapter in {adapter} has 8;",
-        "--save_minutes -1: wanted 0 (none) or more",
+        "--save_minutes -1: wanted 0 or more",
     ):
         assert part in str(caught.value)
     with pytest.raises(SettingsError, match="--init_adapter without --lora_enable True"):

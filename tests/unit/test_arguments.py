@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,16 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from llava.errors import SettingsError
-from llava.train.arguments import HARMLESS_FLAGS, Parsed, parse_arguments
+from llava.train.arguments import (
+    HARMLESS_FLAGS,
+    DataArguments,
+    ModelArguments,
+    Parsed,
+    TrainingArguments,
+    parse_arguments,
+)
 from llava.train.build import template_of
+from llava.train.checkpointing.settings import find_changes
 from support.errors import raises_code
 
 
@@ -80,7 +89,12 @@ def test_boolean_flags_take_a_value_or_none(data: str, words: list[str], value: 
 @pytest.mark.parametrize(
     ("flags", "code", "fact"),
     [
-        (["--learning_rat", "x", "--foo", "1"], "invalid-flags", "invalid float value"),
+        (
+            ["--learning_rat", "3", "--foo", "1"],
+            "unknown-flag",
+            "--learning_rat 3 --foo 1",
+        ),
+        (["--learning_rate", "x"], "invalid-flags", "invalid float value"),
         (["--foo", "1"], "unknown-flag", "--foo 1"),
         (["--lora_r", "many"], "invalid-flags", "'many'"),
         (["--bits", "4"], "invalid-flags", "--bits 4 without --lora_enable True"),
@@ -115,6 +129,20 @@ def test_boolean_flags_take_a_value_or_none(data: str, words: list[str], value: 
         (["--evaluation_strategy", "steps"], "invalid-flags", "--evaluation_strategy steps"),
         (["--fsdp", "full_shard"], "invalid-flags", "--deepspeed scripts/zero3.json"),
         (["--image_aspect_ratio", "anyres"], "invalid-flags", "--image_aspect_ratio anyres"),
+        (
+            ["--image_aspect_ratio", "padd"],
+            "invalid-flags",
+            "padd: wanted square or pad",
+        ),
+        (["--mm_vision_select_feature", "cls"], "invalid-flags", "--mm_vision_select_feature cls"),
+        (["--label_smoothing_factor", "0.1"], "invalid-flags", "--label_smoothing_factor 0.1"),
+        (["--push_to_hub", "True"], "invalid-flags", "hf upload"),
+        (["--optim", "galore_adamw"], "invalid-flags", "--optim galore_adamw"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "invalid-flags", "--lr_scheduler_kwargs"),
+        (["--lr_scheduler_kwargs", "{bad"], "invalid-flags", ""),
+        (["--gradient_checkpointing_kwargs", "x"], "invalid-flags", "wanted a JSON object"),
+        (["--dataloader_persistent_workers", "True"], "invalid-flags", "--dataloader_num_workers"),
+        (["--save_steps", "inf"], "invalid-flags", ""),
         (["--image_folder", "none"], "invalid-flags", "--image_folder none"),
         (["--deepspeed", "none.json"], "invalid-flags", "--deepspeed"),
         (["--resume_from_checkpoint", "none"], "invalid-flags", "--resume_from_checkpoint none"),
@@ -128,6 +156,85 @@ def test_invalid_flags_are_reported_on_one_line(data: str, flags: list[str], cod
         parse(data, *flags)
     assert fact in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("learning_rate", "1e-4", ("0", "-1", "nan", "inf")),
+        ("mm_projector_lr", "1e-5", ("0", "-1", "nan")),
+        ("num_train_epochs", "0.5", ("0", "-1", "nan")),
+        ("max_steps", "-1", ("0", "-2")),
+        ("warmup_ratio", "1", ("3", "-0.1", "nan")),
+        ("warmup_steps", "0", ("-1",)),
+        ("weight_decay", "0", ("-1", "nan")),
+        ("max_grad_norm", "0", ("-1", "nan")),
+        ("adam_beta1", "0", ("1", "-1")),
+        ("adam_beta2", "0.95", ("1", "nan")),
+        ("adam_epsilon", "1e-6", ("0", "-1")),
+        ("lora_r", "1", ("0", "-8")),
+        ("lora_alpha", "1", ("0", "-8")),
+        ("lora_dropout", "0", ("1", "-0.1")),
+        ("gradient_accumulation_steps", "1", ("0",)),
+        ("per_device_train_batch_size", "1", ("0", "-1")),
+        ("dataloader_num_workers", "0", ("-1",)),
+        ("save_total_limit", "0", ("-1",)),
+        ("save_minutes", "0", ("-1", "nan")),
+        ("seed", "0", ("-1", "4294967296")),
+        ("data_seed", "0", ("-1",)),
+        ("held_out", "0", ("1", "-0.1", "nan")),
+    ],
+)
+def test_numbers_out_of_range_are_refused(data: str, name: str, good: str, bad: tuple[str, ...]) -> None:
+    parse(data, f"--{name}={good}")
+    for value in bad:
+        with raises_code("invalid-flags", SettingsError) as error:
+            parse(data, f"--{name}={value}")
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        (["True"], "auto"),
+        (["true"], "auto"),
+        (["auto"], "auto"),
+        ([], "auto"),
+        (["False"], "never"),
+        (["never"], "never"),
+    ],
+)
+def test_resuming_is_also_asked_for_as_in_transformers_scripts(
+    data: str, words: list[str], meaning: str
+) -> None:
+    asked = ["--resume_from_checkpoint", *words] if words else []
+    assert parse(data, *asked)[2].resume_from_checkpoint == meaning
+
+
+def test_help_explains_llavas_flags_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert text.index("--lora_r ") < text.index("--learning_rate ") < text.index("label_names")
+    assert len(text.splitlines()) < 250
+    explained = {line.split()[0][2:] for line in text.splitlines() if line.startswith("  --")}
+    listed = {word.strip(" ,") for line in text.splitlines() if "," in line for word in line.split()}
+    for kind in (ModelArguments, DataArguments, TrainingArguments):
+        assert {flag.name for flag in fields(kind) if flag.init} <= explained | listed
+
+
+def test_paths_written_differently_are_the_same_setting(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = parse("data.json")[2].learned_from
+    here = parse(data)[2].learned_from
+    monkeypatch.chdir("/")
+    elsewhere = parse(data)[2].learned_from
+    assert find_changes(there, here) == find_changes(there, elsewhere) == find_changes(here, there) == []
+    other = tmp_path / "other.json"
+    other.write_text("[]")
+    assert find_changes(there, parse(str(other))[2].learned_from) == ["data_path"]
 
 
 def test_all_invalid_flags_are_reported_at_once(data: str) -> None:

@@ -29,6 +29,7 @@ HOOKS: dict[str, list[str]] = {
     "_save_rng_state": ["output_dir"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_rng_state": ["checkpoint"],
     "_prepare_inputs": ["inputs"],
     "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn"],
 }

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -20,9 +21,9 @@ from llava.errors import CheckpointError, one_line
 from llava.files import publish_folder
 from llava.temporary import STAGING
 from llava.train.arguments import TrainingArguments
-from llava.train.checkpointing.resume import STATE_FILE
 from llava.train.checkpointing.save import WRITE_ERRORS, remove_unfinished
 from llava.train.checkpointing.signals import Signals
+from llava.train.checkpointing.whole import list_checkpoints, step_of, write_checksums
 from llava.train.distributed import all_reduce_max
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Checkpoints:
         has_failed: Whether the last write failed.
         is_temporary: Whether the next one serves only to resume and is removed after another one. Without
             --save_total_limit, those that --save_steps asks for are kept.
+        are_weights_only: Whether --save_only_model leaves out what resuming needs.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
         self.staging: Path | None = None
         self.has_failed = False
         self.is_temporary = False
+        self.are_weights_only = args.save_only_model
         self._temporary: set[Path] = set()
         self._output = Path(str(args.output_dir))
         self._limit = args.save_total_limit or 0
@@ -51,8 +54,8 @@ class Checkpoints:
         self._failure: Exception | None = None
 
     def newest(self) -> Path | None:
-        """Return the checkpoint written last."""
-        return next(reversed(self._oldest_first()), None)
+        """Return the checkpoint with the most steps."""
+        return next(reversed(list_checkpoints(self._output)), None)
 
     def write(self, step: int, save: Callable[[], None]) -> None:
         """Let `save` write `staging/checkpoint-STEP`, then publish that folder. Every rank must call this.
@@ -105,28 +108,32 @@ class Checkpoints:
     def _publish(self, folder: Path) -> None:
         if not self._is_writer:
             return
+        write_checksums(folder)
         publish_folder(folder, self._output / folder.name)
 
     def _prune(self, written: Path) -> None:
         """Remove older checkpoints. Each is renamed first, so that none looks complete when it is not."""
         removed = self._output / f"{STAGING}old"
-        existing = self._oldest_first()
-        superseded = (
-            existing[: -self._limit] if self._limit > 0 else self._temporary & {*existing} - {written}
-        )
+        self._set_aside(written)
+        existing = list_checkpoints(self._output)
+        superseded = {*existing[: -self._limit]} if self._limit > 0 else self._temporary & {*existing}
         self._temporary = {written} if self.is_temporary else set()
-        for checkpoint in superseded:
+        for checkpoint in superseded - {written}:
             try:
                 checkpoint.replace(removed)
             except OSError as error:
                 logger.warning("%s: could not be removed (%s)", checkpoint, error.strerror)
             shutil.rmtree(removed, ignore_errors=True)
 
-    def _oldest_first(self) -> list[Path]:
-        # By time, not by number: a new run over an old one starts from small numbers again.
-        states = [path / STATE_FILE for path in self._output.glob("checkpoint-*")]
-        states = [state for state in states if state.is_file()]
-        return [state.parent for state in sorted(states, key=lambda state: state.stat().st_mtime_ns)]
+    def _set_aside(self, written: Path) -> None:
+        """Rename checkpoints with more steps than this run has done: it would be resumed from these."""
+        for checkpoint in list_checkpoints(self._output):
+            if step_of(checkpoint) <= step_of(written):
+                continue
+            names = (f"earlier-{number}-{checkpoint.name}" for number in count(1))
+            kept = next(checkpoint.with_name(name) for name in names if not (self._output / name).exists())
+            checkpoint.replace(kept)
+            logger.warning("%s: is of an earlier run; it is now %s", checkpoint, kept.name)
 
     def _warn(self, name: str) -> None:
         if self._failure is None and not self._is_writer:
@@ -140,6 +147,16 @@ class Checkpoints:
             "minutes, or when the next checkpoint is due",
             *(self._output / name, reason, kept, RETRY_S / 60),
         )
+
+
+def resume_advice(checkpoints: Checkpoints) -> str:
+    """Return how to go on with a run that ended early."""
+    newest = checkpoints.newest()
+    if newest is None:
+        return "there is no checkpoint to resume from"
+    if checkpoints.are_weights_only:
+        return f"{newest} has its weights, but cannot be resumed (--save_only_model True)"
+    return f"the same command resumes from {newest}"
 
 
 class CheckpointCallback(TrainerCallback):

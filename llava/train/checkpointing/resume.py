@@ -1,14 +1,14 @@
 """Find out whether an output folder holds a finished run, one to resume, or nothing yet.
 
-Only complete checkpoints count. A finished run is never overwritten by accident, and a run with other flags
-is never resumed.
+Only whole checkpoints count. A finished run is never overwritten by accident, and a run with other flags is
+never resumed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +18,21 @@ from pickle import UnpicklingError
 import torch
 from transformers import PreTrainedModel
 
-from llava.errors import CheckpointError, SettingsError, one_line
+from llava.errors import CheckpointError, LlavaError, SettingsError, one_line
 from llava.model.loading.checkpoint import strip_wrappers
 from llava.model.loading.weights import Tensors
 from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
-from llava.train.checkpointing.save import WRITE_ERRORS
+from llava.train.checkpointing.save import WRITE_ERRORS, write_output
+from llava.train.checkpointing.settings import find_changes
+from llava.train.checkpointing.whole import CHECKSUMS, STATE_FILE, find_fault, list_checkpoints, read_state
 from llava.train.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "trainer_state.json"  # written last, in a checkpoint and at the end of a run
 # The entry of STATE_FILE's callback states that holds the flags which decide what is learned.
 SETTINGS = "llava_settings"
-TRAINED_FILES = ("optimizer.pt", "optimizer.bin", "latest")  # `latest` is DeepSpeed's
+ELSEWHERE = "result-elsewhere"  # a link to a result that did not fit here
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,58 +46,121 @@ class Start:
 def find_start(training_args: TrainingArguments) -> Start:
     """Decide where `--resume_from_checkpoint` starts a run. Every rank must call this.
 
-    auto: nothing to do for a finished run of the same length; else the newest complete checkpoint; else step
-    0. never: step 0. A folder: that checkpoint.
+    auto: nothing to do for a finished run of the same length; else the whole checkpoint with the most steps;
+    else step 0. never: step 0. A folder: that checkpoint.
 
     Raises:
         SettingsError: The folder holds a run of another length or with other flags, or ranks see different
             files.
-        CheckpointError: The named checkpoint is not complete.
+        CheckpointError: The named checkpoint, or every one that there is, cannot be resumed.
     """
-    start = _find_local_start(training_args)
-    for rank, other in enumerate(gather_objects(start)):
-        if other != start:
+    output = Path(str(training_args.output_dir))
+    _require_shared(output, training_args)
+    decided: Start | LlavaError | None = None
+    if training_args.process_index == 0:  # reads all files of a checkpoint
+        try:
+            decided = _decide(output, training_args)
+        except LlavaError as error:
+            decided = error
+    decided, *_ = gather_objects(decided)
+    if isinstance(decided, Start):
+        return decided
+    assert decided is not None
+    raise decided
+
+
+def _require_shared(output: Path, training_args: TrainingArguments) -> None:
+    """Refuse a folder in which the ranks see different checkpoints."""
+    seen = [path.name for path in list_checkpoints(output)]
+    for rank, other in enumerate(gather_objects(seen)):
+        if other != seen:
             raise SettingsError(
-                f"{training_args.output_dir}: rank {training_args.process_index} sees "
-                f"{start.checkpoint or 'no checkpoint'} there, rank {rank} {other.checkpoint or 'none'}: "
-                "--output_dir must be on a disk that all machines share",
+                f"{output}: rank {training_args.process_index} sees {', '.join(seen) or 'no checkpoint'}, "
+                f"rank {rank} {', '.join(other) or 'none'}: --output_dir must be on a disk that all machines "
+                "share",
                 code="not-shared",
             )
-    return start
 
 
-def _find_local_start(training_args: TrainingArguments) -> Start:
+def _decide(output: Path, training_args: TrainingArguments) -> Start:
     asked = training_args.resume_from_checkpoint or "auto"
-    output = Path(str(training_args.output_dir))
     if asked == "never":
         return Start()
     if asked != "auto":
         checkpoint = Path(asked)
-        if not is_complete(checkpoint):
+        if (fault := find_fault(checkpoint)) is not None:
             raise CheckpointError(
-                f"{checkpoint}: not a complete checkpoint (no {STATE_FILE} or optimizer)",
-                code="incomplete-checkpoint",
+                f"{fault}: give another checkpoint-N to --resume_from_checkpoint, or auto", code=fault.code
             )
-        _require_same_layout(checkpoint, training_args)
+        _note_resumed(checkpoint, training_args)
         return Start(checkpoint=checkpoint)
-    finished = _read_state(output / STATE_FILE)
+    _bring_back(output)
+    finished = read_state(output / STATE_FILE)
     if finished is not None and finished["global_step"] >= finished["max_steps"]:
         _require_same_length(output, finished, training_args)
         _require_same_settings(output, "a finished run", finished, training_args)
         return Start(is_finished=True)
-    found = [path for path in output.glob("checkpoint-*") if is_complete(path)]
-    if not found:
+    newest = _find_newest_whole(output)
+    if newest is None:
         return Start()
-    newest = max(found, key=lambda path: (path / STATE_FILE).stat().st_mtime)
-    _require_same_settings(newest, "an unfinished run", _read_state(newest / STATE_FILE), training_args)
-    _require_same_layout(newest, training_args)
+    _require_same_settings(newest, "an unfinished run", read_state(newest / STATE_FILE), training_args)
+    _note_resumed(newest, training_args)
     return Start(checkpoint=newest)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to the end: its state file comes last."""
-    has_optimizer = any((checkpoint / name).is_file() for name in TRAINED_FILES)
-    return has_optimizer and _read_state(checkpoint / STATE_FILE) is not None
+def _bring_back(output: Path) -> None:
+    """Move a result here that was written elsewhere for want of room."""
+    link = output / ELSEWHERE
+    if not link.is_symlink():
+        return
+    spare = link.resolve()
+    if read_state(spare / STATE_FILE) is None:
+        logger.warning("%s: the result that was written there is gone", spare)
+    else:
+        with write_output(output, is_writer=True) as staging:
+            shutil.copytree(spare, staging, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.rmtree(spare, ignore_errors=True)
+        logger.info("%s: the result was moved here from %s", output, spare)
+    link.unlink()
+
+
+def _find_newest_whole(output: Path) -> Path | None:
+    """Return the whole checkpoint with the most steps, None if there are no checkpoints.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+    """
+    faults: list[CheckpointError] = []
+    for checkpoint in reversed(list_checkpoints(output)):
+        fault = find_fault(checkpoint)
+        if fault is None:
+            if faults:
+                logger.warning("%s; the newest whole one is %s", faults[0], checkpoint)
+            return checkpoint
+        faults.append(fault)
+    if faults:
+        others = f" (nor {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise CheckpointError(
+            f"{faults[0]}{others}: --resume_from_checkpoint never starts over, and keeps what is there",
+            code=faults[0].code,
+        )
+    return None
+
+
+def _note_resumed(checkpoint: Path, training_args: TrainingArguments) -> None:
+    """Refuse another layout of processes; log what makes the resumed run less certain or less exact."""
+    _require_same_layout(checkpoint, training_args)
+    if not (checkpoint / CHECKSUMS).is_file():
+        logger.warning(
+            "%s: has no %s, so it was only checked that its files are there and can be opened",
+            *(checkpoint, CHECKSUMS),
+        )
+    writers = max(len(list(checkpoint.glob("rng_state_*.pth"))), 1)
+    if writers != training_args.world_size:
+        logger.warning(
+            "%s: was written by %d processes, now there are %d: dropout draws other random numbers",
+            *(checkpoint, writers, training_args.world_size),
+        )
 
 
 def _require_same_length(output: Path, state: JsonObject, training_args: TrainingArguments) -> None:
@@ -120,7 +184,7 @@ def _require_same_settings(
     """Refuse a run that was trained with other flags. One that does not record its flags passes."""
     states = (state or {}).get("stateful_callbacks") or {}
     then, now = states.get(SETTINGS, {}).get("args", {}), training_args.learned_from
-    changed = [name for name in now if name in then and then[name] != now[name]]
+    changed = find_changes(then, now)
     if changed:
         changes = "; ".join(f"{name} {then[name]}, now {now[name]}" for name in changed)
         raise SettingsError(
@@ -149,15 +213,6 @@ def _require_same_layout(checkpoint: Path, training_args: TrainingArguments) -> 
             f"{training_args.world_size}; start {shards} processes",
             code="other-layout",
         )
-
-
-def _read_state(path: Path) -> JsonObject | None:
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = isinstance(state, dict) and {"global_step", "max_steps"} <= set(state)
-    return state if known else None
 
 
 @contextmanager

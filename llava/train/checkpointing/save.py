@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,6 +28,10 @@ from llava.model.lora import Bias, split_trained_state, write_adapter
 from llava.model.zero3 import gather_copy
 from llava.temporary import STAGING
 from llava.train.planning.footprint import numel
+from llava.train.planning.memory import Sharing
+
+if TYPE_CHECKING:  # the trainer imports this module
+    from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
 
@@ -107,26 +112,41 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def require_space(model: nn.Module, folder: Path, *, whole: bool) -> None:
-    """Check that the disk has room for the result.
-
-    Args:
-        model: The model to train.
-        folder: Where the result goes.
-        whole: Whether the whole model is saved, or only its trained weights.
+def require_space(trainer: LLaVATrainer, folder: Path) -> None:
+    """Check that the disk has room for the result, and warn if a checkpoint does not fit beside it.
 
     Raises:
-        CheckpointError: The disk has less room than the weights take.
+        CheckpointError: The disk has less room than the result takes.
     """
-    saved = [parameter for parameter in model.parameters() if whole or parameter.requires_grad]
-    needed = 2 * sum(numel(parameter) for parameter in saved)  # in half precision, the smallest there is
+    args, is_whole = trainer.args, trainer.kind == "full"
+    result = checkpoint = 0.0
+    for name, parameter in trainer.model.named_parameters():
+        # An adapter is saved with its projector, even if that is frozen.
+        if not (is_whole or parameter.requires_grad or "mm_projector" in name):
+            continue
+        count, size = numel(parameter), parameter.element_size()
+        result += count * (size if trainer.kind == "projector" else args.compute_dtype.itemsize)
+        checkpoint += count * size
+        if parameter.requires_grad:
+            # DeepSpeed's own files have the weights again, and float32 copies of them.
+            checkpoint += count * (Sharing.of(args).optimizer + (size if args.deepspeed else 0))
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < result:
         raise CheckpointError(
-            f"{folder}: {free / 1e9:.2f} GB free, the result takes {needed / 1e9:.2f} GB: make room, or give "
+            f"{folder}: {_gigabytes(free)} free, the result takes {_gigabytes(result)}: make room, or give "
             "another --output_dir",
             code="disk-full",
         )
+    saves = args.save_strategy.value != "no"
+    if saves and free < result + checkpoint:
+        logger.warning(
+            "%s: %s free; a checkpoint takes %s and the result %s, so none can be written: make room",
+            *(folder, *map(_gigabytes, (free, checkpoint, result))),
+        )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
 
 
 def write_config(folder: Path, config: PretrainedConfig) -> None:

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+def available(*names: str) -> tuple[signal.Signals, ...]:
+    """Return the signals of these names; Windows lacks some."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+HANDLED_SIGNALS = available("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 # A terminal and a launcher may both deliver one Ctrl-C, so a repeat within this time is the same one.
 _SAME_SIGNAL_S = 1.0
@@ -34,7 +40,7 @@ class Signals:
             yield  # Python handles signals in the main thread only
             return
         # Under nohup a run continues without its terminal.
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        ignored = {each for each in available("SIGHUP") if signal.getsignal(each) is signal.SIG_IGN}
         before = {
             number: signal.signal(number, self._record) for number in HANDLED_SIGNALS if number not in ignored
         }
@@ -59,15 +65,18 @@ class Signals:
 def leave_signals_to_parent(prepare: Callable[[int], None], worker: int) -> None:
     """Start a data-loader worker that ignores these signals: the trainer needs it until the step is saved.
 
+    Without `sigwaitinfo` (macOS, Windows), SIGTERM ends a worker whoever sent it.
+
     Args:
         prepare: Called with the worker's number.
         worker: The worker's number.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+    for number in available("SIGINT", "SIGUSR1", "SIGHUP"):
         signal.signal(number, signal.SIG_IGN)
-    # A launcher sends SIGTERM to every process, and the trainer ends its workers by it: the sender decides.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_for_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        # A launcher sends SIGTERM to all, and the trainer ends its workers by it: the sender decides.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_for_parent, daemon=True).start()
     prepare(worker)
 
 

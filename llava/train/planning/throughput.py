@@ -116,7 +116,7 @@ class Meter:
         counts = total(self._counts.to(self._args.device)).tolist()
         seconds_per_step = (now - self._begun) / max(step - self._first_step, 1)
         logs = rates(counts, seconds, training_flops(self._model), _total_peak(self._args))
-        logs["hours_left"] = rounded(seconds_per_step * (last_step - step) / _SECONDS_AN_HOUR)
+        logs["hours_left"] = round(seconds_per_step * (last_step - step) / _SECONDS_AN_HOUR, 2)
         self._since, self._paused, self._counts = self._clock(), 0.0, torch.zeros_like(self._counts)
         return logs
 

@@ -1,0 +1,64 @@
+"""The flags that decide what a run learns: recorded in its checkpoints, compared when it is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.schema import JsonObject
+
+if TYPE_CHECKING:  # arguments imports this module
+    from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+# The training flags that a resumed run must not change, on any number of devices.
+_DECISIVE = (
+    *("learning_rate", "mm_projector_lr", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim"),
+    *("num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "fp16", "bits", "model_max_length"),
+    *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "freeze_mm_mlp_adapter"),
+    *("group_by_modality_length", "group_by_length", "lr_scheduler_kwargs", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "quant_type", "double_quant"),
+)
+_PATHS = ("data_path", "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "init_adapter")
+_FOLDER = "working folder"
+
+
+def record_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> JsonObject:
+    """Return the flags that decide what a run learns, as JSON values."""
+    chosen = {name: getattr(training, name) for name in _DECISIVE}
+    return {
+        **{flag.name: getattr(model, flag.name) for flag in fields(model)},
+        "data_path": data.data_path,
+        "held_out": data.held_out,
+        "size of data_path": Path(str(data.data_path)).stat().st_size,
+        "image_aspect_ratio": data.image_aspect_ratio,
+        "bad_samples": data.bad_samples,
+        **{name: value.value if isinstance(value, Enum) else value for name, value in chosen.items()},
+        "samples a step": training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * training.world_size,
+        _FOLDER: str(Path.cwd()),
+    }
+
+
+def find_changes(then: JsonObject, now: JsonObject) -> list[str]:
+    """Return the names of the settings that differ; one that was not recorded does not.
+
+    A path differs if it is written differently and also names another file.
+    """
+    return [
+        name
+        for name in now
+        if name in then
+        and name != _FOLDER
+        and then[name] != now[name]
+        and not (name in _PATHS and _is_same_file(name, then, now))
+    ]
+
+
+def _is_same_file(name: str, then: JsonObject, now: JsonObject) -> bool:
+    if then[name] is None or now[name] is None:
+        return False
+    first, second = (Path(side.get(_FOLDER, "."), side[name]).resolve() for side in (then, now))
+    return first == second
