@@ -56,7 +56,8 @@ def process_images(
     aspect = getattr(model_cfg, "image_aspect_ratio", None)  # a plain language model has none
     if aspect == "anyres":
         tiled = [
-            process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in rgb
+            process_anyres_image(image, image_processor, getattr(model_cfg, "image_grid_pinpoints", ""))
+            for image in rgb
         ]
         return torch.stack(tiled) if len({views.shape for views in tiled}) == 1 else tiled
     if aspect == "pad":

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from llava.errors import CheckpointError, one_line
+from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
 from llava.model.loading.checkpoint import (
@@ -82,8 +83,9 @@ def load_pretrained_model(
         device_map: As in transformers, for several GPUs.
         device: cuda, cpu, ...; the default is cuda if there is a GPU.
         use_flash_attn: Use flash-attn if it is installed.
-        kwargs: `dtype` (or `torch_dtype`), and `vision_tower_dtype`, by default the model's (the newest
-            original uses float32 on one GPU); all others go to `from_pretrained`.
+        kwargs: `dtype` (or `torch_dtype`), by default float16 on every device, as in the original;
+            `vision_tower_dtype`, by default the model's (the newest original uses float32 on one GPU); all
+            others go to `from_pretrained`.
 
     Returns:
         (tokenizer, model, image processor, context length in positions). The processor is None for a plain
@@ -92,6 +94,7 @@ def load_pretrained_model(
     Raises:
         CheckpointError: Files are missing, damaged, or do not fit each other.
         SettingsError: The device does not exist, or arguments contradict each other.
+        TypeError: `kwargs` holds a name that `from_pretrained` does not take.
     """
     tower_dtype = parse_dtype(kwargs.pop("vision_tower_dtype", None))
     kwargs.pop("low_cpu_mem_usage", None)  # transformers 5 always saves CPU memory
@@ -99,7 +102,7 @@ def load_pretrained_model(
     placement = plan_placement(
         device=device,
         device_map=device_map,
-        dtype=kwargs.pop("dtype", dtype),
+        dtype=kwargs.pop("dtype", dtype) or torch.float16,
         load_8bit=load_8bit,
         load_4bit=load_4bit,
         use_flash_attn=use_flash_attn,
@@ -169,7 +172,7 @@ def _load_trained_weights(source: Source, model: LlavaLlamaForCausalLM) -> set[s
         assert path is not None
         tensors = read_projector(path)
         load_projector(model.projector, tensors, path)
-        if model.config.mm_use_im_start_end:
+        if image_fields(model.config).mm_use_im_start_end:
             load_pretrained_rows(model, path)
         return {f"model.mm_projector.{name}" for name in tensors}
     tensors = read_non_lora(source.folder)
@@ -210,6 +213,11 @@ def _read_model(
             f"{folder}: a file there holds more than tensors", code="unsafe-pickle"
         ) from error
     except _LOAD_ERRORS as error:
+        # Callers such as lmms-eval pass other versions' arguments, and catch a TypeError to do without them.
+        if isinstance(error, TypeError) and any(
+            f"argument '{name}'" in str(error) for name in placement.arguments
+        ):
+            raise
         raise CheckpointError(
             f"{folder}: the model cannot be loaded: {one_line(error, 300)}", code="load-failed"
         ) from error
@@ -240,27 +248,27 @@ def _add_tokens(model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
     The original takes a missing `mm_use_im_patch_token` as True and grows a table of 32000 rows by an
     untrained row. Here it means True only if the table has more rows than the tokenizer has tokens.
     """
-    config = model.config
-    patch = config.mm_use_im_patch_token
+    fields = image_fields(model.config)
+    patch = fields.mm_use_im_patch_token
     if patch is None:
-        patch = config.vocab_size > len(tokenizer)
-    add_image_tokens(model, tokenizer, patch=patch, start_end=config.mm_use_im_start_end)
+        patch = model.config.vocab_size > len(tokenizer)
+    add_image_tokens(model, tokenizer, patch=patch, start_end=fields.mm_use_im_start_end)
 
 
 def load_tower(
     model: LlavaLlamaForCausalLM, source: Source, dtype: torch.dtype
 ) -> CLIPImageProcessorPil | None:
     """Load the vision tower onto the projector's device; return its image processor."""
-    tower = model.get_vision_tower()
+    fields, tower = image_fields(model.config), model.get_vision_tower()
     assert tower is not None
     tower.load_model(near=source.folders)
-    if tower.hidden_size != model.config.mm_hidden_size:
+    if tower.hidden_size != fields.mm_hidden_size:
         raise CheckpointError(
-            f"{source.config_folder}: mm_hidden_size is {model.config.mm_hidden_size}, but the vision tower "
+            f"{source.config_folder}: mm_hidden_size is {fields.mm_hidden_size}, but the vision tower "
             f"{tower.vision_tower_name} has {tower.hidden_size} features; give the one used in training",
             code="tower-mismatch",
         )
-    if model.config.unfreeze_mm_vision_tower and source.kind == "full":
+    if fields.unfreeze_mm_vision_tower and source.kind == "full":
         own: Tensors = {}
         for path in check_weight_files(source.folder):
             own |= read_tensors(path, _is_tower_weight)

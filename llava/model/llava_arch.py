@@ -19,10 +19,12 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTok
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import CheckpointError, DataError
+from llava.model.fields import image_fields
 from llava.model.loading.checkpoint import read_projector
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.overrides import find_altered, is_replaced
 from llava.model.splice import Side, SplicedBatch, check_image_count, count_slots, splice
 from llava.model.vocabulary import add_image_tokens, load_pretrained_rows
 from llava.model.zero3 import gather_parameters
@@ -35,14 +37,14 @@ class LlavaMetaModel:
     """Adds a vision tower and a projector to a language model's layers."""
 
     # Provided by the language model's class.
-    config: PretrainedConfig  # a LlavaConfig; transformers evaluates this annotation
+    config: PretrainedConfig  # transformers evaluates this annotation
     dtype: torch.dtype
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.vision_tower: CLIPVisionTower | list[CLIPVisionTower] | None = None
         self.mm_projector: nn.Module | None = None
-        if config.mm_vision_tower:
+        if image_fields(config).mm_vision_tower:
             self.vision_tower = build_vision_tower(config, delay_load=True)
             self._make_projector()
 
@@ -73,10 +75,11 @@ class LlavaMetaModel:
 
         tower = build_vision_tower(config, delay_load=True)
         tower.load_model(near=[Path(config.name_or_path)] if config.name_or_path else [])
-        if self.mm_projector is not None and config.mm_hidden_size != tower.hidden_size:
+        width = image_fields(config).mm_hidden_size
+        if self.mm_projector is not None and width != tower.hidden_size:
             raise CheckpointError(
                 f"{model_args.vision_tower}: has {tower.hidden_size} features, the model's projector takes "
-                f"{config.mm_hidden_size}: give the vision tower it was trained with",
+                f"{width}: give the vision tower it was trained with",
                 code="tower-mismatch",
             )
         config.mm_hidden_size = tower.hidden_size
@@ -93,7 +96,7 @@ class LlavaMetaModel:
     def _make_projector(self) -> None:
         config = self.config
         self.mm_projector = build_vision_projector(config)
-        if config.is_unpadded:
+        if image_fields(config).is_unpadded:
             newline = torch.randn(config.hidden_size) / math.sqrt(config.hidden_size)
             self.image_newline = nn.Parameter(newline.to(self.dtype))
 
@@ -125,7 +128,9 @@ class LlavaMetaForCausalLM:
         tower = self.get_vision_tower()
         if tower is None:
             return 1
-        return tower.num_patches + (tower.select_feature == "cls_patch") + self.config.is_unpadded
+        return (
+            tower.num_patches + (tower.select_feature == "cls_patch") + image_fields(self.config).is_unpadded
+        )
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Encode (N, 3, S, S) images to projected features (N, P, D)."""
@@ -160,7 +165,7 @@ class LlavaMetaForCausalLM:
             return list(self.encode_images(images))
         views = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
         encoded = self.encode_images(torch.cat(views)).split([len(view) for view in views])
-        kind = self.config.mm_patch_merge_type or "flat"
+        kind = image_fields(self.config).mm_patch_merge_type or "flat"
         if kind == "flat":
             return [features.flatten(0, 1) for features in encoded]
         if not kind.startswith("spatial"):
@@ -177,17 +182,17 @@ class LlavaMetaForCausalLM:
 
     def _merge(self, features: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """Merge the (views, P, D) features of one image into one block."""
-        config, tower = self.config, self.get_vision_tower()
-        newline = self.get_model().image_newline if config.is_unpadded else None
+        fields, tower = image_fields(self.config), self.get_vision_tower()
+        newline = self.get_model().image_newline if fields.is_unpadded else None
         if len(features) == 1:
             return features[0] if newline is None else torch.cat((features[0], newline[None].to(features)))
-        if config.image_aspect_ratio != "anyres" or tower is None:
+        if fields.image_aspect_ratio != "anyres" or tower is None:
             raise CheckpointError(
                 f"an image in tiles needs image_aspect_ratio anyres, config.json has "
-                f"{config.image_aspect_ratio!r}",
+                f"{fields.image_aspect_ratio!r}",
                 code="not-anyres",
             )
-        grid = get_anyres_image_grid_shape(image_size, config.image_grid_pinpoints, tower.config.image_size)
+        grid = get_anyres_image_grid_shape(image_size, fields.image_grid_pinpoints, tower.config.image_size)
         return merge_tiles(features, grid, image_size, newline)
 
     def splice_images(
@@ -205,6 +210,7 @@ class LlavaMetaForCausalLM:
 
         Rows are padded on `side`, by default the config's `tokenizer_padding_side`.
         """
+        on_left = image_fields(self.config).tokenizer_padding_side == "left"
         return splice(
             input_ids,
             labels,
@@ -212,7 +218,7 @@ class LlavaMetaForCausalLM:
             self.get_model().embed_tokens,
             self.encode_views(images, image_sizes),
             max_length=max_length,
-            side=side or ("left" if self.config.tokenizer_padding_side == "left" else "right"),
+            side=side or ("left" if on_left else "right"),
         )
 
     def encode_nonblank_views(
@@ -233,8 +239,9 @@ class LlavaMetaForCausalLM:
         slots = count_slots(input_ids, attention_mask)
         check_image_count(slots, len(images))
         is_used = [used for count in slots for used in ([True] * count or [False])]
+        is_changed = is_replaced(self, "encode_images") or find_altered(self.projector) is not None
         # With unpadded tiles even a blank image gives `image_newline` a gradient.
-        if all(is_used) or self.config.is_unpadded:
+        if all(is_used) or is_changed or image_fields(self.config).is_unpadded:
             return self.encode_views(images, image_sizes)
         indices = [index for index, used in enumerate(is_used) if used]
         blocks: Iterator[torch.Tensor] = iter(())
@@ -244,10 +251,15 @@ class LlavaMetaForCausalLM:
         empty = self._project(self._require_tower().dummy_feature[:0])
         return [next(blocks) if used else empty for used in is_used]
 
-    # Compatibility: kept for code that imports the original's name.
+    @property
+    def has_other_splice(self) -> bool:
+        """Whether other code has replaced how images get into the sequence, and must be called for it."""
+        return is_replaced(self, "prepare_inputs_labels_for_multimodal")
+
+    # Compatibility: kept for code that imports, calls or replaces the original's name.
     def prepare_inputs_labels_for_multimodal(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Any,
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
@@ -265,7 +277,7 @@ class LlavaMetaForCausalLM:
         """
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        longest = self.config.tokenizer_model_max_length
+        longest = image_fields(self.config).tokenizer_model_max_length
         spliced = self.splice_images(
             input_ids, labels, attention_mask, images, image_sizes, max_length=longest
         )

@@ -15,6 +15,7 @@ from llava.errors import CheckpointError, one_line
 from llava.files import atomic_folder
 from llava.model import lora
 from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
+from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.locate import find_folder
 from llava.model.loading.placement import Placement, plan_placement
@@ -119,7 +120,7 @@ def _placement(dtype: str, device: str) -> Placement:
 
 def _make_tower_absolute(config: LlavaConfig, source: Source) -> None:
     """Replace a tower's path relative to the source by an absolute one, which the new folder needs."""
-    name = config.mm_vision_tower if source.is_multimodal else None
+    name = image_fields(config).mm_vision_tower if source.is_multimodal else None
     if name and not Path(name).is_dir() and (folder := find_folder(name, near=source.folders)):
         config.mm_vision_tower = str(folder)
 

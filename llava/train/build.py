@@ -23,6 +23,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.held_out import hold_out, warn_of_shared_images
 from llava.errors import CheckpointError, SettingsError, one_line
 from llava.model import lora
+from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file
 from llava.model.loading.locate import locate
@@ -165,12 +166,13 @@ def _resolve_vision_flags(model_args: ModelArguments, config: LlavaConfig) -> No
         path = projector_file(model_args.pretrain_mm_mlp_adapter)
         check_weight_file(path)
         model_args.pretrain_mm_mlp_adapter = str(path)
-    if not config.mm_vision_tower:
+    fields = image_fields(config)
+    if not fields.mm_vision_tower:
         return
-    model_args.vision_tower = model_args.vision_tower or config.mm_vision_tower
+    model_args.vision_tower = model_args.vision_tower or fields.mm_vision_tower
     defaults = ModelArguments()
     for flag in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
-        asked, own = getattr(model_args, flag), getattr(config, flag)
+        asked, own = getattr(model_args, flag), getattr(fields, flag)
         if own is None or asked == own:
             continue
         if asked != getattr(defaults, flag):

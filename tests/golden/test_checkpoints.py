@@ -76,7 +76,7 @@ def test_models_and_projectors_load_to_the_golden_logits(layout: str, golden: Pa
     # The folder's name suggests another kind, but files decide.
     folder = (WHOLE | OVER_A_BASE)[layout](tmp_path / "vicuna-lora", golden)
     base = golden / tiny.LANGUAGE if layout in OVER_A_BASE else None
-    loaded = load_pretrained_model(folder, base, "vicuna-lora", device="cpu")
+    loaded = load_pretrained_model(folder, base, "vicuna-lora", device="cpu", dtype="float32")
     ids, logits = golden_model(golden)
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
     tokenizer, _, processor, context_length = loaded
@@ -86,7 +86,7 @@ def test_models_and_projectors_load_to_the_golden_logits(layout: str, golden: Pa
 @pytest.mark.parametrize("layout", ADAPTERS)
 def test_adapters_load_to_the_golden_logits(layout: str, golden: Path, tmp_path: Path) -> None:
     folder = ADAPTERS[layout](tmp_path / "experiment7", golden)
-    loaded = load_pretrained_model(folder, golden / tiny.LANGUAGE, device="cpu")
+    loaded = load_pretrained_model(folder, golden / tiny.LANGUAGE, device="cpu", dtype="float32")
     ids, logits = golden_adapter(golden)
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
     assert type(loaded[1]) is LlavaLlamaForCausalLM
@@ -94,7 +94,7 @@ def test_adapters_load_to_the_golden_logits(layout: str, golden: Path, tmp_path:
 
 def test_a_bf16_adapter_as_published_loads(golden: Path, tmp_path: Path) -> None:
     folder = tiny.adapter(tmp_path / "x", golden, suffix=".bin", dtype=torch.bfloat16, model_type="llava")
-    loaded = load_pretrained_model(folder, golden / tiny.LANGUAGE, device="cpu")
+    loaded = load_pretrained_model(folder, golden / tiny.LANGUAGE, device="cpu", dtype="float32")
     ids, logits = golden_adapter(golden)
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 0.05
     assert loaded[1].dtype == torch.float32
@@ -107,7 +107,7 @@ def test_an_adapter_over_a_llava_model_takes_the_tokenizer_it_brings(golden: Pat
     for name in tiny.TOKENIZER_FILES:
         (base / name).unlink()
     ids, logits = golden_adapter(golden)
-    loaded = load_pretrained_model(folder, base, device="cpu")
+    loaded = load_pretrained_model(folder, base, device="cpu", dtype="float32")
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
 
 
@@ -117,7 +117,7 @@ def test_the_base_that_an_adapter_names_is_used_and_logged(
     shutil.copytree(golden / tiny.LANGUAGE, tmp_path / "models/base")
     folder = tiny.adapter(tmp_path / "runs/mine", golden, named_base="models/base")
     with caplog.at_level(logging.INFO, "llava"):
-        loaded = load_pretrained_model(folder, device="cpu")
+        loaded = load_pretrained_model(folder, device="cpu", dtype="float32")
     assert "models/base" in caplog.text
     ids, logits = golden_adapter(golden)
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_a_run_finds_the_runs_config(golden: Path, tmp_path: Pat
     checkpoint.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"):
         shutil.move(run / name, checkpoint)
-    loaded = load_pretrained_model(checkpoint, golden / tiny.LANGUAGE, device="cpu")
+    loaded = load_pretrained_model(checkpoint, golden / tiny.LANGUAGE, device="cpu", dtype="float32")
     ids, logits = golden_adapter(golden)
     assert np.abs(image_logits(golden, loaded, ids) - logits).max() < 5e-5
 
@@ -138,7 +138,7 @@ def test_a_full_models_base_is_ignored_with_a_warning(
     golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny.self_trained(tmp_path / "full", golden)
-    load_pretrained_model(folder, "no/such-base", device="cpu")
+    load_pretrained_model(folder, "no/such-base", device="cpu", dtype="float32")
     assert "no/such-base" in caplog.text
 
 
@@ -159,12 +159,14 @@ def test_weights_in_older_formats_load(golden: Path, tmp_path: Path) -> None:
             save_file(tensors, folder / "model.safetensors")
         else:
             torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-        found = image_logits(golden, load_pretrained_model(folder, device="cpu"), ids)
+        found = image_logits(golden, load_pretrained_model(folder, device="cpu", dtype="float32"), ids)
         assert np.abs(found - logits).max() < 5e-5, kind
 
 
 def test_a_plain_language_model_loads_without_an_image_processor(golden: Path) -> None:
-    tokenizer, model, processor, context_length = load_pretrained_model(golden / tiny.LANGUAGE, device="cpu")
+    tokenizer, model, processor, context_length = load_pretrained_model(
+        golden / tiny.LANGUAGE, device="cpu", dtype="float32"
+    )
     assert (processor, context_length, len(tokenizer)) == (None, 4096, 2048)
     assert type(model).__name__ == "LlamaForCausalLM"
 
@@ -191,13 +193,16 @@ def test_the_published_towers_layout_loads(golden: Path, tmp_path: Path) -> None
     tower = openai_clip(folder / "clip", golden)
     ids, logits = golden_model(golden)
     assert (
-        np.abs(image_logits(golden, load_pretrained_model(folder, device="cpu"), ids) - logits).max() < 5e-5
+        np.abs(
+            image_logits(golden, load_pretrained_model(folder, device="cpu", dtype="float32"), ids) - logits
+        ).max()
+        < 5e-5
     )
     tensors = torch.load(tower / "pytorch_model.bin", weights_only=True)
     del tensors["vision_model.pre_layrnorm.weight"]
     torch.save(tensors, tower / "pytorch_model.bin")
     with raises_code("missing-weights", CheckpointError) as caught:
-        load_pretrained_model(folder, device="cpu")
+        load_pretrained_model(folder, device="cpu", dtype="float32")
     assert "pre_layrnorm.weight" in str(caught.value)
 
 
@@ -210,7 +215,7 @@ def test_a_trained_tower_is_taken_from_the_checkpoint(golden: Path, tmp_path: Pa
     tiny.write_weights(tmp_path, tensors, suffix=".bin")
     tiny.write_config(tmp_path, golden, tiny.PROJECTOR, unfreeze_mm_vision_tower=True)
     tiny.write_tokenizer(tmp_path, golden)
-    model = load_pretrained_model(tmp_path, device="cpu")[1]
+    model = load_pretrained_model(tmp_path, device="cpu", dtype="float32")[1]
     assert torch.equal(model.state_dict()[name], tensors[name])
 
 
@@ -221,7 +226,7 @@ def test_image_tokens_of_a_checkpoint_keep_their_rows(golden: Path, tmp_path: Pa
     tiny.write_weights(tmp_path, tensors, suffix=".safetensors")
     tiny.write_config(tmp_path, golden, tiny.PROJECTOR, vocab_size=2050, mm_use_im_start_end=True)
     tiny.write_tokenizer(tmp_path, golden)
-    tokenizer, model, _, _ = load_pretrained_model(tmp_path, device="cpu")
+    tokenizer, model, _, _ = load_pretrained_model(tmp_path, device="cpu", dtype="float32")
     assert tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>"]) == [2048, 2049]
     assert torch.equal(model.lm_head.weight[2048:], torch.full((2, 128), 0.5))
 
@@ -236,7 +241,7 @@ def test_a_missing_patch_token_field_means_what_the_table_says(
     tiny.write_weights(tmp_path, tensors, suffix=".safetensors")
     tiny.write_config(tmp_path, golden, tiny.PROJECTOR, vocab_size=rows, mm_use_im_patch_token=None)
     tiny.write_tokenizer(tmp_path, golden)
-    tokenizer, model, _, _ = load_pretrained_model(tmp_path, device="cpu")
+    tokenizer, model, _, _ = load_pretrained_model(tmp_path, device="cpu", dtype="float32")
     assert (len(tokenizer), model.get_input_embeddings().weight.shape[0]) == (tokens, rows)
 
 
@@ -251,7 +256,7 @@ def test_quantised_models_answer_nearly_as_full_ones(
         if with_adapter
         else (tiny.projector_only, golden_model(golden))
     )
-    settings: Any = {f"load_{bits}bit": True, "device": "cpu"}
+    settings: Any = {f"load_{bits}bit": True, "device": "cpu", "dtype": "float32"}
     loaded = load_pretrained_model(build(tmp_path, golden), golden / tiny.LANGUAGE, **settings)
     found = image_logits(golden, loaded, ids)
     likeness = np.corrcoef(found.ravel(), logits.ravel())[0, 1]
@@ -296,13 +301,19 @@ def test_the_towers_precision_can_be_chosen(golden: Path, tmp_path: Path) -> Non
     ).all()
 
 
+def test_the_precision_is_the_originals_float16_on_every_device(golden: Path) -> None:
+    for settings in ({"device": "cpu"}, {"device_map": "cpu"}, {"device": "cpu", "torch_dtype": None}):
+        model = load_pretrained_model(golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, "llava", **settings)[1]
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.float16}
+
+
 def test_cuda_without_a_gpu_is_refused_only_when_asked_for(golden: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with raises_code("missing-gpu", SettingsError):
         load_pretrained_model(golden / tiny.LANGUAGE, device="cuda")
     model = load_pretrained_model(golden / tiny.LANGUAGE)[1]
-    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    assert (model.device.type, model.dtype) == ("cpu", torch.float16)
 
 
 def test_contradicting_or_unknown_arguments_fail(golden: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -313,6 +324,9 @@ def test_contradicting_or_unknown_arguments_fail(golden: Path, caplog: pytest.Lo
         load(load_8bit=True, load_4bit=True)
     with raises_code("unknown-dtype", SettingsError):
         load(dtype="int7")
+    for name in ("multimodal", "unknown"):
+        with pytest.raises(TypeError, match=name):
+            load(**{name: True})
     if not is_flash_attn_2_available():
         load(use_flash_attn=True)
         assert "flash-attn is not installed" in caplog.text
@@ -539,7 +553,7 @@ def test_a_damaged_checkpoint_fails_with_one_line_that_names_the_file(
     folder = broken(tmp_path / "model", golden, how, build)
     base = golden / tiny.LANGUAGE if build in (tiny.adapter, tiny.projector_only) else None
     with raises_code(code, CheckpointError) as caught:
-        load_pretrained_model(folder, base, device="cpu")
+        load_pretrained_model(folder, base, device="cpu", dtype="float32")
     assert fact in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (folder / "was-run").exists()
@@ -553,7 +567,7 @@ def test_a_wrong_path_fails_and_is_named(golden: Path, tmp_path: Path) -> None:
     ]
     for path, code in cases:
         with raises_code(code, CheckpointError) as caught:
-            load_pretrained_model(path, device="cpu")
+            load_pretrained_model(path, device="cpu", dtype="float32")
         assert str(path) in str(caught.value)
 
 
@@ -566,7 +580,7 @@ def test_a_base_that_is_no_language_model_is_refused(golden: Path, tmp_path: Pat
         (golden / "images", "missing-config"),
     ]:
         with raises_code(code, CheckpointError) as caught:
-            load_pretrained_model(folder, base, device="cpu")
+            load_pretrained_model(folder, base, device="cpu", dtype="float32")
         assert str(base) in str(caught.value)
 
 
@@ -575,7 +589,7 @@ def test_an_adapter_or_projector_without_a_base_asks_for_one(
     build: Build, golden: Path, tmp_path: Path
 ) -> None:
     with raises_code("base-needed", CheckpointError) as caught:
-        load_pretrained_model(build(tmp_path / "trained", golden), device="cpu")
+        load_pretrained_model(build(tmp_path / "trained", golden), device="cpu", dtype="float32")
     assert "--model-base" in str(caught.value)
 
 

@@ -41,7 +41,7 @@ def test_a_step_costs_what_torch_counts(
     index = next(index for index, sample in enumerate(made.dataset.samples) if sample.image is not None)
     batch = made.collator([made.dataset[index]])
     batch.pop("notes")
-    made.model.get_vision_tower().vision_tower["vision_model"].set_attn_implementation("eager")
+    made.model.get_vision_tower().vision_tower.vision_model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         output = made.model(**batch)
         output.loss.backward()

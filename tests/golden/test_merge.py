@@ -40,7 +40,7 @@ def run_script(*words: object) -> subprocess.CompletedProcess[str]:
 
 def has_golden_logits(golden: Path, folder: Path, wanted: str, bound: float, **settings: Any) -> bool:
     """Whether a loaded folder's logits for a golden prompt are those in x_merge.npz."""
-    _, model, processor, _ = load_pretrained_model(folder, device="cpu", **settings)
+    _, model, processor, _ = load_pretrained_model(folder, device="cpu", **{"dtype": "float32", **settings})
     ids = tiny.fields(golden / "v_vi_vii_model.json")["generate"][0]["input_ids"]
     pixels = process_images([read_image(golden / "images/a_640x480.png")], processor, model.config)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_consolidating_drops_the_tower_and_changes_nothing_else(golden: Path, tm
     after = read_tensors(tmp_path / "small/model.safetensors")
     assert set(after) == {name for name in before if "vision_tower" not in name}
     assert all(torch.equal(after[name], before[name].half()) for name in after)
-    assert load_pretrained_model(tmp_path / "small", device="cpu")[2] is not None
+    assert load_pretrained_model(tmp_path / "small", device="cpu", dtype="float32")[2] is not None
 
 
 SOURCES: dict[str, Callable[[Path, Path], Path]] = {
@@ -147,7 +147,9 @@ def test_extracting_from_a_model_without_a_projector_fails_in_one_line(
 
 
 def fresh_adapter(golden: Path, **settings: Any) -> Any:
-    model = load_pretrained_model(golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu")[1]
+    model = load_pretrained_model(
+        golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu", dtype="float32"
+    )[1]
     wrapped = add_adapter(model, r=4, alpha=8, **settings)
     torch.manual_seed(0)
     for name, parameter in wrapped.named_parameters():
@@ -164,7 +166,7 @@ def test_a_written_adapter_is_read_back_as_it_was(golden: Path, tmp_path: Path) 
     write_non_lora(tmp_path, state.non_lora)
     wrapped.config.save_pretrained(tmp_path)
     ids = torch.tensor([[1, 50, 60, 70, 80]])
-    again = load_pretrained_model(tmp_path, golden / tiny.LANGUAGE, device="cpu")[1]
+    again = load_pretrained_model(tmp_path, golden / tiny.LANGUAGE, device="cpu", dtype="float32")[1]
     with torch.no_grad():
         assert torch.allclose(again(ids).logits, wrapped(ids).logits, atol=5e-5)
     # The original's files, names and all.

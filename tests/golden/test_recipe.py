@@ -35,7 +35,9 @@ PATCHES = 16
 
 @functools.cache
 def loaded(golden: Path) -> Any:
-    return load_pretrained_model(golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu")[1]
+    return load_pretrained_model(
+        golden / tiny.PROJECTOR, golden / tiny.LANGUAGE, device="cpu", dtype="float32"
+    )[1]
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_unread_layers_of_the_tower_change_neither_loss_nor_gradients(model: Any
     passed: list[int] = []
     hooks = [
         layer.register_forward_hook(lambda *_, place=place: passed.append(place))
-        for place, layer in enumerate(tower.vision_tower["vision_model"].encoder.layers)
+        for place, layer in enumerate(tower.vision_tower.vision_model.encoder.layers)
     ]
     short = learned(model, BATCHES["both"])
     read, passed[:] = set(passed), []
@@ -226,7 +228,7 @@ def test_more_layers_than_there_are_cannot_be_recomputed() -> None:
 
 def test_logits_are_made_and_images_encoded_only_where_needed(model: Any) -> None:
     images, logits = [], []
-    tower = model.get_vision_tower().vision_tower["vision_model"]
+    tower = model.get_vision_tower().vision_tower.vision_model
     tower.embeddings.register_forward_hook(lambda _, given, __: images.append(len(given[0])))
     model.lm_head.register_forward_hook(lambda _, __, made: logits.append(made.shape))
     inputs = BATCHES["both"]

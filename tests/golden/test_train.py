@@ -220,7 +220,7 @@ def test_a_whole_llava_model_is_tuned_further_without_naming_its_parts(
     )
     fit(assembled)
     assert json.loads((tmp_path / "lora" / "config.json").read_text())["mm_projector_type"] == "mlp2x_gelu"
-    _, model, _, _ = load_pretrained_model(tmp_path / "lora", str(full_model), device="cpu")
+    _, model, _, _ = load_pretrained_model(tmp_path / "lora", str(full_model), device="cpu", dtype="float32")
     assert model.get_vision_tower().is_loaded
 
 
@@ -293,7 +293,7 @@ def test_other_settings_train_what_can_be_loaded(golden: Path, tmp_path: Path, m
         place = argv.index("--mm_projector_lr")
         del argv[place : place + 2]
     trained = fit(assembled_from(argv)).model
-    _, model, _, _ = load_pretrained_model(tmp_path / "llava", device="cpu")
+    _, model, _, _ = load_pretrained_model(tmp_path / "llava", device="cpu", dtype="float32")
     assert torch.equal(model.get_model().mm_projector[0].weight, trained.get_model().mm_projector[0].weight)
     rows = 2049 if more[1] in ("v0", "True") and "freeze" not in more[0] else 2048
     assert len(model.get_input_embeddings().weight) == rows
@@ -333,7 +333,7 @@ def test_every_checkpoint_can_be_used_and_old_ones_go(
     assert names_in(checkpoint) >= {"config.json", "optimizer.pt", "trainer_state.json", *weights}
     base = None if run == "viii_full" else "weights/tiny-vicuna-v1.5"
     for folder in (checkpoint, output):
-        _, model, processor, _ = load_pretrained_model(folder, base, device="cpu")
+        _, model, processor, _ = load_pretrained_model(folder, base, device="cpu", dtype="float32")
         assert processor is not None
         assert model.config.use_cache is True
 

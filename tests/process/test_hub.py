@@ -94,7 +94,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 LOAD = """
 from llava.model.builder import load_pretrained_model
-tokenizer, model, processor, context = load_pretrained_model(path, device="cpu")
+tokenizer, model, processor, context = load_pretrained_model(path, device="cpu", dtype="float32")
 print("loaded", type(model).__name__, len(tokenizer), processor is not None, context)
 """
 LOCATE = """

@@ -121,7 +121,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert checkpoints(output) == ["checkpoint-7", "checkpoint-8"]
     assert not list(output.glob(".saving-*"))
     base = None if kind == "full" else BASE
-    _, model, _, _ = load_pretrained_model(output / "checkpoint-7", base, device="cpu")
+    _, model, _, _ = load_pretrained_model(output / "checkpoint-7", base, device="cpu", dtype="float32")
     assert model.get_vision_tower().is_loaded
 
     before = contents(output)
@@ -405,7 +405,7 @@ def test_an_adapter_is_trained_further_with_its_projector(
     after = trained_weights(tmp_path / "out")
     assert set(after) == set(stored)
     assert not any(torch.equal(after[name], stored[name]) for name in stored if "lora_B" in name)
-    _, model, _, _ = load_pretrained_model(tmp_path / "out", BASE, device="cpu")
+    _, model, _, _ = load_pretrained_model(tmp_path / "out", BASE, device="cpu", dtype="float32")
     assert model.get_vision_tower().is_loaded
 
 

@@ -16,13 +16,14 @@ from transformers.generation.streamers import BaseStreamer
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
 from llava.infer.engine.budget import measure_budget
-from llava.infer.engine.generate import find_stop_ids, generate
+from llava.infer.engine.generate import ask_model, find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.packed import PromptGroup, continue_groups, count_fitting_groups
 from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
 from llava.infer.engine.schedule import Group, plan_windows
+from llava.model.overrides import find_change
 from llava.model.splice import splice
 from llava.prompts.encode import tokenizer_image_token
 
@@ -72,6 +73,7 @@ class Engine:
         Raises:
             DataError: An image is broken, a prompt leaves no room for an answer, or its numbers of `<image>`
                 and images differ. The message starts with the request's name.
+            CheckpointError: The model's logits are NaN or infinite.
         """
         self.asked_again = 0
         prompts = [self._tokenize(request) for request in requests]
@@ -81,7 +83,12 @@ class Engine:
         )
         features: Features = {}
         names = {source: request.name for request in reversed(requests) for source in request.images}
+        is_changed = self._notice_changes()
         for window, images in decode_ahead(windows, names, self._load_pixels):
+            if is_changed:
+                for index in (index for group in window.groups for index in group.requests):
+                    yield index, self._ask_model(requests[index], prompts[index], images)
+                continue
             features |= self._encode_images({s: image for s, image in images.items() if s not in features})
             for index, reply in self._answer_groups(window.groups, requests, prompts, features):
                 if self._is_doubtful(reply):
@@ -97,9 +104,30 @@ class Engine:
 
     def reply_streaming(self, request: Request, streamer: BaseStreamer) -> Reply:
         """Answer one request, passing each token to `streamer` at once."""
-        features = self._encode_images({image: self._load_pixels(image) for image in request.images})
-        prompt = self._embed(request, self._tokenize(request), features)
+        images = {image: self._load_pixels(image) for image in request.images}
+        ids = self._tokenize(request)
+        if self._notice_changes():
+            return self._ask_model(request, ids, images, streamer)
+        prompt = self._embed(request, ids, self._encode_images(images))
         return Reply(self._decode(generate(self._loaded, prompt, self._generation, streamer=streamer)))
+
+    def _notice_changes(self) -> bool:
+        """Return whether other code has changed the model, so that shortcuts could pass over the change."""
+        change = find_change(self._loaded.model)
+        if change is not None:
+            logger.warning(f"{change}: each prompt is answered on its own, by the model's own generate")
+        return change is not None
+
+    def _ask_model(
+        self,
+        request: Request,
+        ids: Sequence[int],
+        images: Mapping[ImageSource, Pixels],
+        streamer: BaseStreamer | None = None,
+    ) -> Reply:
+        """Answer a request by the model's own `generate`."""
+        pixels = [images[source] for source in request.images]
+        return Reply(self._decode(ask_model(self._loaded, ids, pixels, self._generation, streamer)))
 
     def _tokenize(self, request: Request) -> list[int]:
         ids = tokenizer_image_token(request.prompt, self._loaded.tokenizer, IMAGE_TOKEN_INDEX)

@@ -1,14 +1,16 @@
-"""Generate from one prompt with transformers' `generate`: sampling, beam search, streaming."""
+"""Generate from one prompt with `generate`: sampling, beam search, streaming, and models of other code."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from llava.infer.engine.finite import RequireFinite, explain_not_finite
+from llava.infer.engine.image_loading import Pixels
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.requests import Generation
 
@@ -25,15 +27,59 @@ def generate(
     if generation.temperature > 0:
         torch.manual_seed(generation.seed)
     # Not LlavaLlamaForCausalLM.generate, which would encode the images again.
-    output = GenerationMixin.generate(
-        loaded.model,
-        inputs_embeds=prompt[None],
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=prompt.device),
-        generation_config=build_generation_config(loaded, generation),
-        streamer=streamer,
-    )
+    with explain_not_finite(loaded.model, [prompt]):
+        output = GenerationMixin.generate(
+            loaded.model,
+            inputs_embeds=prompt[None],
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=prompt.device),
+            generation_config=build_generation_config(loaded, generation),
+            logits_processor=LogitsProcessorList([RequireFinite()]),
+            streamer=streamer,
+        )
     ids: list[int] = output[0].tolist()
     return ids
+
+
+@torch.inference_mode()
+def ask_model(
+    loaded: Loaded,
+    ids: Sequence[int],
+    images: Sequence[Pixels],
+    generation: Generation,
+    streamer: BaseStreamer | None = None,
+) -> list[int]:
+    """Return the new token ids after a prompt by the model's own `generate`, as the original's commands do.
+
+    Whatever other code has replaced in the model is called.
+
+    Args:
+        loaded: The model.
+        ids: The prompt's ids, with -200 for an image.
+        images: The images of the prompt, in order.
+        generation: How tokens are chosen.
+        streamer: Gets each token at once.
+    """
+    model, device = loaded.model, loaded.device
+    prompt = torch.tensor([ids], device=device)
+    if not hasattr(model, "get_vision_tower"):
+        return generate(loaded, model.get_input_embeddings()(prompt)[0], generation, streamer=streamer)
+    if generation.temperature > 0:
+        torch.manual_seed(generation.seed)
+    views: Any = [image.tensor.to(device, model.dtype) for image in images]
+    if len({view.shape for view in views}) == 1:
+        views = torch.stack(views)
+    with explain_not_finite(model):
+        output = model.generate(
+            prompt,
+            images=views if images else None,
+            image_sizes=[image.size for image in images] or None,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=build_generation_config(loaded, generation),
+            logits_processor=LogitsProcessorList([RequireFinite()]),
+            streamer=streamer,
+        )
+    new: list[int] = output[0].tolist()
+    return new
 
 
 def build_generation_config(loaded: Loaded, generation: Generation) -> GenerationConfig:

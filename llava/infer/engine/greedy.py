@@ -5,12 +5,15 @@ Shapes: L positions of the prompt, D width, N prompts, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
+
+from llava.infer.engine.finite import explain_not_finite
 
 
 @dataclass(slots=True)
@@ -45,7 +48,8 @@ def continue_prompt(
     inputs: dict[str, Any] = {"inputs_embeds": prompt[None]}
     for _ in range(max_new_tokens):
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        token = append_likeliest(logits, [continuation], stop_ids)[0]
+        with explain_not_finite(model, [prompt]):
+            token = append_likeliest(logits, [continuation], stop_ids)[0]
         if token is None:
             break
         inputs = {"input_ids": torch.tensor([[token]], device=prompt.device)}
@@ -59,12 +63,17 @@ def append_likeliest(
 
     Returns:
         The tokens, with None for continuations that end with a stop id.
+
+    Raises:
+        FloatingPointError: A logit is NaN or infinite.
     """
     logits = logits.float()
     best = logits.topk(2, dim=1).values
     # topk may return any of equal logits; generate() uses argmax.
     chosen: list[int] = logits.argmax(dim=1).tolist()
     margins, scales = (best[:, 0] - best[:, 1]).tolist(), logits.abs().amax(dim=1).tolist()
+    if not all(map(math.isfinite, scales)):
+        raise FloatingPointError("the logits are not finite")
     tokens: list[int | None] = []
     for continuation, token, margin, scale in zip(continuations, chosen, margins, scales, strict=True):
         continuation.margin = min(continuation.margin, margin)

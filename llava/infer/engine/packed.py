@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from llava.infer.engine.budget import Budget
+from llava.infer.engine.finite import explain_not_finite
 from llava.infer.engine.greedy import Continuation, append_likeliest
 from llava.infer.engine.kv_cache import preallocated_cache
 
@@ -92,7 +93,8 @@ def continue_groups(
         active = batch
         hidden = reader.read(active)
         for remaining in reversed(range(max_new_tokens)):
-            tokens = append_likeliest(head(hidden), [prompt.continuation for prompt in active], stop_ids)
+            with explain_not_finite(model, [group.prefix for group in groups]):
+                tokens = append_likeliest(head(hidden), [prompt.continuation for prompt in active], stop_ids)
             for prompt, token in zip(active, tokens, strict=True):
                 prompt.ids = () if token is None else (token,)
             active = [prompt for prompt in active if prompt.ids]

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import CheckpointError, DataError
+from llava.model.fields import IMAGE_FIELDS, image_fields
 from llava.model.llava_arch import (
     Images,
     LlavaMetaForCausalLM,
@@ -34,36 +35,9 @@ READABLE_TYPES = ("llava_llama", "llava", "llama")
 
 
 class LlavaConfig(LlamaConfig):
-    """LLaMA's config with the fields of the image side. A field that a checkpoint lacks is None.
-
-    Fields not listed here are kept and written back unchanged.
-    """
+    """LLaMA's config. It has those of `ImageFields`, and any others, that its checkpoint has."""
 
     model_type = "llava_llama"
-
-    mm_vision_tower: str | None = None  # set for multimodal models only
-    mm_hidden_size: int | None = None
-    mm_projector_type: str | None = None  # None means linear
-    mm_vision_select_layer: int | None = None
-    mm_vision_select_feature: str | None = None  # None means patch
-    mm_patch_merge_type: str | None = None  # None means flat
-    mm_use_im_start_end: bool | None = None
-    mm_use_im_patch_token: bool | None = None
-    use_mm_proj: bool | None = None
-    unfreeze_mm_vision_tower: bool | None = None
-    tune_mm_mlp_adapter: bool | None = None
-    freeze_mm_mlp_adapter: bool | None = None
-    mm_projector_lr: float | None = None
-    image_aspect_ratio: str | None = None
-    image_grid_pinpoints: Any = None
-    tokenizer_model_max_length: int | None = None
-    tokenizer_padding_side: str | None = None
-    max_sequence_length: int | None = None
-
-    @property
-    def is_unpadded(self) -> bool:
-        """Whether an image's tiles are merged without their padding, each row ending with `image_newline`."""
-        return "unpad" in (self.mm_patch_merge_type or "")
 
     @classmethod
     def get_config_dict(
@@ -100,9 +74,10 @@ class LlavaConfig(LlamaConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what to write to config.json: our fields that are set, and two that transformers 4 needs."""
         fields = super().to_diff_dict()
-        ours = LlavaConfig.__annotations__
         # The original asks whether a field exists, not whether it is null.
-        fields = {name: value for name, value in fields.items() if value is not None or name not in ours}
+        fields = {
+            name: value for name, value in fields.items() if value is not None or name not in IMAGE_FIELDS
+        }
         rope = self.rope_parameters or {}
         if rope.get("rope_type", "default") == "default" and "rope_theta" in rope:
             fields["rope_theta"] = rope["rope_theta"]
@@ -169,10 +144,14 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if recipe is not None:
             rows = (input_ids, attention_mask, labels, images, image_sizes)
             return CausalLMOutputWithPast(loss=self._loss_by_recipe(*rows, recipe, supervised))
-        if inputs_embeds is None and input_ids is not None and input_ids.shape[1] > 1:
+        if inputs_embeds is None and self.has_other_splice:
+            given = (input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes)
+            prepared = self.prepare_inputs_labels_for_multimodal(*given)
+            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = prepared
+        elif inputs_embeds is None and input_ids is not None and input_ids.shape[1] > 1:
             require_images_for_slots(input_ids, images)
             if images is not None:
-                longest = None if labels is None else self.config.tokenizer_model_max_length
+                longest = None if labels is None else image_fields(self.config).tokenizer_model_max_length
                 spliced = self.splice_images(
                     input_ids, labels, attention_mask, images, image_sizes, max_length=longest
                 )
@@ -203,6 +182,30 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         recipe: Recipe,
         supervised: torch.Tensor | None,
     ) -> torch.Tensor:
+        if self.has_other_splice:
+            given = (input_ids, None, attention_mask, None, labels, images, image_sizes)
+            ids, positions, mask, _, embeds, labels = self.prepare_inputs_labels_for_multimodal(*given)
+            embeds = self.get_input_embeddings()(ids) if embeds is None else embeds
+            settings: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        else:
+            embeds, labels, settings = self._splice_by_recipe(
+                input_ids, attention_mask, labels, images, image_sizes, recipe
+            )
+        hidden = self.model(inputs_embeds=embeds, use_cache=False, **settings).last_hidden_state
+        if recipe.sparse_loss:
+            return supervised_loss(hidden, labels, self.lm_head, supervised)
+        return next_token_loss(self.lm_head(hidden), labels, supervised)
+
+    def _splice_by_recipe(
+        self,
+        input_ids: Any,
+        attention_mask: torch.Tensor | None,
+        labels: Any,
+        images: Images | None,
+        image_sizes: Sizes,
+        recipe: Recipe,
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Return embeddings (B, L, D), labels (B, L) and what the language model needs to attend by."""
         require_images_for_slots(input_ids, images)
         if images is None:
             features = self._make_empty_features(len(input_ids))
@@ -210,22 +213,17 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             features = self.encode_nonblank_views(input_ids, attention_mask, images, image_sizes)
         else:
             features = self.encode_views(images, image_sizes)
-        longest = None if images is None else self.config.tokenizer_model_max_length
+        longest = None if images is None else image_fields(self.config).tokenizer_model_max_length
         rows = (input_ids, labels, attention_mask, self.get_input_embeddings(), features)
-        if recipe.pack:
-            packed = splice_packed(*rows, max_length=longest)
-            embeds, labels = packed.embeds, packed.labels
-            settings = {
-                "position_ids": packed.position_ids,
-                **segment_arguments(packed.lengths, self.config._attn_implementation, embeds.device),
-            }
-        else:
+        if not recipe.pack:
             padded = splice(*rows, max_length=longest)
-            embeds, labels, settings = padded.embeds, padded.labels, {"attention_mask": padded.mask}
-        hidden = self.model(inputs_embeds=embeds, use_cache=False, **settings).last_hidden_state
-        if recipe.sparse_loss:
-            return supervised_loss(hidden, labels, self.lm_head, supervised)
-        return next_token_loss(self.lm_head(hidden), labels, supervised)
+            return padded.embeds, padded.labels, {"attention_mask": padded.mask}
+        packed = splice_packed(*rows, max_length=longest)
+        settings = {
+            "position_ids": packed.position_ids,
+            **segment_arguments(packed.lengths, self.config._attn_implementation, packed.embeds.device),
+        }
+        return packed.embeds, packed.labels, settings
 
     @torch.no_grad()
     def generate(
@@ -252,8 +250,16 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             return super().generate(**kwargs)
         if "inputs_embeds" in kwargs:
             raise DataError("generate() takes token ids or inputs_embeds, not both", code="ids-and-embeds")
-        mask = kwargs.pop("attention_mask", None)
-        kwargs.pop("position_ids", None)  # count without images; generate() makes them from the mask
+        mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
+        if images is not None and self.has_other_splice:
+            given = (inputs, positions, mask, None, None, images, image_sizes)
+            ids, positions, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(*given)
+            if embeds is not None:
+                self._check_prompt_fits(embeds.shape[1])
+            if positions is not None:
+                kwargs["position_ids"] = positions
+            return super().generate(ids, attention_mask=mask, inputs_embeds=embeds, **kwargs)
+        # Without `positions`, which count without images; generate() makes them from the mask.
         require_images_for_slots(inputs, images)
         if images is None:
             empty = self._make_empty_features(len(inputs))

@@ -16,19 +16,50 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, one_line
+from llava.model.fields import image_fields
 from llava.model.loading.checkpoint import describe_owner
 from llava.model.loading.locate import locate
 from llava.model.loading.weights import check_weight_files, hide_load_report, read_tensor_names
+from llava.model.overrides import find_altered, is_replaced
 
 logger = logging.getLogger(__name__)
 
 TOWER_PREFIX = "vision_tower.vision_tower."
 
 
+class NestedCLIP(nn.Module):
+    """CLIP's vision model inside a module, as transformers 4 nests it and published weights are named.
+
+    Called, it computes what the model does; attributes that it lacks are the model's.
+    """
+
+    def __init__(self, clip: CLIPVisionModel) -> None:
+        super().__init__()
+        self.vision_model = clip
+
+    def forward(self, *inputs: Any, output_attentions: bool = False, **settings: Any) -> Any:
+        """Call the model. With `output_attentions` it attends eagerly, since SDPA returns no weights."""
+        config = self.vision_model.config
+        before = config._attn_implementation
+        if output_attentions:
+            config._attn_implementation = "eager"
+        try:
+            return self.vision_model(*inputs, output_attentions=output_attentions, **settings)
+        finally:
+            config._attn_implementation = before
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("vision_model"), name)
+
+
 class CLIPVisionTower(nn.Module):
     """CLIP up to the layer whose features are read.
 
-    Later layers are kept, so that they can be saved, but run only with `runs_unread_layers`. `load_model()`
+    Later layers are kept, so that they can be saved, but run only with `runs_unread_layers`, or where other
+    code has changed the tower and may read them. `load_model()`
     loads the weights, so that the language model can be loaded, quantised and wrapped first. State-dict keys
     are `vision_tower.vision_model.…`, as in published checkpoints.
     """
@@ -36,14 +67,14 @@ class CLIPVisionTower(nn.Module):
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__()
         self.vision_tower_name = vision_tower
-        if args.mm_vision_select_layer is None:
+        fields = image_fields(args)
+        if fields.mm_vision_select_layer is None:
             raise CheckpointError(
                 f"{describe_owner(args)} has no mm_vision_select_layer; it is -2 for LLaVA-1.5",
                 code="missing-field",
             )
-        self.select_layer = int(args.mm_vision_select_layer)
-        # Older configs lack this field.
-        self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
+        self.select_layer = int(fields.mm_vision_select_layer)
+        self.select_feature = fields.mm_vision_select_feature or "patch"  # older configs have none
         if self.select_feature not in ("patch", "cls_patch"):
             raise CheckpointError(
                 f"{describe_owner(args)} has mm_vision_select_feature {self.select_feature!r}; there are "
@@ -85,7 +116,7 @@ class CLIPVisionTower(nn.Module):
                 code="missing-weights",
             )
         clip.requires_grad_(False)
-        self.vision_tower = nn.ModuleDict({"vision_model": clip})
+        self.vision_tower = NestedCLIP(clip)
         self.is_loaded = True
 
     def load_trained_weights(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
@@ -101,7 +132,7 @@ class CLIPVisionTower(nn.Module):
         if not tensors:
             return
         try:
-            self._clip.load_state_dict(
+            self.vision_tower.vision_model.load_state_dict(
                 {
                     name.split(TOWER_PREFIX, 1)[1].removeprefix("vision_model."): tensors[name]
                     for name in tensors
@@ -120,21 +151,31 @@ class CLIPVisionTower(nn.Module):
         return self._encode(images)
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        clip = self._clip
-        hidden = clip.pre_layrnorm(clip.embeddings(images.to(self.device, self.dtype)))
-        for layer in clip.encoder.layers[: self.depth]:
-            hidden = layer(hidden, None)
-        features = hidden[:, 1:] if self.select_feature == "patch" else hidden
-        if self.runs_unread_layers:
-            for layer in clip.encoder.layers[self.depth :]:
-                hidden = layer(hidden, None)
-        return features.to(images.dtype)
-
-    @property
-    def _clip(self) -> CLIPVisionModel:
         if not self.is_loaded:
             raise RuntimeError("the vision tower is used before load_model()")
-        return self.vision_tower["vision_model"]
+        depth, pixels = self.depth, images.to(self.device, self.dtype)
+        if self.runs_unread_layers or self._is_changed():
+            features = self.feature_select(self.vision_tower(pixels, output_hidden_states=True))
+        else:
+            clip = self.vision_tower.vision_model
+            hidden = clip.pre_layrnorm(clip.embeddings(pixels))
+            for layer in clip.encoder.layers[:depth]:
+                hidden = layer(hidden, None)
+            features = self._select_positions(hidden)
+        return features.to(images.dtype)
+
+    def feature_select(self, image_forward_outs: Any) -> torch.Tensor:
+        """Return the features (B, P, D) of the selected layer from outputs that have all hidden states."""
+        return self._select_positions(image_forward_outs.hidden_states[self.select_layer])
+
+    def _select_positions(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, 1:] if self.select_feature == "patch" else hidden
+
+    def _is_changed(self) -> bool:
+        """Whether other code has changed how features are computed, or put another model into the tower."""
+        if type(self.vision_tower) is not NestedCLIP or is_replaced(self, "feature_select"):
+            return True
+        return find_altered(self.vision_tower) is not None
 
     @property
     def depth(self) -> int:
@@ -154,15 +195,15 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def config(self) -> CLIPVisionConfig:
-        return self._clip.config if self.is_loaded else self._config_on_disk
+        return self.vision_tower.config if self.is_loaded else self._config_on_disk
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._clip.embeddings.class_embedding.dtype
+        return self.vision_tower.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._clip.embeddings.class_embedding.device
+        return self.vision_tower.device
 
     @property
     def hidden_size(self) -> int:
