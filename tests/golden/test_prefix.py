@@ -172,9 +172,9 @@ def texts(engine: Engine, requests: list[Request]) -> list[str]:
 
 def test_images_in_tiles_are_shared_as_well(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model(golden)
-    monkeypatch.setattr(loaded.model.config, "image_aspect_ratio", "anyres")
-    monkeypatch.setattr(loaded.model.config, "mm_patch_merge_type", "spatial")
-    monkeypatch.setattr(loaded.model.config, "image_grid_pinpoints", [[56, 112], [112, 56], [112, 112]])
+    monkeypatch.setattr(loaded.model.config, "image_aspect_ratio", "anyres", raising=False)
+    monkeypatch.setattr(loaded.model.config, "mm_patch_merge_type", "spatial", raising=False)
+    monkeypatch.setattr(loaded.model.config, "image_grid_pinpoints", [[56, 112], [112, 56], [112, 112]], raising=False)
     requests = requests_about(golden)
     generation = Generation(max_new_tokens=8)
     wanted = replies(Engine(loaded, generation, batch_size=1), requests)
@@ -250,6 +250,7 @@ def test_running_out_of_memory_halves_the_budget(
     wanted = texts(Engine(loaded, generation, batch_size=1), requests)
     if module == "layers":
         short = ShortOfMemory(loaded.model.get_decoder().forward, 150)
+        monkeypatch.setattr("llava.infer.engine.engine.find_change", lambda model: None)
         monkeypatch.setattr(loaded.model.get_decoder(), "forward", short)
     else:
         short = ShortOfMemory(loaded.model.encode_views, 2)
@@ -267,6 +268,7 @@ def test_too_little_memory_for_one_prompt_is_a_users_error(
 ) -> None:
     loaded = tiny_model(golden)
     never = ShortOfMemory(loaded.model.get_decoder().forward, 0)
+    monkeypatch.setattr("llava.infer.engine.engine.find_change", lambda model: None)
     monkeypatch.setattr(loaded.model.get_decoder(), "forward", never)
     with raises_code("out-of-memory", SettingsError):
         texts(Engine(loaded, Generation(max_new_tokens=1)), requests_about(golden))
