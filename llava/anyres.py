@@ -76,6 +76,17 @@ def process_anyres_image(
     return torch.stack([processor.preprocess(view, return_tensors="pt")["pixel_values"][0] for view in views])
 
 
+def unpad_image(tensor: torch.Tensor, original_size: Size) -> torch.Tensor:
+    """Remove the rows or columns of (D, rows, columns) that `resize_and_pad_image` filled with black."""
+    rows, columns = tensor.shape[1:]
+    width, height = original_size
+    if width / height > columns / rows:
+        margin = (rows - int(height * (columns / width))) // 2
+        return tensor[:, margin : rows - margin]
+    margin = (columns - int(width * (rows / height))) // 2
+    return tensor[:, :, margin : columns - margin]
+
+
 def merge_tiles(
     features: torch.Tensor, grid: tuple[int, int], image_size: Size, newline: torch.Tensor | None
 ) -> torch.Tensor:
@@ -96,21 +107,10 @@ def merge_tiles(
     grid_features = tiles.view(down, across, side, side, -1).permute(0, 2, 1, 3, 4)
     grid_features = grid_features.reshape(down * side, across * side, -1)
     if newline is not None:
-        grid_features = _without_padding(grid_features, image_size)
+        grid_features = unpad_image(grid_features.permute(2, 0, 1), image_size).permute(1, 2, 0)
         column = newline.to(grid_features).expand(grid_features.shape[0], 1, -1)
         grid_features = torch.cat((grid_features, column), dim=1)
     return torch.cat((whole, grid_features.flatten(0, 1)))
-
-
-def _without_padding(grid_features: torch.Tensor, image_size: Size) -> torch.Tensor:
-    """Remove the rows or columns of (rows, columns, D) that `resize_and_pad_image` filled with black."""
-    rows, columns = grid_features.shape[:2]
-    width, height = image_size
-    if width / height > columns / rows:
-        margin = (rows - int(height * (columns / width))) // 2
-        return grid_features[margin : rows - margin]
-    margin = (columns - int(width * (rows / height))) // 2
-    return grid_features[:, margin : columns - margin]
 
 
 def _parse_pinpoints(given: str | Sequence[Sequence[int]]) -> list[Size]:

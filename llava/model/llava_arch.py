@@ -17,6 +17,7 @@ from torch import nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.anyres import get_anyres_image_grid_shape, merge_tiles
+from llava.anyres import unpad_image as unpad_image  # for code that imports it from here
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import CheckpointError, DataError
 from llava.model.fields import image_fields

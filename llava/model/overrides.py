@@ -16,8 +16,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "deepspeed")
-# Implementations of attention that take additive masks.
-_MASKED_ATTENTION = ("sdpa", "eager", "packed")
 _MODEL = Path(__file__).parent
 # Not the whole package: forks put their own models into it.
 _OURS = (
@@ -37,18 +35,14 @@ def is_replaced(owner: object, name: str) -> bool:
 
 
 def find_change(model: PreTrainedModel) -> str | None:
-    """Return what other code has changed in how a model answers, in words, or None.
-
-    Attention that takes no additive masks counts too: several prompts cannot share a row with it.
-    """
+    """Return what other code has changed in a model, in words, or None."""
     for name in ("generate", "prepare_inputs_labels_for_multimodal", "encode_images", "get_vision_tower"):
         if hasattr(model, name) and is_replaced(model, name):
             return f"the model's {name} is replaced"
     part = find_altered(model)
-    if part is not None:
-        return f"the forward pass of {part or 'the model'} is replaced or hooked into"
-    attention = model.config._attn_implementation
-    return None if attention in _MASKED_ATTENTION else f"attention is {attention}"
+    if part is None:
+        return None
+    return f"the forward pass of {part or 'the model'} is replaced or hooked into"
 
 
 def find_altered(module: nn.Module) -> str | None:

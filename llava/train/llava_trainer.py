@@ -46,6 +46,7 @@ from llava.model.loading.checkpoint import (
     strip_wrappers,
 )
 from llava.model.loading.weights import read_tensors
+from llava.model.overrides import find_change
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
@@ -161,7 +162,10 @@ class LLaVATrainer(ValidatingTrainer):
         self.meter = Meter(model, args, image_positions=image_positions)
         # The original's loss is the mean over micro-batches and ranks of each micro-batch's mean.
         self.model_accepts_loss_kwargs = False
-        self.recipe = resolve_recipe(args, reads_images=is_ours)
+        change = find_change(model.get_base_model() if isinstance(model, PeftModel) else model)
+        if is_ours and change is not None:
+            logger.warning("%s: every step is computed as the original does", change)
+        self.recipe = resolve_recipe(args, has_shortcuts=is_ours and change is None)
         if self.recipe.pack:
             enable_packing(model.config)
         if is_ours and (tower := model.get_vision_tower()) is not None:

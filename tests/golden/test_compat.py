@@ -65,12 +65,9 @@ LEFT_OUT_MODULES = {
 LEFT_OUT = {
     "llava.eval.eval_science_qa.get_args": "reads this one command's flags",
     "llava.eval.eval_textvqa.get_args": "likewise",
-    "llava.model.llava_arch.unpad_image": "to come",
-    "llava.model.multimodal_encoder.clip_encoder.CLIPVisionTower.feature_select": "to come",
     "llava.model.multimodal_encoder.clip_encoder.CLIPVisionTower.load_model(device_map)": "in **kwargs",
     "llava.model.multimodal_encoder.clip_encoder.CLIPVisionTowerS2": "needs the package s2wrapper",
     "llava.model.multimodal_projector.builder.IdentityMap": "torch.nn.Identity",
-    "llava.model.multimodal_projector.builder.build_vision_projector(delay_load)": "to come",
     "llava.model.multimodal_projector.builder.SimpleResBlock": "the original does not use it either",
     "llava.train.train.IS_TOKENIZER_GREATER_THAN_0_14": "always true",
     "llava.train.train.local_rank": "set and read by the original's train() only",

@@ -44,6 +44,7 @@ def model(golden: Path) -> Any:
     model = loaded(golden)[1]
     before = dict(vars(model.config))
     yield model
+    vars(model.config).clear()
     vars(model.config).update(before)
 
 

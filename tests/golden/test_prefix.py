@@ -171,10 +171,10 @@ def texts(engine: Engine, requests: list[Request]) -> list[str]:
 
 
 def test_images_in_tiles_are_shared_as_well(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = tiny_model(golden)
+    loaded, grids = tiny_model(golden), [[56, 112], [112, 56], [112, 112]]
     monkeypatch.setattr(loaded.model.config, "image_aspect_ratio", "anyres", raising=False)
     monkeypatch.setattr(loaded.model.config, "mm_patch_merge_type", "spatial", raising=False)
-    monkeypatch.setattr(loaded.model.config, "image_grid_pinpoints", [[56, 112], [112, 56], [112, 112]], raising=False)
+    monkeypatch.setattr(loaded.model.config, "image_grid_pinpoints", grids, raising=False)
     requests = requests_about(golden)
     generation = Generation(max_new_tokens=8)
     wanted = replies(Engine(loaded, generation, batch_size=1), requests)

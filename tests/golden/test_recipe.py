@@ -287,37 +287,37 @@ def given(golden: Path, *more: str) -> Any:
 
 
 def test_a_recipe_sets_what_no_flag_says(golden: Path) -> None:
-    exact = resolve_recipe(given(golden, "--recipe", "exact"), reads_images=True)
+    exact = resolve_recipe(given(golden, "--recipe", "exact"), has_shortcuts=True)
     assert exact == Recipe()
-    fast = resolve_recipe(given(golden), reads_images=True)
+    fast = resolve_recipe(given(golden), has_shortcuts=True)
     assert (fast.pack, fast.sparse_loss, fast.skip_blank_images, fast.skip_unread_layers) == (True,) * 4
     assert (fast.micro_batch_tokens, fast.checkpoint_layers) == (8192, "auto")
-    one = resolve_recipe(given(golden, "--recipe", "exact", "--sparse_loss", "True"), reads_images=True)
+    one = resolve_recipe(given(golden, "--recipe", "exact", "--sparse_loss", "True"), has_shortcuts=True)
     assert one == Recipe(sparse_loss=True)
     other = ["--pack", "False", "--gradient_checkpointing", "--checkpoint_layers", "3"]
-    assert resolve_recipe(given(golden, *other), reads_images=True) == Recipe(
+    assert resolve_recipe(given(golden, *other), has_shortcuts=True) == Recipe(
         sparse_loss=True, skip_blank_images=True, skip_unread_layers=True, checkpoint_layers=3
     )
 
 
 def test_shortcuts_are_left_out_where_they_do_not_hold(golden: Path) -> None:
     args = given(golden)
-    assert resolve_recipe(args, reads_images=False) == Recipe(checkpoint_layers="auto")
+    assert resolve_recipe(args, has_shortcuts=False) == Recipe(checkpoint_layers="auto")
     sharded: Any = SimpleNamespace(
         **{**vars(args), "n_gpu": 1, "deepspeed_plugin": SimpleNamespace(zero_stage=3)}
     )
-    assert not resolve_recipe(sharded, reads_images=True).skip_blank_images
+    assert not resolve_recipe(sharded, has_shortcuts=True).skip_blank_images
     several: Any = SimpleNamespace(**{**vars(args), "n_gpu": 4})
-    assert resolve_recipe(several, reads_images=True) == Recipe(
+    assert resolve_recipe(several, has_shortcuts=True) == Recipe(
         skip_unread_layers=True, checkpoint_layers="auto"
     )
 
 
 def test_a_model_without_vision_refuses_shortcuts_that_it_does_not_know(golden: Path) -> None:
     """It would pass over them: rows of several samples would count as one each."""
-    with raises_code("shortcut-without-vision", SettingsError):
-        resolve_recipe(given(golden, "--pack", "True", "--sparse_loss", "True"), reads_images=False)
-    assert resolve_recipe(given(golden), reads_images=False) == Recipe(checkpoint_layers="auto")
+    with raises_code("no-such-shortcut", SettingsError):
+        resolve_recipe(given(golden, "--pack", "True", "--sparse_loss", "True"), has_shortcuts=False)
+    assert resolve_recipe(given(golden), has_shortcuts=False) == Recipe(checkpoint_layers="auto")
 
 
 def test_contradictions_between_shortcuts_are_reported_together(golden: Path) -> None:

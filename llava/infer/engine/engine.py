@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 # whose margin is below this many steps is computed again on its own. scripts/bench/README.md has the reasons.
 _ROUNDING_STEPS = {torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}
 
+# Implementations of attention that take additive masks, which prompts in one row need.
+_MASKED_ATTENTION = ("sdpa", "eager", "packed")
+
 Features = dict[ImageSource, torch.Tensor]
 
 
@@ -112,8 +115,11 @@ class Engine:
         return Reply(self._decode(generate(self._loaded, prompt, self._generation, streamer=streamer)))
 
     def _notice_changes(self) -> bool:
-        """Return whether other code has changed the model, so that shortcuts could pass over the change."""
+        """Return whether other code has changed the model: shortcuts would pass over what it does."""
         change = find_change(self._loaded.model)
+        attention = self.config._attn_implementation
+        if attention not in _MASKED_ATTENTION:
+            change = f"attention is computed by {attention}"
         if change is not None:
             logger.warning(f"{change}: each prompt is answered on its own, by the model's own generate")
         return change is not None

@@ -25,25 +25,25 @@ _IN_FORWARD = ("pack", "micro_batch_tokens", "sparse_loss", "skip_blank_images",
 ROW_POSITIONS = 8192
 
 
-def resolve_recipe(training: TrainingArguments, *, reads_images: bool) -> Recipe:
+def resolve_recipe(training: TrainingArguments, *, has_shortcuts: bool) -> Recipe:
     """Return the shortcuts that `--recipe` and the flags beside it select for this run.
 
     Args:
         training: The flags, checked.
-        reads_images: Whether the model is a LLaVA model; others have no shortcuts in their forward pass.
+        has_shortcuts: Whether the model's forward pass is this package's; others have no shortcuts.
 
     Raises:
         SettingsError: A flag asks for a shortcut that the model does not have.
     """
-    if not reads_images:
+    if not has_shortcuts:
         named = [f"--{name}" for name in _IN_FORWARD if getattr(training, name)]
         if named:
             raise SettingsError(
-                f"{', '.join(named)}: only a model with a vision tower has this shortcut; remove the flag",
-                code="shortcut-without-vision",
+                f"{', '.join(named)}: only this package's own model has this shortcut; remove the flag",
+                code="no-such-shortcut",
             )
     is_fast = training.recipe == "fast"
-    may_shorten = is_fast and reads_images and training.n_gpu <= 1
+    may_shorten = is_fast and has_shortcuts and training.n_gpu <= 1
     pack = _chosen(training.pack, may_shorten)
     layers = _chosen(training.checkpoint_layers, "auto" if is_fast else "all")
     return Recipe(
@@ -51,7 +51,7 @@ def resolve_recipe(training: TrainingArguments, *, reads_images: bool) -> Recipe
         micro_batch_tokens=_chosen(training.micro_batch_tokens, ROW_POSITIONS if pack and is_fast else 0),
         sparse_loss=_chosen(training.sparse_loss, may_shorten),
         skip_blank_images=_chosen(training.skip_blank_images, may_shorten and not shards_weights(training)),
-        skip_unread_layers=_chosen(training.skip_unread_layers, is_fast and reads_images),
+        skip_unread_layers=_chosen(training.skip_unread_layers, is_fast and has_shortcuts),
         checkpoint_layers=_layers(layers),
     )
 
