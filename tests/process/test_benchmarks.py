@@ -14,6 +14,7 @@ import pytest
 
 from llava import benchmarks
 from llava.benchmarks import letter_rules, paper
+from llava.benchmarks.__main__ import main
 from llava.benchmarks.aggregate import degenerate_warnings
 from llava.benchmarks.answers import Matched, match, read_answers
 from llava.benchmarks.base import Benchmark, Example
@@ -168,6 +169,30 @@ def test_the_command_prepares_scores_and_submits(tmp_path: Path) -> None:
     assert (tmp_path / "up.jsonl").read_text().splitlines()[0] == '{"question_id": "11", "prediction": "B"}'
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "submit seed --answers answers.jsonl --output answers.jsonl",
+        "submit seed --answers answers.jsonl --output SEED-Bench.json",
+        "prepare seed --force --output SEED-Bench.json",
+        "score seed --answers out/metrics.json --save-path out",
+    ],
+)
+def test_no_output_of_the_command_replaces_an_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    MAKERS["seed"](tmp_path)
+    (tmp_path / "out").mkdir()
+    for name in ("answers.jsonl", "out/metrics.json"):
+        (tmp_path / name).write_text('{"question_id": 11, "text": "B"}\n')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["llava benchmarks", *words.split(), "--root", "."])
+    with raises_code("output-is-input"):
+        main()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_the_command_leaves_no_metrics_when_answers_are_missing(tmp_path: Path) -> None:
     MAKERS["seed"](tmp_path)
     (tmp_path / "a.jsonl").write_text('{"question_id": 11, "text": "B"}\n')
@@ -280,6 +305,13 @@ def test_answers_are_read_in_every_shape(tmp_path: Path, name: str, content: str
         ('{"question_id": 1, "text": 3}\n', "wrong-type", ("a.jsonl:1", "text", "3")),
         ('{"question_id": [1], "text": "A"}\n', "wrong-type", ("a.jsonl:1", "id", "[1]")),
         ('{"question_id": 1, "text": "A", "prompt": 5}\n', "wrong-type", ("a.jsonl:1", "prompt", "5")),
+        ('{"question_id": 1, "text": "A", "text": "B"}\n', "repeated-key", ("a.jsonl:1", "text")),
+        (
+            '{"question_id": 1, "text": "A", "model_id": "x"}\n{"question_id": 2, "text": "A"}\n'
+            '{"question_id": 7, "text": "A", "model_id": "y"}\n',
+            "several-models",
+            ("a.jsonl:3", "7", "'x'", "'y'"),
+        ),
     ],
 )
 def test_a_damaged_answers_file_is_named_with_its_line(

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from llava.data_engine.__main__ import main
+from llava.data_engine.convert import ConversionSettings
 from llava.data_engine.mix import Mixed, write_samples
-from llava.data_engine.pipeline import mix_files
+from llava.data_engine.pipeline import convert_files, mix_files
 from llava.data_engine.text import digest
 from llava.errors import DataError, SettingsError
 from llava.samples import read_samples
@@ -150,6 +151,44 @@ def test_inputs_are_never_overwritten(base: Path, tmp_path: Path) -> None:
     with raises_code("output-is-input", SettingsError):
         mix_files(base, [tmp_path / "samples.json"], tmp_path / "samples.json")
     assert base.read_text(encoding="utf-8") == NASTY_BASE
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"output": "y.json", "problems": "y.json"},
+        {"output": "y.json", "problems": "./y.json", "report": "r.json"},
+        {"output": "y.json", "report": "y.json"},
+        {"output": "y.json", "report": "p.jsonl", "problems": "p.jsonl"},
+        {"output": "engine.json"},
+        {"output": "y.json", "report": "engine.json"},
+        {"output": "y.json", "problems": "base.json"},
+    ],
+)
+def test_an_output_of_a_conversion_is_no_other_file_of_it(
+    base: Path, tmp_path: Path, outputs: dict[str, str]
+) -> None:
+    engine = tmp_path / "engine.json"
+    engine.write_text(json.dumps([long_record(1)]))
+    before = engine.read_text()
+    with raises_code("output-is-input", SettingsError):
+        convert_files(
+            ConversionSettings(engine=(engine,)),
+            base=base,
+            **{name: tmp_path / file for name, file in outputs.items()},
+        )
+    assert (engine.read_text(), base.read_text(encoding="utf-8")) == (before, NASTY_BASE)
+    assert not (tmp_path / "y.json").exists()
+
+
+def test_a_full_disk_is_named_by_the_users_path(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
+    engine = tmp_path / "engine.json"
+    engine.write_text(json.dumps([long_record(number) for number in range(400)]))
+    disk = small_disk(64)
+    with pytest.raises(OSError, match="No space left") as caught:
+        convert_files(ConversionSettings(engine=(engine,)), disk / "y.json")
+    assert caught.value.filename == str(disk / "y.json")
+    assert list(disk.iterdir()) == []
 
 
 # --- commands ---
