@@ -27,7 +27,7 @@ from llava.infer.jobs.flags import (
     model_choice,
     parse_or_complete,
 )
-from llava.infer.jobs.prompting import image_line, image_token, prompt_of, template_for_chat
+from llava.infer.jobs.prompting import image_line, image_token, prompt_of, require_template, template_for_chat
 
 
 def __getattr__(name: str) -> object:
@@ -48,7 +48,8 @@ def eval_model(args: object) -> None:
     flags = parse_or_complete(_parser(), args)
     choice = model_choice(flags)
     settings = generation_settings(flags, max_new_tokens=flags.max_new_tokens)
-    conversation = template_for_chat(flags.conv_mode, choice.name)
+    if flags.conv_mode is not None:
+        require_template(flags.conv_mode)
     images = tuple(resolve_image(name) for name in image_parser(flags))
     if not flags.query.strip():
         raise DataError("--query is empty", code="empty-question")
@@ -57,6 +58,7 @@ def eval_model(args: object) -> None:
     from llava.infer.engine.load import load
 
     engine = Engine(load(choice), settings)
+    conversation = template_for_chat(flags.conv_mode, engine.config, choice)
     query, opening = flags.query, ""
     if IMAGE_PLACEHOLDER in query:
         query = query.replace(IMAGE_PLACEHOLDER, image_token(engine.config))
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model_flags(parser)
     parser.add_argument("--image-file", required=True, help="path or URL; several are joined by --sep")
     parser.add_argument("--query", required=True)
-    parser.add_argument("--conv-mode", help="conversation template (default: by the model's name)")
+    parser.add_argument("--conv-mode", help="template (default: what the model was trained with)")
     parser.add_argument("--sep", default=",")
     add_sampling_flags(parser)
     parser.add_argument("--max_new_tokens", type=int, default=512)

@@ -23,15 +23,15 @@ from llava.infer.jobs.flags import (
     model_choice,
     parse_or_complete,
 )
-from llava.infer.jobs.prompting import image_line, template_for_chat
+from llava.infer.jobs.prompting import image_line, require_template, template_for_chat
 
 
 def chat(flags: argparse.Namespace) -> None:
     """Stream an answer to each line of input until a line is empty."""
     choice = model_choice(flags)
     sampling = generation_settings(flags, max_new_tokens=flags.max_new_tokens, beams=False)
-    conversation = conv_templates[template_for_chat(flags.conv_mode, choice.name)].copy()
-    roles = ("user", "assistant") if "mpt" in choice.name.lower() else conversation.roles
+    if flags.conv_mode is not None:
+        require_template(flags.conv_mode)
     image = resolve_image(flags.image_file)
 
     from transformers import TextStreamer
@@ -41,6 +41,8 @@ def chat(flags: argparse.Namespace) -> None:
 
     loaded = load(choice)
     engine = Engine(loaded, sampling)
+    conversation = conv_templates[template_for_chat(flags.conv_mode, engine.config, choice)].copy()
+    roles = ("user", "assistant") if "mpt" in choice.name.lower() else conversation.roles
     streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     opening = image_line(engine.config)
     while line := _read_line(f"{roles[0]}: "):
@@ -69,7 +71,7 @@ def main(args: argparse.Namespace | None = None) -> None:
     )
     add_model_flags(parser)
     parser.add_argument("--image-file", required=True, help="path or http address")
-    parser.add_argument("--conv-mode", help="the conversation template (default: by the model's name)")
+    parser.add_argument("--conv-mode", help="template (default: what the model was trained with)")
     add_sampling_flags(parser, beams=False)
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument(

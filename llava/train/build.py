@@ -258,6 +258,11 @@ def _quantisation(training_args: TrainingArguments) -> dict[str, Any]:
     }
 
 
+def set_template(model: PreTrainedModel, version: str) -> None:
+    """Make config.json say which conversation template the model is trained with."""
+    model.config.conversation_template = "vicuna_v1" if version in PLAIN_VERSIONS else version
+
+
 def set_padding_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, version: str) -> None:
     """Set a padding token, which LLaMA lacks: v0 adds one if it is missing, all others use <unk>."""
     if version != "v0":

@@ -116,6 +116,7 @@ def assemble(
     # Before the first random weight: the original seeds later, and gives other adapters at every run.
     transformers.set_seed(training_args.seed)
     model = build.load_language_model(base, model_args, training_args, attn_implementation)
+    build.set_template(model, model_args.version)
     build.set_padding_token(model, tokenizer, model_args.version)
     model = build.prepare_language_model(model, model_args, training_args)
     if data_args.is_multimodal:

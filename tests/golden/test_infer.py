@@ -15,10 +15,11 @@ from llava.errors import DataError, SettingsError
 from llava.files import read_json
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.generate import build_generation_config
-from llava.infer.engine.requests import Generation, ImageFile, ImageText, Reply, Request
+from llava.infer.engine.requests import Generation, ImageFile, ImageText, ModelChoice, Reply, Request
 from llava.infer.engine.schedule import plan_windows
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.infer.jobs.prompting import prompt_of, template, template_for_chat
+from llava.model.language_model.llava_llama import LlavaConfig
 from support.errors import raises_code
 from support.tiny_model import generate_alone, tiny_model
 
@@ -255,8 +256,34 @@ def test_a_model_is_called_after_its_folder(path: str, name: str) -> None:
     ],
 )
 def test_a_chats_template_follows_the_models_name(name: str, wanted: str) -> None:
-    assert template_for_chat(None, name) == wanted
-    assert template_for_chat("vicuna_v1", name) == "vicuna_v1"
+    choice = ModelChoice("/path", name=name)
+    assert template_for_chat(None, LlavaConfig(), choice) == wanted
+    assert template_for_chat("vicuna_v1", LlavaConfig(), choice) == "vicuna_v1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "base", "wanted"),
+    [
+        (
+            {"conversation_template": "llava_llama_2", "mm_projector_type": "mlp2x_gelu"},
+            None,
+            "llava_llama_2",
+        ),
+        ({"conversation_template": "no such"}, None, "mpt"),
+        ({"mm_projector_type": "mlp2x_gelu", "image_aspect_ratio": "pad"}, None, "llava_v1"),
+        ({"mm_projector_type": "mlp2x_gelu", "image_aspect_ratio": "anyres"}, None, "mpt"),
+        ({}, "lmsys/vicuna-7b-v1.5", "llava_v1"),
+        ({}, "lmsys/vicuna-7b-v0", "mpt"),
+    ],
+)
+def test_a_chats_template_follows_the_checkpoint_before_its_name(
+    caplog: pytest.LogCaptureFixture, fields: dict[str, str], base: str | None, wanted: str
+) -> None:
+    choice = ModelChoice("/path", base, name="my-mpt")
+    with caplog.at_level("INFO"):
+        assert template_for_chat(None, LlavaConfig(**fields), choice) == wanted
+    assert wanted in caplog.text
+    assert "--conv-mode" in caplog.text
 
 
 def test_a_plain_model_gets_the_tagged_template_where_there_is_one() -> None:

@@ -144,6 +144,7 @@ def test_the_config_tells_readers_what_the_originals_does(golden: Path, runs: Pa
         for name in set(theirs) - {"transformers_version", "torch_dtype"}:
             assert ours.get(name) == theirs[name], name
         assert ours["use_cache"] is True
+        assert ours["conversation_template"] == ("plain" if run == "viii_pretrain" else "v1")
 
 
 # ---- what is learned, and from what

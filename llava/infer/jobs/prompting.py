@@ -1,4 +1,4 @@
-"""Turn a question into the prompt a model was trained on: template, image token, template by model name.
+"""Turn a question into the prompt that a model was trained on: choose the template, add the image token.
 
 Needs no torch. Source of the rules: LLaVA v1.2.2 llava/eval/model_vqa.py, run_llava.py.
 """
@@ -15,6 +15,8 @@ from llava.errors import SettingsError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from llava.infer.engine.requests import ModelChoice
+
 logger = logging.getLogger(__name__)
 
 # First match in the lower-cased model name wins.
@@ -27,8 +29,8 @@ _BY_NAME = (
 )
 
 
-def template(conv_mode: str, model_name: str) -> str:
-    """Return the template that `conv_mode` names, or its `_mmtag` version for a pre-trained `plain` model.
+def require_template(conv_mode: str) -> str:
+    """Return `conv_mode`, the name of a template.
 
     Raises:
         SettingsError: There is no such template; the message lists those there are.
@@ -38,6 +40,16 @@ def template(conv_mode: str, model_name: str) -> str:
             f"--conv-mode {conv_mode!r}: no such template; there are: {', '.join(sorted(conv_templates))}",
             code="unknown-template",
         )
+    return conv_mode
+
+
+def template(conv_mode: str, model_name: str) -> str:
+    """Return the template that `conv_mode` names, or its `_mmtag` version for a pre-trained `plain` model.
+
+    Raises:
+        SettingsError: There is no such template.
+    """
+    require_template(conv_mode)
     is_plain = "plain" in model_name and "finetune" not in model_name.lower() and "mmtag" not in conv_mode
     tagged = f"{conv_mode}_mmtag"
     if is_plain and tagged in conv_templates:
@@ -46,17 +58,46 @@ def template(conv_mode: str, model_name: str) -> str:
     return conv_mode
 
 
-def template_for_chat(conv_mode: str | None, model_name: str) -> str:
-    """Return the template for a chat: `conv_mode` if given, else the one the model's name suggests."""
-    lowered = model_name.lower()
-    suggested = next((name for part, name in _BY_NAME if part in lowered), "llava_v0")
+def template_for_chat(conv_mode: str | None, config: PretrainedConfig, choice: ModelChoice) -> str:
+    """Return the template for a chat: `conv_mode` if given, else the one that fits the model best.
+
+    Args:
+        conv_mode: The template that the user chose.
+        config: The loaded model's config.
+        choice: Where the model was loaded from: names are a hint.
+
+    Raises:
+        SettingsError: There is no template `conv_mode`.
+    """
+    suggested, reason = _suggest_template(config, choice.name, choice.base or "")
     if conv_mode is None:
-        return template(suggested, "")
-    if conv_mode != suggested:
-        logger.warning(
-            f"the model's name suggests template {suggested}; using {conv_mode} as --conv-mode says"
-        )
-    return template(conv_mode, "")
+        logger.info(f"template {suggested} ({reason}); --conv-mode chooses another")
+        return suggested
+    if conv_templates[require_template(conv_mode)] != conv_templates[suggested]:
+        logger.warning(f"template {conv_mode}, as --conv-mode says; {suggested} was expected ({reason})")
+    return conv_mode
+
+
+def _suggest_template(config: PretrainedConfig, model_name: str, base_name: str) -> tuple[str, str]:
+    """Return a template and why: what the checkpoint says, what its content implies, the name last."""
+    stated = getattr(config, "conversation_template", None)
+    if stated in conv_templates:
+        return stated, "its config.json says so"
+    if "vicuna" in base_name.lower() and "-v1" in base_name:
+        return "llava_v1", f"its base is {base_name}"
+    is_padded = getattr(config, "image_aspect_ratio", None) == "pad"
+    if is_padded and getattr(config, "mm_projector_type", None) == "mlp2x_gelu":
+        return "llava_v1", "its config.json is LLaVA-1.5's"
+    lowered = model_name.lower()
+    by_name = next((name for part, name in _BY_NAME if part in lowered), "llava_v0")
+    return by_name, f"by the model's name, {model_name}"
+
+
+def warn_of_other_template(conv_mode: str, config: PretrainedConfig) -> None:
+    """Warn if a checkpoint says that it was trained with another template than `conv_mode`."""
+    stated = getattr(config, "conversation_template", None)
+    if stated in conv_templates and conv_templates[stated] != conv_templates[conv_mode]:
+        logger.warning(f"template {conv_mode}, but the model was trained with {stated}: see --conv-mode")
 
 
 def image_token(config: PretrainedConfig) -> str:

@@ -31,7 +31,7 @@ from llava.infer.engine.requests import (
 )
 from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.journal import Entry, Journal, Key, row_key
-from llava.infer.jobs.prompting import image_line, prompt_of, template
+from llava.infer.jobs.prompting import image_line, prompt_of, template, warn_of_other_template
 from llava.infer.jobs.shards import JOURNAL, Shard, merge_shards, shard_positions
 from llava.json_text import HALF_CHARACTER
 from llava.log import progress
@@ -203,6 +203,7 @@ def _replies(
     from llava.infer.engine.load import load
 
     engine = Engine((loader or load)(job.model), job.generation, batch_size=job.batch_size, exact=job.exact)
+    warn_of_other_template(job.conv_mode, engine.config)
     line = image_line(engine.config)
     requests = []
     for position in positions:
