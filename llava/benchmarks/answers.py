@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.benchmarks.records import read_json_records, read_record_lines, require_id, shorten
 from llava.errors import AnswersError
-from llava.files import read_json, read_jsonl
 from llava.schema import Answer, Question
 
 ID_KEYS = ("question_id", "questionId")
@@ -56,7 +56,7 @@ def read_answers(path: Path) -> list[Answer]:
     """
     rows: Iterable[tuple[str, object]]
     if path.suffix == ".json":
-        value = read_json(path)
+        value = read_json_records(path)
         if isinstance(value, dict):
             value = [{"question_id": key, "text": text} for key, text in value.items()]
         if not isinstance(value, list):
@@ -66,7 +66,7 @@ def read_answers(path: Path) -> list[Answer]:
             )
         rows = ((f"{path}: element {index}", row) for index, row in enumerate(value))
     else:
-        rows = ((f"{path}:{line}", row) for line, row in read_jsonl(path))
+        rows = ((f"{path}:{line}", row) for line, row in read_record_lines(path))
     answers: list[Answer] = []
     model = ""
     for where, row in rows:
@@ -87,23 +87,23 @@ def _answer(row: object, where: str) -> Answer:
         raise AnswersError(
             f"{where}: found {type(row).__name__}, wanted an answer (a JSON object)", code="not-answers"
         )
-    identifier = next((row[key] for key in ID_KEYS if key in row), None)
+    id_key = next((key for key in ID_KEYS if key in row), None)
     text = next((row[key] for key in TEXT_KEYS if key in row), None)
     prompt = row.get("prompt") or ""
-    for found, kinds, what in ((identifier, (str, int), "id"), (text, str, "text"), (prompt, str, "prompt")):
-        if found is not None and not isinstance(found, kinds):
+    for found, what in ((text, "text"), (prompt, "prompt")):
+        if found is not None and not isinstance(found, str):
             raise AnswersError(
-                f"{where}: the {what} is {found!r}, a {type(found).__name__}, wanted text",
+                f"{where}: the {what} is {shorten(found)}, a {type(found).__name__}, wanted text",
                 code="wrong-type",
             )
-    if identifier is None or text is None:
+    if id_key is None or text is None:
         raise AnswersError(
             f"{where}: found the keys {', '.join(row)}; wanted an id ({' or '.join(ID_KEYS)}) "
             f"and a text ({', '.join(TEXT_KEYS)})",
             code="missing-key",
         )
     return Answer(
-        question_id=identifier,
+        question_id=require_id(row[id_key], where),
         prompt=prompt,
         text=text,
         answer_id=row.get("answer_id", ""),

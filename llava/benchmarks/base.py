@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava.benchmarks.answers import read_answers
-from llava.benchmarks.records import is_data_fault
+from llava.benchmarks.records import is_data_fault, read_record_lines, require_id
 from llava.errors import AnswersError, DataError, SettingsError
-from llava.files import read_jsonl, write_jsonl
+from llava.files import write_jsonl
 from llava.prompts.wording import options_block
 from llava.schema import Answer, Question, Scores
 
@@ -80,6 +80,7 @@ class Evaluation:
 
 
 Writer = Callable[[Task, Path], None]
+LONGEST_NUMBER = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,7 @@ def read_jsonl_questions(path: Path, required: Sequence[str] = ("question_id", "
         DataError: The file is damaged, or a row lacks one of the `required` keys, or its id is none.
     """
     questions = []
-    for line, row in read_jsonl(path):
+    for line, row in read_record_lines(path):
         require_keys(row, required, f"{path}:{line}")
         require_id(row["question_id"], f"{path}:{line}")
         image, category = row.get("image"), row.get("category", "default")
@@ -307,18 +308,6 @@ def require_keys(row: Any, keys: Iterable[str], where: str) -> None:
         )
 
 
-def require_id(value: object, where: str) -> None:
-    """Check that a question's id is one that its answer can be matched by: text or a whole number.
-
-    Raises:
-        DataError: It is not; the message starts with `where`.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(
-            f"{where}: the question's id is {value!r}, wanted text or a whole number", code="bad-id"
-        )
-
-
 def find(root: Path, *candidates: str) -> Path | None:
     """Return the first of `candidates` (paths or patterns under `root`) that exists, else None."""
     for candidate in candidates:
@@ -346,4 +335,5 @@ def options_text(question: str, options: Sequence[str]) -> str:
 
 def as_number(identifier: str) -> str | int:
     """Return an id of digits as an int, any other unchanged (SEED's "101669" and "v1738")."""
-    return int(identifier) if identifier.isdigit() else identifier
+    is_number = identifier.isascii() and identifier.isdigit() and len(identifier) <= LONGEST_NUMBER
+    return int(identifier) if is_number else identifier

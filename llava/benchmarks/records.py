@@ -17,9 +17,10 @@ from zipfile import BadZipFile
 
 from llava.errors import DataError, one_line
 from llava.files import read_json, read_jsonl
-from llava.schema import JsonObject
+from llava.schema import JsonObject, RecordId
 
 SHOWN_KEYS = 8
+SHOWN_CHARACTERS = 60
 JSON_TYPES = (dict, list, str, int, float, bool, type(None))
 JSON_TYPE_NAMES = {kind.__name__ for kind in JSON_TYPES} | {"Record", "string"}
 # A cell may hold an image, 131,072 characters are csv's own limit.
@@ -60,7 +61,7 @@ def read_json_records(path: Path) -> Any:
     Raises:
         DataError: The file is missing or is not JSON.
     """
-    return read_json(path, object_hook=functools.partial(Record, str(path)))
+    return read_json(path, object_hook=functools.partial(Record, str(path)), strict=True)
 
 
 def read_record_lines(path: Path) -> Iterator[tuple[int, Record]]:
@@ -69,7 +70,7 @@ def read_record_lines(path: Path) -> Iterator[tuple[int, Record]]:
     Raises:
         DataError: The file is missing, or a line is not a JSON object.
     """
-    for line, row in read_jsonl(path):
+    for line, row in read_jsonl(path, strict=True):
         yield line, Record(f"{path}:{line}", row)
 
 
@@ -170,8 +171,36 @@ def read_sheet(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def index_records(path: Path, rows: Iterable[Mapping[str, Any]], key: str) -> Record:
-    """Return the rows of the file `path` by their value of `key`, as text."""
-    return Record(str(path), {str(row[key]): row for row in rows})
+    """Return the rows of the file `path` by their value of `key`, as text.
+
+    Raises:
+        DataError: A value is no id, or two rows have the same.
+    """
+    found = Record(str(path), {})
+    for index, row in enumerate(rows):
+        where = f"{path}: row {index}: {key}"
+        identifier = str(require_id(row[key], where))
+        if identifier in found:
+            raise DataError(f"{where}: {identifier} comes a second time", code="repeated-id")
+        found[identifier] = row
+    return found
+
+
+def require_id(value: object, where: str) -> RecordId:
+    """Return `value` if an answer can be matched by it: text that is not blank, or a whole number.
+
+    Raises:
+        DataError: It is something else; the message starts with `where`.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise DataError(f"{where}: the id is {shorten(value)}, wanted text or a whole number", code="bad-id")
+    return value
+
+
+def shorten(value: object) -> str:
+    """Return how Python writes `value`, cut to what fits in a message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def is_data_fault(error: Exception) -> bool:

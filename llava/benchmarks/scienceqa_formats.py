@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from llava.benchmarks.records import read_json_records, require_id
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError, SettingsError
-from llava.files import atomic_write, read_json
+from llava.files import atomic_write
 
 LETTERS = "ABCDE"
 BECAUSE = "BECAUSE:"
@@ -62,13 +63,8 @@ def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[Scie
             f"of {', '.join(OUTPUT_FORMATS)}",
             code="unknown-prompt-format",
         )
-    problems, splits = read_json(folder / "problems.json"), read_json(folder / "pid_splits.json")
-    if split not in splits:
-        raise DataError(
-            f"{folder / 'pid_splits.json'}: no split {split!r}; there are: {', '.join(splits)}",
-            code="unknown-split",
-        )
-    for key in dict.fromkeys(splits[split]):
+    problems = read_json_records(folder / "problems.json")
+    for key in read_split(folder / "pid_splits.json", split):
         where = f"{folder / 'problems.json'}: problem {key}"
         try:
             problem: ProblemRecord = problems[key]
@@ -79,6 +75,19 @@ def read_examples(folder: Path, split: str, prompt_format: str) -> Iterator[Scie
         except (IndexError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: not a problem of ScienceQA ({error})", code="record-shape") from error
         yield ScienceExample(key, _clean(text), _clean(target), image)
+
+
+def read_split(path: Path, split: str) -> list[str]:
+    """Return the ids that pid_splits.json lists for `split`, each once.
+
+    Raises:
+        DataError: There is no such split, or it is no list of ids.
+    """
+    splits = read_json_records(path)
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+        there = ", ".join(splits) if isinstance(splits, dict) else type(splits).__name__
+        raise DataError(f"{path}: no list of ids {split!r}; there are: {there}", code="unknown-split")
+    return list(dict.fromkeys(str(require_id(key, f"{path}: {split}")) for key in splits[split]))
 
 
 def _format_input(form: str, problem: ProblemRecord) -> str:

@@ -13,13 +13,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llava.benchmarks.base import require_id
+from llava.benchmarks.records import read_json_records, require_id
 from llava.command import run
 from llava.compat.questions import get_chunk as get_chunk
 from llava.compat.questions import split_list as split_list
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
-from llava.files import read_json
 from llava.image_reading import image_path
 from llava.infer.engine.requests import ImageFile
 from llava.infer.jobs.flags import (
@@ -85,7 +84,7 @@ def read_conversation_asks(question_file: Path, image_folder: Path, *, suffix: s
     Raises:
         DataError: The file holds no list, or one of its rows no conversation.
     """
-    rows = read_json(question_file)
+    rows = read_json_records(question_file)
     if not isinstance(rows, list):
         raise DataError(
             f"{question_file}: found {type(rows).__name__}, wanted a list of conversations", code="not-a-list"

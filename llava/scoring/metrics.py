@@ -73,7 +73,7 @@ def read_scores(path: Path) -> Scores:
         DataError: The file is missing, has another schema, or lacks a key.
     """
     path = path / FILE_NAME if path.is_dir() else path
-    value = read_json(path)
+    value = read_json(path, strict=True)
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise DataError(

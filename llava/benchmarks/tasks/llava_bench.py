@@ -18,7 +18,7 @@ from statistics import fmean
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, read_jsonl_questions, require_file
-from llava.benchmarks.records import index_records, read_json_records, read_record_lines
+from llava.benchmarks.records import index_records, read_json_records, read_record_lines, require_id
 from llava.errors import AnswersError
 from llava.files import write_jsonl
 from llava.schema import Answer, JsonObject, Question, Score, Scores, Verdict
@@ -49,7 +49,8 @@ def read_reviewed(path: Path) -> list[Answer]:
                 f"{path}:{line}: wanted a review with question_id and a tuple of two points",
                 code="wrong-review",
             )
-        answers.append(Answer(row["question_id"], "", "", extra={REVIEW: row}))
+        identifier = require_id(row["question_id"], f"{path}:{line}")
+        answers.append(Answer(identifier, "", "", extra={REVIEW: row}))
     return answers
 
 

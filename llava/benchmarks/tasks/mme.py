@@ -23,7 +23,7 @@ from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, find
 from llava.errors import AnswersError, DataError
-from llava.files import atomic_write
+from llava.files import atomic_write, read_text
 from llava.prompts.wording import SHORT_SUFFIX
 from llava.schema import Answer, Question, Score, Scores, Verdict
 from llava.scoring.metrics import PERCENT
@@ -103,7 +103,7 @@ def _read_subtask(folder: Path, subtask: str) -> Iterator[MmeItem]:
 
 
 def _read_rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         row = line.rstrip("\r").split("\t")

@@ -19,7 +19,7 @@ from typing import TypedDict
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, require_file
-from llava.benchmarks.records import read_json_records
+from llava.benchmarks.records import read_json_records, require_id
 from llava.errors import AnswersError
 from llava.files import atomic_write
 from llava.schema import Answer, Question, Score, Scores, Verdict
@@ -64,7 +64,7 @@ def _grades(row: Mapping[str, object], where: str) -> list[float]:
 
 
 def _parse_id(key: str) -> str | int:
-    return as_number(str(key).removeprefix(PREFIX))
+    return require_id(as_number(key.removeprefix(PREFIX)), f"mmvet: {key!r}")
 
 
 def _read_rows(root: Path, truth: Path | None = None) -> dict[str, MmvetRow]:

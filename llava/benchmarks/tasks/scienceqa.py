@@ -21,7 +21,8 @@ from typing import Any, TypedDict
 from llava.benchmarks import aggregate, letter_rules
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, find, options_text, require_keys
-from llava.benchmarks.records import read_json_records
+from llava.benchmarks.records import read_json_records, require_id
+from llava.benchmarks.scienceqa_formats import read_split
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
@@ -79,10 +80,13 @@ def read_tool_output(path: Path) -> list[Answer]:
         return read_answers(path)
     try:
         if isinstance(value, dict) and "outputs" in value:
-            return [Answer(key, "", text) for key, text in value["outputs"].items()]
+            return [Answer(require_id(key, str(path)), "", text) for key, text in value["outputs"].items()]
         if isinstance(value, dict) and {"correct", "incorrect"} <= value.keys():
             rows = [*value["correct"], *value["incorrect"]]
-            return [Answer(row["question_id"], row["question"], row["pred"]) for row in rows]
+            return [
+                Answer(require_id(row["question_id"], str(path)), row["question"], row["pred"])
+                for row in rows
+            ]
     except (KeyError, TypeError, AttributeError) as error:
         raise AnswersError(
             f"{path}: not an output file of eval_science_qa.py ({error!r})", code="not-answers"
@@ -92,18 +96,16 @@ def read_tool_output(path: Path) -> list[Answer]:
 
 def read_official_problems(problems: Path, splits: Path, split: str) -> list[ScienceProblem]:
     """Read the problems that the file `splits` lists for `split` from the official download."""
-    records, ids = read_json_records(problems), read_json_records(splits)
-    if split not in ids:
-        raise DataError(f"{splits}: no split {split!r}; there are: {', '.join(ids)}", code="unknown-split")
-    lacking = [key for key in ids[split] if str(key) not in records]
+    records, ids = read_json_records(problems), read_split(splits, split)
+    lacking = [key for key in ids if key not in records]
     if lacking:
         raise DataError(
             f"{problems}: {len(lacking)} problems of split {split} are missing, e.g. {lacking[0]}",
             code="missing-problems",
         )
-    for key in ids[split]:
-        require_keys(records[str(key)], ("choices", "answer"), f"{problems}: problem {key}")
-    return [_problem(str(key), records[str(key)]) for key in ids[split]]
+    for key in ids:
+        require_keys(records[key], ("choices", "answer"), f"{problems}: problem {key}")
+    return [_problem(key, records[key]) for key in ids]
 
 
 def _problem(key: str, record: Mapping[str, Any]) -> ScienceProblem:
@@ -137,7 +139,7 @@ def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
         question, letter = (turn["value"] for turn in record["conversations"][:2])
         text = question.replace(DEFAULT_IMAGE_TOKEN, "").strip()
         return ScienceProblem(
-            id=str(record["id"]),
+            id=str(require_id(record["id"], where)),
             text=text,
             choices=tuple(_options(text)),
             answer=LETTERS.index(letter),

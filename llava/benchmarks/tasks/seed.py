@@ -16,7 +16,7 @@ from pathlib import Path
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, options_text, require_file
-from llava.benchmarks.records import read_json_records
+from llava.benchmarks.records import read_json_records, require_id
 from llava.errors import DataError
 from llava.files import write_jsonl
 from llava.prompts.wording import LETTER_SUFFIX
@@ -55,6 +55,7 @@ def read_seed_items(path: Path) -> list[SeedItem]:
     for index, row in enumerate(value["questions"]):
         try:
             number = row["question_type_id"]
+            require_id(row["question_id"], f"{path}: question {index}")
             items.append(
                 SeedItem(
                     _question(row), row["answer"], number, skills.get(number, str(number)), row["data_type"]

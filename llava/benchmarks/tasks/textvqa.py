@@ -21,7 +21,7 @@ from typing import NotRequired, TypedDict
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import Matched, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file, require_keys
-from llava.benchmarks.records import read_json_records
+from llava.benchmarks.records import read_json_records, require_id
 from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
 from llava.errors import AnswersError
 from llava.files import atomic_write
@@ -70,6 +70,10 @@ def read_annotations(path: Path) -> list[Annotation]:
     value = read_json_records(path)
     require_keys(value, ["data"], str(path))
     rows: list[Annotation] = value["data"]
+    for index, row in enumerate(rows):
+        where = f"{path}: question {index}"
+        require_id(row["image_id"], where)
+        require_id(row.get("question_id", index), where)
     return rows
 
 

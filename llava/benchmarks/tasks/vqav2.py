@@ -28,7 +28,7 @@ from llava.benchmarks.base import (
     require_file,
     require_keys,
 )
-from llava.benchmarks.records import read_json_records
+from llava.benchmarks.records import read_json_records, require_id
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
@@ -62,11 +62,11 @@ def _build(root: Path, split: str) -> list[Question]:
     folder = "test2015" if split.startswith("test") else split
     return [
         Question(
-            row["question_id"],
+            require_id(row["question_id"], f"{path}: question {index}"),
             f"{row['question']}\n{SHORT_SUFFIX}",
             f"COCO_{folder}_{row['image_id']:012d}.jpg",
         )
-        for row in read_json_records(path)["questions"]
+        for index, row in enumerate(read_json_records(path)["questions"])
     ]
 
 
@@ -82,6 +82,8 @@ def _read_truth(task: Task) -> list[VqaAnnotation] | None:
     value = read_json_records(path)
     require_keys(value, ["annotations"], str(path))
     rows: list[VqaAnnotation] = value["annotations"]
+    for index, row in enumerate(rows):
+        require_id(row["question_id"], f"{path}: annotation {index}")
     return rows
 
 
