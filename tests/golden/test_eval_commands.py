@@ -357,14 +357,14 @@ BAD_QUESTIONS = [
     ("", "questions.jsonl: holds no question"),
     (
         r'{"question_id": 1, "image": "a_640x480.png", "text": "a \ud83d b"}',
-        r"question 1 \(question_id 1\): its text holds half a character",
+        r"questions\.jsonl:1: .* holds half a character",
     ),
 ]
 
 
 BAD_QUESTIONS += [
     (f'{{"question_id": {value}, "image": "a_640x480.png", "text": "?"}}', r"questions\.jsonl:1: .*id is ")
-    for value in ("null", "NaN", "[1]", '{"a": 1}', "true", "1.5", '""')
+    for value in ("null", "[1]", '{"a": 1}', "true", "1.5", '""')
 ]
 
 
@@ -462,14 +462,14 @@ def test_a_scienceqa_image_that_is_no_path_is_named(
     assert f"q.json: element 0: image is {image!r}, wanted a path" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["null", "NaN", "[]", "{}", "true", "1.5"])
+@pytest.mark.parametrize("value", ["null", "[]", "{}", "true", "1.5"])
 def test_a_scienceqa_id_that_is_none_is_named(
     commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
     row = f'{{"id": {value}, "conversations": [{{"from": "human", "value": "Why?"}}]}}'
     (tmp_path / "q.json").write_text(f"[{row}]")
     assert commands.answer("model_vqa_science", "--question-file", tmp_path / "q.json") == 2
-    assert "q.json: element 0: the question's id is " in capsys.readouterr().err
+    assert "q.json: element 0: the id is " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

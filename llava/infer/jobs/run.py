@@ -33,7 +33,6 @@ from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.journal import Entry, Journal, Key, row_key
 from llava.infer.jobs.prompting import image_line, prompt_of, template, warn_of_other_template
 from llava.infer.jobs.shards import JOURNAL, Shard, merge_shards, shard_positions
-from llava.json_text import HALF_CHARACTER
 from llava.log import progress
 from llava.schema import JsonObject, Question
 
@@ -126,11 +125,6 @@ def check_asks(job: AnswerJob, asks: Sequence[Ask], positions: Iterable[int]) ->
         ask = asks[position]
         if not ask.text.strip():
             raise DataError(f"{_name(job, ask, position)}: the question is empty", code="empty-question")
-        if HALF_CHARACTER.search(ask.text):
-            raise DataError(
-                f"{_name(job, ask, position)}: its text holds half a character (a lone surrogate)",
-                code="lone-surrogate",
-            )
         if isinstance(ask.image, ImageFile):
             try:
                 require_image_file(ask.image.path)
