@@ -32,6 +32,7 @@ from llava.model.loading.weights import read_tensors
 from llava.model.lora import add_adapter, split_trained_state, write_adapter
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
+from support.full_disk import files_of_at_most
 
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:
@@ -86,6 +87,17 @@ def test_a_merge_that_changes_answers_fails_and_leaves_nothing(
     with raises_code("merge-changed-logits", CheckpointError):
         merge.merge_lora(str(golden / tiny.ADAPTER), str(golden / tiny.LANGUAGE), out)
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(golden: Path, tmp_path: Path) -> None:
+    full = tiny.self_trained(tmp_path / "full", golden)
+    with files_of_at_most(4096), raises_code("not-writable", CheckpointError) as caught:
+        merge.consolidate(str(full), tmp_path / "small")
+    assert str(caught.value).startswith(f"{tmp_path / 'small'}: ")
+    with files_of_at_most(4096), pytest.raises(OSError, match="too large") as error:
+        write_projector_file(tmp_path / "a.bin", extract_projector(full))
+    assert error.value.filename == str(tmp_path / "a.bin")
+    assert [*tmp_path.iterdir()] == [full]
 
 
 def test_an_existing_output_and_a_model_without_an_adapter_are_refused(golden: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 from llava.errors import CheckpointError
+from llava.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def _cached(hub_id: str) -> Path:
 def _point_main_to(snapshot: Path) -> None:
     """Record `snapshot` as the cache's `main`, so that a later run without a network finds it."""
     reference = snapshot.parent.parent / "refs" / "main"
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    reference.write_text(snapshot.name, encoding="utf-8")
+    with atomic_write(reference) as stream:
+        stream.write(snapshot.name)
 
 
 def _select_files(names: Sequence[str]) -> list[str]:

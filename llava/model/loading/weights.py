@@ -5,6 +5,7 @@ Files are read as data only; code in a pickle never runs. Knows nothing of what 
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import zipfile
@@ -102,8 +103,11 @@ def write_bin(path: Path, tensors: Tensors) -> None:
 
     A view is stored on its own, without the tensor it is a view of.
     """
+    # Not into the file: for a full disk, torch raises an error that names neither disk nor file.
+    content = io.BytesIO()
+    torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, content)
     with atomic_write(path, binary=True) as stream:
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, stream)
+        stream.write(content.getbuffer())
 
 
 @contextmanager
