@@ -28,6 +28,7 @@ Verdicts are in the order of the question file, so two runs over the same questi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -101,7 +102,8 @@ def read_scores(path: Path) -> Scores:
 
 
 def _score(row: JsonObject) -> Score:
-    return Score(**{**row, "parts": tuple(row["parts"])})
+    # Older files lack the largest possible value, so it limits nothing.
+    return Score(**{"top": math.inf, **row, "parts": tuple(row["parts"])})
 
 
 def format_value(value: float | None) -> str:

@@ -122,7 +122,7 @@ KINDS = (
     Kind("MME subtask", MME),
     Kind("MME total, 10 subtasks of n", MME, powers=POWERS),
     Kind("precision, 2 questions an image", confuse(lambda tp, fp: (tp, tp + fp), 1, 0.0)),
-    Kind("recall, 2 questions an image", confuse(lambda tp, _: (tp, 1), 1, 0.0)),
+    Kind("recall, 6 questions an image", confuse(lambda tp, _: (tp, 3), 3, 0.3)),
     Kind("F1, 2 questions an image", confuse(f1_terms(1), 1, 0.0), is_f1=True),
     Kind("F1, 6 questions an image", confuse(f1_terms(3), 3, 0.3), is_f1=True),
 )
@@ -165,7 +165,8 @@ def score_intervals(
         variance *= n / (n - 1)
     effective = len(parts) ** 2 / np.sum([1 / sample.effective for sample in samples], axis=0)
     interval = intervals.f1_interval if kind.is_f1 else intervals.share_interval
-    bounds = [interval(*row) for row in zip(mean, variance, effective, strict=True) if not math.isnan(row[0])]
+    rows = np.column_stack([mean, variance, effective])
+    bounds = [interval(*row) for row in rows[~np.isnan(mean)].tolist()]
     return float(np.mean([part.value for part in parts])), _columns(bounds)
 
 
@@ -207,8 +208,8 @@ def _changes(counts: Array, one: Outcomes, two: Outcomes) -> Iterator[intervals.
     n = counts.sum(axis=1)
     largest = np.abs(np.where(counts > 0, steps, 0)).max(axis=1)
     span = np.maximum(largest, n / np.minimum(first.effective, second.effective))
-    for row in zip(n, *sums, span, strict=True):
-        yield None if math.isnan(sum(row)) else intervals.Changes(int(row[0]), *row[1:])
+    for units, *row in np.column_stack([n, *sums, span]).tolist():
+        yield None if math.isnan(sum(row)) else intervals.Changes(int(units), *row)
 
 
 def _columns(bounds: Sequence[intervals.Interval]) -> Intervals:

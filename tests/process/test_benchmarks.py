@@ -52,6 +52,17 @@ def test_an_unknown_name_lists_those_there_are() -> None:
     assert all(name in str(error.value) for name in ("sed", "gqa", "llava_bench", "seed"))
 
 
+def check_intervals(scores: Scores) -> None:
+    """Check that no interval leaves the possible range or is narrow; an example has few questions."""
+    for score in scores.scores:
+        if score.value is None or score.low is None or score.interval == "bootstrap":
+            continue
+        high = score.high or 0.0
+        assert 0.0 <= score.low <= score.value + 1e-9
+        assert score.value - 1e-9 <= high <= score.top + 1e-9
+        assert high - score.low > 0.1 * score.top
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
     def test_a_score_says_how_many_of_the_official_questions_it_is_over(
@@ -76,12 +87,7 @@ class TestContract:
         assert headline.n > 0
         assert headline.low is not None
         assert headline.low <= tiny.best <= (headline.high or 0.0) + 1e-9
-        for score in scores.scores:
-            if score.value is not None and score.low is not None and score.interval != "bootstrap":
-                low, high = score.low, score.high or 0.0
-                assert 0.0 <= low <= score.value + 1e-9
-                assert score.value - 1e-9 <= high <= score.top + 1e-9
-                assert high - low > 0.01 * score.top
+        check_intervals(scores)
         assert scores.counts["questions"] == scores.counts["answered"] == len(scores.verdicts)
         assert scores.counts["unanswered"] == scores.counts["unparsable"] == scores.counts["duplicates"] == 0
         assert all(verdict.score == 1.0 for verdict in scores.verdicts if benchmark.name != "llava_bench")
@@ -92,6 +98,13 @@ class TestContract:
         scores = benchmark.score(tmp_path, tiny.answers, split=tiny.split)
         path = write_scores(tmp_path / "out", scores)
         assert read_scores(path) == read_scores(tmp_path / "out") == scores
+
+    @pytest.mark.parametrize("text", ["Yes", "No", "A"])
+    def test_few_answers_that_are_all_alike_leave_every_score_uncertain(
+        self, benchmark: Benchmark, tiny: Example, tmp_path: Path, text: str
+    ) -> None:
+        answers = [replace(answer, text=text) for answer in tiny.answers]
+        check_intervals(benchmark.score(tmp_path, answers, split=tiny.split))
 
     def test_a_missing_answer_is_named_or_counts_as_wrong(
         self, benchmark: Benchmark, tiny: Example, tmp_path: Path

@@ -68,6 +68,23 @@ def test_sums_of_means_differ_with_their_parts(tmp_path: Path) -> None:
     assert change.low < 75.0 < (change.high or 0.0)
 
 
+def test_older_files_without_the_largest_value_are_compared(tmp_path: Path) -> None:
+    tiny = MAKERS["mme"](tmp_path)
+    mme = benchmarks.get("mme")
+    paths = [save(tmp_path / name, mme.score(tmp_path, answers)) for name, answers in (
+        ("best", tiny.answers), ("worst", [replace(answer, text="?") for answer in tiny.answers])
+    )]  # fmt: skip
+    for path in paths:
+        rows = json.loads(path.read_text())
+        for row in rows["scores"]:
+            del row["top"], row["span"]
+        path.write_text(json.dumps(rows))
+    best, worst = map(read_scores, paths)
+    change = paired_difference(worst, best, "total", "perception")
+    assert change is not None
+    assert (change.low or 0.0) < change.value == 600.0 < (change.high or 0.0)
+
+
 def test_the_table_marks_clear_differences() -> None:
     runs = [ComparedRun("base", BASE), ComparedRun("tuned", BETTER)]
     text = to_markdown(runs, compare(runs))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+import runpy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, combinations_with_replacement, pairwise
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
+import numpy as np
 import pytest
 
 from llava.benchmarks import aggregate
@@ -284,3 +289,47 @@ def test_one_soft_answer_has_an_interval() -> None:
     score = aggregate.accuracy([Verdict("1", "x", 0.3, "two", "2")], "x", over={})
     low, high = check_interval(score)
     assert low < 10 < 80 < high
+
+
+COVERAGE = runpy.run_path(str(Path(__file__).parents[2] / "scripts/bench/interval_coverage.py"))
+
+
+def score_of(kind: Any, parts: Sequence[Any], picks: Sequence[Any]) -> Scores:
+    """Score what the coverage script draws, through the functions that benchmarks call."""
+    interval = intervals.f1_interval if kind.is_f1 else intervals.share_interval
+    scores = []
+    for number, (part, picked) in enumerate(zip(parts, picks, strict=True)):
+        terms = {str(unit): (part.points[pick], part.out_of[pick]) for unit, pick in enumerate(picked)}
+        top, bottom = (sum(column) for column in zip(*terms.values(), strict=True))
+        scores.append(
+            aggregate.ratio_of_units(
+                f"{number}", terms, group="type", value=top / bottom, n=1, scale=1.0, interval=interval
+            )
+        )
+    total = aggregate.sum_of("x", scores) if len(scores) > 1 else replace(scores[0], name="x", group="total")
+    return Scores("toy", "x", (*scores, total))
+
+
+@pytest.mark.parametrize("kind", COVERAGE["KINDS"], ids=lambda kind: kind.name)
+def test_the_coverage_script_measures_the_intervals_that_benchmarks_and_reports_give(kind: Any) -> None:
+    n, old, new, agreement = 30, 0.6, 0.8, 0.5
+    _, (low, high) = COVERAGE["score_intervals"](kind, n, old, 1, np.random.default_rng(0))
+    draw, parts = np.random.default_rng(0), kind.parts(old)
+    counts = [draw.multinomial(n, part.chances) for part in parts]
+    score = score_of(kind, parts, [np.repeat(np.arange(len(own)), own) for own in counts]).get("x")
+    assert (score.low, score.high) == pytest.approx((low[0] * len(parts), high[0] * len(parts)), abs=1e-9)
+
+    _, (low, high) = COVERAGE["difference_intervals"](
+        kind, n, (old, new), agreement, 1, np.random.default_rng(0)
+    )
+    draw, others = np.random.default_rng(0), kind.parts(new)
+    picks = []
+    for one, two in zip(parts, others, strict=True):
+        joint = COVERAGE["_joint"](one.chances, two.chances, agreement)
+        drawn = draw.multinomial(n, joint.ravel() / joint.sum())
+        picks.append(np.divmod(np.repeat(np.arange(len(drawn)), drawn), len(two.points)))
+    before = score_of(kind, parts, [first for first, _ in picks])
+    after = score_of(kind, others, [second for _, second in picks])
+    change = paired_difference(before, after, "total", "x")
+    assert change is not None
+    assert (change.low, change.high) == pytest.approx((low[0] * len(parts), high[0] * len(parts)), abs=1e-9)
