@@ -103,8 +103,8 @@ class Score:
     the verdicts that match `over` ({} matches all, {"type": "color"} one type); the mean of `units`, which
     maps each independent unit to its value; or the sum of the scores in group "type" that `parts` names.
 
-    `top` is the largest possible value. `span` is how far a unit's value moves from all wrong to all right:
-    `top`, and more where units count differently (an image without a "yes" tells nothing about precision).
+    `top` is the largest possible value. `effective` is how many units of equal weight would tell as much as
+    these (an image without a "yes" tells nothing about precision), None if all have the same weight.
     `n` is the number of questions, `of` how many the official benchmark has, None if that is not known.
     """
 
@@ -119,7 +119,7 @@ class Score:
     units: dict[str, float] | None = None
     parts: tuple[str, ...] = ()
     top: float = 100.0
-    span: float = 100.0
+    effective: float | None = None
     better: Literal["higher", "lower"] = "higher"
     note: str = ""
     of: int | None = None

@@ -64,19 +64,18 @@ def mean_of_units(
         n: The number of questions, by default that of the units.
         note: The score's note.
         top: The largest possible value; the smallest is 0.
-        effective: How many units of equal weight tell as much, by default their number.
+        effective: How many units of equal weight would tell as much, by default their number.
         interval: Gives the interval of value / top, its variance and the number of units.
     """
     if not units:
         return Score(name, None, 0, group, note=note)
     values = list(units.values())
     value = fmean(values) if value is None else value
-    effective = len(values) if effective is None else effective
-    low, high = interval(value / top, intervals.mean_variance(values) / top**2, effective)
-    span = top * len(values) / effective if effective else top
+    known = len(values) if effective is None else effective
+    low, high = interval(value / top, intervals.mean_variance(values) / top**2, known)
     return Score(
         name, value, n or len(values), group, top * low, top * high, intervals.WILSON,
-        units=dict(units), top=top, span=span, note=note,
+        units=dict(units), top=top, effective=effective, note=note,
     )  # fmt: skip
 
 
@@ -126,10 +125,10 @@ def sum_of(name: str, parts: Sequence[Score], *, group: str = "total", note: str
     if not all(units):
         return Score(name, None, n, group, parts=names, note=note)
     top = sum(part.top for part in parts)
-    # An unbiased variance of each part: few units each may still be many in the sum.
-    variances = (intervals.mean_variance(own) * len(own) / max(1, len(own) - 1) for own in units)
+    sizes = [(intervals.mean_variance(values), len(values)) for values in units]
+    variance = intervals.sum_variance(sizes, largest=max(part.top for part in parts) ** 2 / 4)
     effective = len(parts) ** 2 / sum(1 / len(values) for values in units)
-    low, high = intervals.share_interval(value / top, sum(variances) / top**2, effective)
+    low, high = intervals.share_interval(value / top, variance / top**2, effective)
     return Score(
         name, value, n, group, top * low, top * high, intervals.WILSON, parts=names, top=top, note=note
     )

@@ -190,10 +190,14 @@ def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.
         low, high = intervals.paired_proportions(*map(pairs[0].count, outcomes))
         return old.top * low, old.top * high
     changes = [
-        intervals.Changes.between(values, max(one.span, two.span))
+        intervals.Changes.between(values, one.top, min(_effective(one, values), _effective(two, values)))
         for values, (one, two) in zip(pairs, scores, strict=True)
     ]
     return intervals.paired_means(changes, limit=max(old.top, new.top))
+
+
+def _effective(score: Score, values: Sequence[tuple[float, float]]) -> float:
+    return len(values) if score.effective is None else score.effective
 
 
 def _paired_values(before: Scores, after: Scores, old: Score, new: Score) -> list[tuple[float, float]]:

@@ -74,9 +74,12 @@ def share_interval(share: float, variance: float, n: float) -> Interval:
 
 
 def f1_interval(f1: float, variance: float, n: float) -> Interval:
-    """Return the interval of an F1, from that of TP / (TP + FP + FN), which is a share and grows with F1.
+    """Return the interval of an F1: the wider limits of the direct and the indirect Wilson interval.
 
-    Source: K. F. Y. Lam, V. Gopal and J. Qian, arXiv 2309.14621 (2023), the indirect Wilson interval.
+    The indirect one is that of TP / (TP + FP + FN), which is a share of questions and grows with F1. The
+    direct one takes F1 itself as a share, which it is of images that are all right or all wrong.
+
+    Source: K. F. Y. Lam, V. Gopal and J. Qian, arXiv 2309.14621 (2023), for both.
 
     Args:
         f1: F1 = 2 TP / (2 TP + FP + FN), or a mean of several.
@@ -85,13 +88,32 @@ def f1_interval(f1: float, variance: float, n: float) -> Interval:
     """
     slope = 2 / (2 - f1) ** 2
     low, high = share_interval(f1 / (2 - f1), variance * slope**2, n)
-    return 2 * low / (1 + low), 2 * high / (1 + high)
+    direct_low, direct_high = share_interval(f1, variance, n)
+    return min(2 * low / (1 + low), direct_low), max(2 * high / (1 + high), direct_high)
 
 
 def mean_variance(values: Sequence[float]) -> float:
     """Return the variance of the mean of independent `values`: their population variance / their number."""
     centre = fmean(values)
     return math.fsum((value - centre) ** 2 for value in values) / len(values) ** 2
+
+
+def sum_variance(parts: Sequence[tuple[float, int]], largest: float) -> float:
+    """Return the variance of a sum of independent means, for use with the normal quantile.
+
+    A part of few units makes the sum's variance itself uncertain. It is therefore larger by the square of
+    Student's over the normal quantile.
+
+    Source: F. E. Satterthwaite, Biometrics Bulletin 2 (1946) 110, for the degrees of freedom.
+
+    Args:
+        parts: Each part's `mean_variance` and number of units.
+        largest: The largest possible variance of a unit, which a part of one unit gets.
+    """
+    variances = [variance * n / (n - 1) if n > 1 else largest for variance, n in parts]
+    total = sum(variances)
+    weight = sum(variance**2 / max(1, n - 1) for variance, (_, n) in zip(variances, parts, strict=True))
+    return total * (_student(total**2 / weight) / Z) ** 2 if weight else total
 
 
 def ratio_units(tops: Sequence[float], bottoms: Sequence[float]) -> list[float]:
@@ -163,21 +185,28 @@ class Changes:
         total: The sum of the changes.
         squares: The sum of their squares.
         fourths: The sum of their fourth powers.
-        span: The largest change that a unit could have made.
+        effective: How many units of equal weight would tell as much.
+        span: The largest change that one of these could have made.
     """
 
-    n: int
+    n: float
     total: float
     squares: float
     fourths: float
+    effective: float
     span: float
 
     @classmethod
-    def between(cls, pairs: Sequence[tuple[float, float]], span: float) -> Changes:
-        """Return the changes from the first to the second value of each unit."""
+    def between(
+        cls, pairs: Sequence[tuple[float, float]], span: float, effective: float | None = None
+    ) -> Changes:
+        """Return the changes from each unit's first value to its second."""
+        n = len(pairs)
+        effective = n if effective is None else effective
         steps = [after - before for before, after in pairs]
         total, squares, fourths = (math.fsum(step**power for step in steps) for power in (1, 2, 4))
-        return cls(len(steps), total, squares, fourths, max(span, *map(abs, steps)))
+        largest = max(map(abs, steps)) * effective / n
+        return cls(n, total, squares, fourths, effective, max(span, largest))
 
 
 def paired_means(parts: Sequence[Changes], limit: float) -> Interval:
@@ -198,9 +227,9 @@ def paired_means(parts: Sequence[Changes], limit: float) -> Interval:
     inside = squares - sum(part.total**2 / part.n**3 for part in parts)
     # As many equal changes have these sums; without points between 0 and 1 it is the number of changes.
     changed = squares**2 / fourths if fourths else 0.0
-    full = fmean([part.span / part.n for part in parts])
+    full = fmean([part.span / part.effective for part in parts])
     added = (full**2 + squares) / (1 + changed)
-    n = len(parts) ** 2 / sum(1 / part.n for part in parts)
+    n = len(parts) ** 2 / sum(1 / part.effective for part in parts)
     shrink = n / (n + 2)
     variance = max(inside, 0.0) + 2 * added + 2 * change**2 / (n * (n + 2))
     half = _student(n - 1) * shrink * math.sqrt(variance)

@@ -15,14 +15,14 @@ All benchmarks share one schema::
                  "low": 58.1, "high": 64.2, "interval": "wilson" | "bootstrap" | "none",
                  "better": "higher" | "lower", "note": "",
                  "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...],
-                 "top": 100.0, "span": 100.0}],
+                 "top": 100.0, "effective": null}],
      "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},
                    "score": 0.0, "answer": "B", "truth": "A",
                    "status": "answered" | "unparsable" | "unanswered" | "unjudged" (only a server can),
                    "image": "SEED-Bench-image/...", "question": "..."}]}
 
 Verdicts are in the order of the question file, so two runs over the same questions pair line by line.
-`llava.schema.Score` explains `over`, `units`, `parts`, `top` and `span`. Readers ignore other keys.
+`llava.schema.Score` explains `over`, `units`, `parts`, `top` and `effective`. Readers ignore other keys.
 """
 
 from __future__ import annotations

@@ -160,9 +160,11 @@ def score_intervals(
         for part in parts
     ]
     mean = np.mean([sample.mean for sample in samples], axis=0)
-    variance = np.sum([sample.variance for sample in samples], axis=0) / len(parts) ** 2
+    variance = samples[0].variance
     if len(parts) > 1:
-        variance *= n / (n - 1)
+        table = np.column_stack([sample.variance for sample in samples]).tolist()
+        sums = [intervals.sum_variance([(part, n) for part in row], largest=0.25) for row in table]
+        variance = np.array(sums) / len(parts) ** 2
     effective = len(parts) ** 2 / np.sum([1 / sample.effective for sample in samples], axis=0)
     interval = intervals.f1_interval if kind.is_f1 else intervals.share_interval
     rows = np.column_stack([mean, variance, effective])
@@ -203,13 +205,13 @@ def _changes(counts: Array, one: Outcomes, two: Outcomes) -> Iterator[intervals.
     size, other = len(one.points), len(two.points)
     first = measure(counts, np.repeat(one.points, other), np.repeat(one.out_of, other))
     second = measure(counts, np.tile(two.points, size), np.tile(two.out_of, size))
+    n, effective = counts.sum(axis=1), np.minimum(first.effective, second.effective)
     steps = second.values - first.values
     sums = [(counts * steps**power).sum(axis=1) for power in (1, 2, 4)]
-    n = counts.sum(axis=1)
     largest = np.abs(np.where(counts > 0, steps, 0)).max(axis=1)
-    span = np.maximum(largest, n / np.minimum(first.effective, second.effective))
-    for units, *row in np.column_stack([n, *sums, span]).tolist():
-        yield None if math.isnan(sum(row)) else intervals.Changes(int(units), *row)
+    span = np.maximum(1, largest * effective / n)
+    for row in np.column_stack([n, *sums, effective, span]).tolist():
+        yield None if math.isnan(sum(row)) else intervals.Changes(*row)
 
 
 def _columns(bounds: Sequence[intervals.Interval]) -> Intervals:

@@ -77,7 +77,7 @@ def test_older_files_without_the_largest_value_are_compared(tmp_path: Path) -> N
     for path in paths:
         rows = json.loads(path.read_text())
         for row in rows["scores"]:
-            del row["top"], row["span"]
+            del row["top"], row["effective"]
         path.write_text(json.dumps(rows))
     best, worst = map(read_scores, paths)
     change = paired_difference(worst, best, "total", "perception")
