@@ -41,6 +41,7 @@ from llava.infer.engine.load import Loaded
 from llava.infer.engine.requests import Generation, ImageFile, Request
 from llava.infer.jobs.prompting import prompt_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.builder import write_vision_model
 from llava.prompts.encode import tokenizer_image_token
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
 from llava.tokenizer import load_tokenizer
@@ -158,7 +159,7 @@ def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded
     """Build a model of random weights; its tower is first written to `folder`."""
     torch.manual_seed(0)
     width, layers, heads, inner = sizes.vision
-    CLIPVisionModel(
+    clip = CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=width,
             num_hidden_layers=layers,
@@ -167,7 +168,8 @@ def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded
             image_size=336,
             patch_size=14,
         )
-    ).save_pretrained(folder)
+    )
+    write_vision_model(clip, folder)
     side = {"height": 336, "width": 336}
     CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side).save_pretrained(folder)
     width, layers, heads, inner = sizes.language

@@ -19,6 +19,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava import conversation
 from llava.compat import process
@@ -29,7 +30,9 @@ from llava.eval.eval_science_qa import convert_caps, get_pred_idx
 from llava.mm_utils import process_images
 from llava.model.apply_delta import apply_delta
 from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.make_delta import make_delta
+from llava.model.multimodal_encoder.builder import write_vision_model
 from llava.model.utils import auto_upgrade
 from llava.tokenizer import load_tokenizer
 from llava.train import train as train_module
@@ -441,3 +444,39 @@ def test_an_old_checkpoint_is_upgraded_only_after_a_yes(
     auto_upgrade(str(folder))
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llava"
     auto_upgrade(str(folder))  # asks no more
+
+
+def test_no_precision_by_its_old_name_is_float32(golden: Path, tmp_path: Path) -> None:
+    folder = tiny.self_trained(tmp_path / "model", golden)
+    half = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    tiny.write_weights(folder, half, suffix=".safetensors")
+    assert LlavaLlamaForCausalLM.from_pretrained(folder, torch_dtype=None).dtype == torch.float32
+    assert LlavaLlamaForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+# ---- files that transformers 4 reads
+
+TOWER = "model.vision_tower.vision_tower.vision_model."
+
+
+def test_a_full_model_is_written_under_the_originals_names(golden: Path, tmp_path: Path) -> None:
+    model = load_pretrained_model(golden / "weights/tiny-pretrain", golden / tiny.LANGUAGE, device="cpu")[1]
+    model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(tiny.multimodal(golden, tower_prefix=TOWER))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {"rope_theta", "torch_dtype"} <= set(config)
+
+
+def test_a_vision_model_is_written_under_the_originals_names(golden: Path, tmp_path: Path) -> None:
+    published = load_file(golden / tiny.TOWER / "model.safetensors")
+    clip = CLIPVisionModel(CLIPVisionConfig.from_pretrained(golden / tiny.TOWER))
+    write_vision_model(clip, tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(published)
+    again = CLIPVisionModel.from_pretrained(tmp_path)
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_the_demos_tower_has_the_originals_names() -> None:
+    names = load_file(Path(__file__).parents[2] / "playground/demo/tower/model.safetensors")
+    assert all(name.startswith("vision_model.") for name in names)

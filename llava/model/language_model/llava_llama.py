@@ -108,6 +108,17 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as transformers 5 does, but `torch_dtype=None` in float32, as transformers 4 does.
+
+        The original's train() passes it. transformers 5 takes it for the checkpoint's precision, in which a
+        full fine-tuning of float16 weights ends in NaN. `dtype=None` means what it does there.
+        """
+        if "torch_dtype" in kwargs and kwargs["torch_dtype"] is None and "quantization_config" not in kwargs:
+            kwargs["torch_dtype"] = torch.float32
+        return super().from_pretrained(*args, **kwargs)
+
     def get_model(self) -> LlavaLlamaModel:
         return self.model
 

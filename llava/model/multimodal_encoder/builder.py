@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from transformers import CLIPVisionModel
 
 from llava.errors import CheckpointError
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+
+
+def write_vision_model(clip: CLIPVisionModel, folder: str | Path) -> None:
+    """Write a CLIP vision model that transformers 4 can read, too.
+
+    transformers 5 leaves out `vision_model.` in the names of a model's tensors; transformers 4, on which the
+    original runs, then fills all of them with random numbers and only warns.
+    """
+    named = {f"vision_model.{name}": tensor for name, tensor in clip.state_dict().items()}
+    clip.save_pretrained(folder, state_dict=named)
 
 
 def build_vision_tower(vision_tower_cfg: object, **kwargs: Any) -> CLIPVisionTower:

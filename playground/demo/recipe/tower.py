@@ -18,6 +18,8 @@ from tinyworld.scene import COLOURS, ITEMS, PLACES, SHAPES, SIDE, WORDS, Scene
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from llava.model.multimodal_encoder.builder import write_vision_model
+
 IMAGE_SIZE = 48
 CELLS = SIDE * SIDE
 LAYER = -2
@@ -126,7 +128,7 @@ def main() -> None:
     started = time.monotonic()
     drawn = list(islice(scenes("recipe", args.seed), args.scenes))
     tower, scores = train(drawn, seed=args.seed, steps=args.steps, batch=args.batch)
-    tower.half().save_pretrained(args.out)
+    write_vision_model(tower.half(), args.out)
     processor().save_pretrained(args.out)
     print({name: round(score, 4) for name, score in scores.items()}, f"{time.monotonic() - started:.0f} s")
 
