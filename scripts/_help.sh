@@ -16,6 +16,9 @@ want_arguments() {
     die "takes $fewest to $most arguments and got $#; usage: $usage"
 }
 
+# want_number NAME VALUE: die unless the setting NAME is a whole number from 1 on.
+want_number() { [[ $2 =~ ^[1-9][0-9]{0,3}$ ]] || die "$1=$2: want a whole number from 1 on"; }
+
 for word in "$@"; do
     if [[ $word == -h || $word == --help ]]; then
         sed -n -e 1d -e '/^#/!q' -e 's/^# \{0,1\}//p' "$0"

@@ -23,6 +23,7 @@ WORK=${WORK:-playground/demo/work}
 SEED=${SEED:-0}
 ENGINE_TYPES=${ENGINE_TYPES:-7,9}
 export SHARDS=${SHARDS:-2}
+want_number SHARDS "$SHARDS"
 base=playground/demo/model
 name=llava-demo-lora-dataengine
 data=$WORK/data

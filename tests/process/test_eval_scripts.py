@@ -442,6 +442,7 @@ NEEDS_ARGUMENTS = [
     ("scripts/v1_5/slurm.sh", ["gone.sh"], {}),
     ("scripts/v1_5/slurm.sh", ["scripts/v1_5/finetune.sh"], {}),
     ("scripts/quickstart.sh", ["fast"], {}),
+    ("scripts/quickstart.sh", [], {"SHARDS": "abc"}),
     ("playground/demo/control.sh", ["fast"], {}),
     ("playground/demo/recipe.sh", ["fast"], {}),
 ]
@@ -525,11 +526,11 @@ def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(
     assert "merge.jsonl: 3 answers" in error
     scores = read_json(tmp_path / "seed_bench/answers/lora/metrics.json")
     seed = next(score["value"] for score in scores["scores"] if score["name"] == "image")
-    rows = [line.split() for line in out.splitlines()]
+    rows = [re.split(" {2,}", line) for line in out.splitlines()]
     ours = next(row for row in rows if row[0] == "lora")
-    assert ours[1:3] == [f"{seed:.2f}", "-"]
-    assert ours[-3:] == ["-", "-", "-/-"]
-    assert [row[0] for row in rows].count("published:") == 3
+    assert ours[1].startswith(f"{seed:.2f} (3 of 14233)")
+    assert [ours[2], *ours[-3:]] == ["-", "-", "-", "-/-"]
+    assert sum(row[0].startswith("published: ") for row in rows) == 3
     before = (tmp_path / "MME/answers/lora.jsonl").read_text()
 
     # Again, with one benchmark named: nothing is left to ask, so nothing is loaded.

@@ -37,7 +37,7 @@ evaluate() {
     local model_path=${2-liuhaotian/llava-v1.5-13b} ranks=1 first=0 local_index=0 wait_s=0 i overwrite=()
     [[ $model_path == [^-]* ]] || die "MODEL_PATH '$model_path': want a folder or hub id (flags: ANSWER_FLAGS)"
     local count=${SHARDS:-$((${#gpus[@]} > 0 ? ${#gpus[@]} : 1))}
-    [[ -z ${SHARDS:-} || $SHARDS =~ ^[1-9][0-9]{0,3}$ ]] || die "SHARDS=$SHARDS: want a whole number from 1 on"
+    want_number SHARDS "$count"
     case ${OVERWRITE:-0} in 0) ;; 1) overwrite=(--overwrite) ;; *) die "OVERWRITE=$OVERWRITE: want 1 or 0" ;; esac
     local processes=$count
     # torchrun or srun run this script once for each shard. A batch script has no SLURM_STEP_ID.
