@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,32 @@ def test_the_repair_policy_repairs_what_is_certain(world: Path, monkeypatch: pyt
         (9, QUESTION_DROPPED, "mended"),
     }
     assert report["samples"] == 14 - len(lost)
+
+
+@pytest.mark.parametrize("policy", ["skip", "repair"])
+def test_images_of_every_odd_kind_are_left_out(
+    world: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    images = world / "images"
+    (images / "folder.jpg").mkdir()
+    (images / "gone.jpg").symlink_to(images / "nowhere.jpg")
+    os.mkfifo(images / "pipe.jpg")
+    Image.new("L", (20_000, 2)).save(images / "strip.png")
+    Image.new("RGB", (4, 4)).save(images / "other.tga")
+    Image.new("RGB", (4, 4)).save(images / "figure.eps")
+    named = {
+        **dict.fromkeys(("folder.jpg", "gone.jpg", "pipe.jpg", "good.png/1.jpg"), "image missing"),
+        **dict.fromkeys(("a" * 5000, "b/" * 3000 + "1.jpg"), "image missing"),
+        **dict.fromkeys(("strip.png", "other.tga", "figure.eps"), "image cannot be read"),
+        **dict.fromkeys(("/etc/hosts", "../data.json", "a\0.jpg", ".."), "bad image name"),
+    }
+    rows = [record("fine"), *(record(str(place), name) for place, name in enumerate(named))]
+    (world / "data.json").write_text(json.dumps(rows))
+    report = check(world, monkeypatch, "--policy", policy)
+    assert outcomes(report) == {
+        (place, kind, "left out") for place, kind in enumerate(named.values(), start=1)
+    }
+    assert all(problem["message"].count("data.json: record") == 1 for problem in report["problems"])
 
 
 def test_repairs_of_a_sample() -> None:

@@ -108,6 +108,11 @@ def test_the_tensor_side_never_names_a_benchmark() -> None:
         assert not names & words, path
 
 
+def test_one_module_opens_images() -> None:
+    found = [path.stem for path in modules() if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert found == ["image_reading"]
+
+
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, llava; print('torch' in sys.modules, llava.__version__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

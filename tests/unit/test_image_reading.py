@@ -8,6 +8,7 @@ import os
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from PIL import Image, UnidentifiedImageError
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, PretrainedConfig
 
 from llava.data.checks.image_files import find_other_suffix, stat_images
 from llava.errors import DataError
@@ -30,6 +31,8 @@ from llava.image_reading import (
     to_rgb,
 )
 from llava.images import process_images
+from llava.infer.engine.image_loading import load_pixels
+from llava.infer.engine.requests import ImageFile
 from llava.infer.fetch import resolve_image
 from support.errors import raises_code
 
@@ -97,7 +100,12 @@ def odd_files(folder: Path) -> dict[str, str]:
 
 def test_what_is_no_file_is_a_bad_image(tmp_path: Path) -> None:
     for name, code in odd_files(tmp_path).items():
-        for reader in (lambda path: read_image(path), lambda path: resolve_image(str(path))):
+        readers: list[Callable[[Path], object]] = [
+            read_image,
+            lambda path: resolve_image(str(path)),
+            lambda path: load_pixels(ImageFile(path), None, PretrainedConfig()),
+        ]
+        for reader in readers:
             with raises_code(code, DataError) as error:
                 reader(tmp_path / name)
             assert str(error.value).startswith(str(tmp_path / name))
