@@ -7,12 +7,14 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 Item = TypeVar("Item")
+
+_LINE_S = 30.0  # between two lines of a bar without a terminal
 
 
 def setup_logging() -> None:
@@ -58,5 +60,20 @@ def progress_bar(*, name: str, total: int, unit: str = "it") -> tqdm[Any]:
 def _bar(items: Iterable[Any] | None, **settings: Any) -> tqdm[Any]:
     from tqdm import tqdm
 
-    interval_s = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(items, mininterval=interval_s, maxinterval=interval_s, file=sys.stderr, **settings)
+    if sys.stderr.isatty():
+        return tqdm(items, file=sys.stderr, **settings)
+    return tqdm(items, mininterval=_LINE_S, maxinterval=_LINE_S, file=_Lines(sys.stderr), **settings)
+
+
+class _Lines:
+    """Writes each state of a bar as a line of its own, where a terminal would show it in place."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            self._stream.write(f"{text}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -1,6 +1,6 @@
 """The command `llava benchmarks`: prepare, score, submit and more, the same for every benchmark.
 
-python -m llava.benchmarks score seed --root playground/data/eval/seed_bench \
+llava benchmarks score seed --root playground/data/eval/seed_bench \
         --answers answers/llava-v1.5-7b/merge.jsonl --save-path answers/llava-v1.5-7b
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m llava.benchmarks", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="llava benchmarks", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="list the benchmarks")
     listing.add_argument("--markdown", action="store_true", help="as the table of llava/benchmarks/README.md")

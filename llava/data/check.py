@@ -1,4 +1,4 @@
-"""The command `python -m llava.data.check`: check a training file and report what training would leave out.
+"""The command `llava check`: check a training file and report what training would leave out.
 
 It reads every record, opens every image and counts every sample's positions (image included) on all cores.
 What has not changed since an earlier check is not checked again. Training does the same before its first
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.data.check",
+        prog="llava check",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )

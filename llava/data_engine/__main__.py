@@ -1,4 +1,4 @@
-"""The command `python -m llava.data_engine`: convert engine records, mix samples into the training data."""
+"""The command `llava engine`: convert engine records, mix samples into the training data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENGINE_HELP = "files of engine records, JSON arrays or .jsonl"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava.data_engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="llava engine", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     convert = commands.add_parser("convert", help="engine records -> LLaVA samples")

@@ -25,7 +25,7 @@ EXAMPLES_SHOWN = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.layout", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="llava layout", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="count the images, look for those that a training file names")

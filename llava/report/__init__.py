@@ -1,7 +1,7 @@
 """Compare runs: benchmark scores in one table, training logs as curves.
 
-python -m llava.report BASE/metrics.json TUNED/metrics.json     a table, see comparison.py
-python -m llava.report training RUN OTHER_RUN                   curves as a PNG, see training.py
+llava report BASE/metrics.json TUNED/metrics.json     a table, see comparison.py
+llava report training RUN OTHER_RUN                   curves as a PNG, see training.py
 """
 
 from llava.report.comparison import (

@@ -1,4 +1,4 @@
-"""The command `python -m llava.report`: compare scores, or run the sub-command that is named."""
+"""The command `llava report`: compare scores, or run the sub-command that is named."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compare the metrics.json of several runs in one table, with 95 % intervals of scores and differences.
 
-    python -m llava.report BASE/metrics.json TUNED/metrics.json [--baseline BASE] [--format markdown|json]
+    llava report BASE/metrics.json TUNED/metrics.json [--baseline BASE] [--format markdown|json]
 
 The other runs are compared with the first run (or `--baseline`). All must have the same questions, so the
 differences are paired. Their interval is Newcombe's for paired proportions when every question (or image, or
@@ -309,9 +309,9 @@ def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.report",
+        prog="llava report",
         description=__doc__.split("\n")[0],
-        epilog="`python -m llava.report training RUN...` draws the curves of training runs instead.",
+        epilog="`llava report training RUN...` draws the curves of training runs instead.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS", help="metrics.json or a folder")
     parser.add_argument(

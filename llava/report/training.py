@@ -1,6 +1,6 @@
 """Draw the logs of training runs to a PNG: losses, learning rate, gradient norm, speed.
 
-    python -m llava.report training RUN... [--out training.png]
+    llava report training RUN... [--out training.png]
 
 A run is an output folder (of an unfinished run the newest checkpoint is read), a checkpoint-N, or a
 trainer_state.json, also one of the original LLaVA. Several runs share each panel.
@@ -113,9 +113,7 @@ def summarize_log(log: TrainingLog) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.report training", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="llava report training", description=__doc__.split("\n")[0])
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="output folder, checkpoint-N or file"
     )
