@@ -185,7 +185,8 @@ def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.
     pairs = [_paired_values(before, after, one, two) for one, two in scores]
     if not all(pairs):
         return None
-    if not old.parts and all(value in (0.0, old.top) for pair in pairs[0] for value in pair):
+    right_or_wrong = all(value in (0.0, old.top) for pair in pairs[0] for value in pair)
+    if right_or_wrong and not old.parts and old.effective is None:
         outcomes = [(old.top, old.top), (0.0, old.top), (old.top, 0.0), (0.0, 0.0)]
         low, high = intervals.paired_proportions(*map(pairs[0].count, outcomes))
         return old.top * low, old.top * high
@@ -197,7 +198,8 @@ def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.
 
 
 def _effective(score: Score, values: Sequence[tuple[float, float]]) -> float:
-    return len(values) if score.effective is None else score.effective
+    """Return how many units of equal weight would tell as much, at least one."""
+    return len(values) if score.effective is None else max(1.0, score.effective)
 
 
 def _paired_values(before: Scores, after: Scores, old: Score, new: Score) -> list[tuple[float, float]]:

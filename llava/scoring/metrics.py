@@ -28,7 +28,6 @@ Verdicts are in the order of the question file, so two runs over the same questi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -102,8 +101,9 @@ def read_scores(path: Path) -> Scores:
 
 
 def _score(row: JsonObject) -> Score:
-    # Older files lack the largest possible value, so it limits nothing.
-    return Score(**{"top": math.inf, **row, "parts": tuple(row["parts"])})
+    # Older files lack the largest possible value; it is at least the largest there is.
+    top = max(PERCENT, row["value"] or 0.0, *(row["units"] or {}).values())
+    return Score(**{"top": top, **row, "parts": tuple(row["parts"])})
 
 
 def format_value(value: float | None) -> str:

@@ -285,6 +285,25 @@ def test_four_units_that_turn_right_are_not_a_clear_difference(make: Callable[..
     assert not change.is_clear
 
 
+def test_units_that_tell_nothing_leave_a_difference_open() -> None:
+    """No question of an image is answered yes, and none should be: nothing is known of F1."""
+    score = aggregate.mean_of_units("F1", {"1": 0.0, "2": 0.0}, effective=0.0, interval=intervals.f1_interval)
+    assert (score.low, score.high) == (0.0, 100.0)
+    change = paired_difference(scores_with(score), scores_with(score), "total", "F1")
+    assert change is not None
+    assert (change.low, change.high) == (-100.0, 100.0)
+
+
+def test_a_part_of_few_units_widens_a_sum() -> None:
+    parts = [intervals.mean_variance([0.0, 1.0] * size) for size in (2, 100)]
+    few, many = (
+        intervals.sum_variance([(part, size), (parts[1], 200)], 0.25)
+        for part, size in ((parts[0], 4), (parts[0], 400))
+    )
+    assert few > 2.5 * many > 2.5 * sum(parts)
+    assert intervals.sum_variance([(0.0, 1)], 0.25) > 0.25
+
+
 def test_one_soft_answer_has_an_interval() -> None:
     score = aggregate.accuracy([Verdict("1", "x", 0.3, "two", "2")], "x", over={})
     low, high = check_interval(score)
@@ -299,11 +318,14 @@ def score_of(kind: Any, parts: Sequence[Any], picks: Sequence[Any]) -> Scores:
     interval = intervals.f1_interval if kind.is_f1 else intervals.share_interval
     scores = []
     for number, (part, picked) in enumerate(zip(parts, picks, strict=True)):
+        points = {str(unit): part.points[pick] for unit, pick in enumerate(picked)}
         terms = {str(unit): (part.points[pick], part.out_of[pick]) for unit, pick in enumerate(picked)}
-        top, bottom = (sum(column) for column in zip(*terms.values(), strict=True))
+        value = sum(points.values()) / sum(bottom for _, bottom in terms.values())
         scores.append(
-            aggregate.ratio_of_units(
-                f"{number}", terms, group="type", value=top / bottom, n=1, scale=1.0, interval=interval
+            aggregate.mean_of_units(f"{number}", points, group="type", top=1.0)
+            if set(part.out_of) == {1.0}
+            else aggregate.ratio_of_units(
+                f"{number}", terms, group="type", value=value, n=1, scale=1.0, interval=interval
             )
         )
     total = aggregate.sum_of("x", scores) if len(scores) > 1 else replace(scores[0], name="x", group="total")
