@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llava.errors import DataError, SettingsError
-from llava.json_text import JsonFaultError, ObjectHook, build_object, find_fault, parse_json
+from llava.json_text import JsonFaultError, ObjectHook, build_object, locate_fault, parse_json
 from llava.schema import JsonObject
 from llava.temporary import temporary_file, temporary_folder
 
@@ -153,7 +153,7 @@ class _ArrayReader:
                 self.position = error.pos
                 raise self.error(error.msg) from error
             except (ValueError, RecursionError) as error:
-                fault = find_fault(self._window[self.position :])
+                fault = locate_fault(self._window[self.position :])
                 if fault is None:
                     raise self.error(str(error)) from error
                 self.position += fault.offset

@@ -60,9 +60,9 @@ def parse_json(text: str, *, object_hook: ObjectHook | None = None, strict: bool
     except json.JSONDecodeError as error:
         raise JsonFaultError(f"not valid JSON (column {error.colno}: {error.msg})", error.pos) from error
     except (ValueError, RecursionError) as error:
-        raise find_fault(text, strict=strict) or JsonFaultError(f"not valid JSON ({error})", 0) from error
+        raise locate_fault(text, strict=strict) or JsonFaultError(f"not valid JSON ({error})", 0) from error
     may_have_halves = strict and ("\\ud" in text or "\\uD" in text) and _HALF_ESCAPE.search(text)
-    if may_have_halves and (fault := find_fault(text, strict=True)):
+    if may_have_halves and (fault := locate_fault(text, strict=True)):
         raise fault
     return value
 
@@ -83,7 +83,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def find_fault(text: str, *, strict: bool = False) -> JsonFaultError | None:
+def locate_fault(text: str, *, strict: bool = False) -> JsonFaultError | None:
     """Return the first thing in well-formed JSON that is refused, None if there is none."""
     open_values: list[set[str]] = []
     for token in _TOKEN.finditer(text):

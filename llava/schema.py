@@ -73,7 +73,8 @@ class Verdict:
 
     `type` is the benchmark's main category (SEED's skill, MME's subtask); `facets` are further categories.
     `status` is "unparsable" when the official rule cannot interpret the answer, and "unjudged" when only a
-    server knows the truth (the score is then a meaningless 0).
+    server knows the truth (the score is then a meaningless 0). `asked` is a digest of all that was asked and
+    shown, where `question` and `image` do not say it (MMBench).
     """
 
     question_id: RecordId
@@ -85,6 +86,7 @@ class Verdict:
     facets: dict[str, str] = field(default_factory=dict)
     image: str | None = None
     question: str = ""
+    asked: str = ""
 
     def facet(self, name: str) -> str | None:
         """Return the facet called `name`; "type" counts as one. None when the verdict lacks it."""

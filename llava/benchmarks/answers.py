@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.benchmarks.records import read_json_records, read_record_lines, require_id, shorten
-from llava.errors import AnswersError
+from llava.benchmarks.records import read_json_records, read_record_lines, require_id
+from llava.errors import AnswersError, shorten
 from llava.schema import Answer, Question
 
 ID_KEYS = ("question_id", "questionId")

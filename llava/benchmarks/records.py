@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from llava.errors import DataError, one_line
+from llava.errors import DataError, one_line, shorten
 from llava.files import read_json, read_jsonl
 from llava.schema import JsonObject, RecordId
 
 SHOWN_KEYS = 8
-SHOWN_CHARACTERS = 60
 JSON_TYPES = (dict, list, str, int, float, bool, type(None))
 JSON_TYPE_NAMES = {kind.__name__ for kind in JSON_TYPES} | {"Record", "string"}
 # A cell may hold an image, 131,072 characters are csv's own limit.
@@ -195,12 +194,6 @@ def require_id(value: object, where: str) -> RecordId:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"{where}: the id is {shorten(value)}, wanted text or a whole number", code="bad-id")
     return value
-
-
-def shorten(value: object) -> str:
-    """Return how Python writes `value`, cut to what fits in a message."""
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def is_data_fault(error: Exception) -> bool:

@@ -2,11 +2,11 @@
 
     llava report BASE/metrics.json TUNED/metrics.json [--baseline BASE] [--format markdown|json]
 
-The other runs are compared with the first run (or `--baseline`). All must have the same questions, so the
-differences are paired. Their interval is Newcombe's for paired proportions when every question (or image, or
-group of rows) is right or wrong, else Bonett and Price's for paired means (`llava.scoring.intervals`). `*`
-marks a difference whose interval excludes 0, which takes at least six changed questions. About one question
-type in twenty is marked by chance, so judge by the total.
+The other runs are compared with the first run (or `--baseline`). All must have the same questions, in any
+order, so the differences are paired. Their interval is Newcombe's for paired proportions when every question
+(or image, or group of rows) is right or wrong, else Bonett and Price's for paired means
+(`llava.scoring.intervals`). `*` marks a difference whose interval excludes 0, which takes at least six
+changed questions. About one question type in twenty is marked by chance, so judge by the total.
 """
 
 from __future__ import annotations
@@ -21,19 +21,11 @@ from pathlib import Path
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write, require_distinct
 from llava.report.names import shortest_names
+from llava.report.pairing import ComparedRun, align
 from llava.schema import Score, Scores
 from llava.scoring import intervals
 from llava.scoring.metrics import DETAILS, FILE_NAME, PERCENT, format_interval, format_value, read_scores
 from llava.scoring.published import PUBLISHED
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedRun:
-    """One metrics.json: its short name in the table, its scores and its path."""
-
-    name: str
-    scores: Scores
-    path: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +120,7 @@ def _matches_name(run: ComparedRun, wanted: str) -> bool:
 def _compare(runs: Sequence[ComparedRun], members: Sequence[int], base: int) -> Iterator[Row]:
     """Yield the rows of one benchmark; `members` are the indices of its runs."""
     before = runs[base].scores
-    for index in members:
-        _check_same_questions(runs[base], runs[index])
+    aligned = {index: align(runs[base], runs[index]) for index in members}
     keys = dict.fromkeys(
         (score.group, score.name)
         for index in members
@@ -139,8 +130,8 @@ def _compare(runs: Sequence[ComparedRun], members: Sequence[int], base: int) -> 
     for group, name in keys:
         found = tuple(_find(run, group, name) if i in members else None for i, run in enumerate(runs))
         differences = tuple(
-            paired_difference(before, run.scores, group, name) if i in members and i != base else None
-            for i, run in enumerate(runs)
+            paired_difference(before, aligned[i], group, name) if i in members and i != base else None
+            for i in range(len(runs))
         )
         largest = max((score for score in found if score), key=lambda score: score.n)
         headline = group == "total" and name == before.headline
@@ -154,20 +145,11 @@ def _find(run: ComparedRun, group: str, name: str) -> Score | None:
         return None
 
 
-def _check_same_questions(base: ComparedRun, run: ComparedRun) -> None:
-    before = [(str(v.question_id), v.truth) for v in base.scores.verdicts]
-    after = [(str(v.question_id), v.truth) for v in run.scores.verdicts]
-    if before != after:
-        differing = sorted({key for key, _ in set(before) ^ set(after)})[:5]
-        raise DataError(
-            f"{base.name} ({len(before)} questions) and {run.name} ({len(after)}) were scored on different "
-            f"questions of {base.scores.benchmark}, e.g. {', '.join(differing)}; score both on the same ones",
-            code="different-questions",
-        )
-
-
 def paired_difference(before: Scores, after: Scores, group: str, name: str) -> Difference | None:
-    """Return the paired difference after - before of one score, None if either has no value."""
+    """Return the paired difference after - before of one score, None if either has no value.
+
+    The verdicts of both are of the same questions in the same order.
+    """
     try:
         old, new = before.get(name, group), after.get(name, group)
     except KeyError:

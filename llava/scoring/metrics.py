@@ -19,9 +19,9 @@ All benchmarks share one schema::
      "verdicts": [{"question_id": 101669, "type": "Instance Location", "facets": {},
                    "score": 0.0, "answer": "B", "truth": "A",
                    "status": "answered" | "unparsable" | "unanswered" | "unjudged" (only a server can),
-                   "image": "SEED-Bench-image/...", "question": "..."}]}
+                   "image": "SEED-Bench-image/...", "question": "...", "asked": ""}]}
 
-Verdicts are in the order of the question file, so two runs over the same questions pair line by line.
+Verdicts are in the order of the question file; two runs over the same questions pair by id.
 `llava.schema.Score` explains `over`, `units`, `parts`, `top` and `effective`. Readers ignore other keys.
 """
 

@@ -135,6 +135,81 @@ def test_runs_over_other_questions_are_not_compared() -> None:
     assert all(fact in str(error.value) for fact in ("base", "44", "other", "40"))
 
 
+def changed(scores: Scores, number: int, **facts: object) -> Scores:
+    """Return scores in which one verdict has other facts."""
+    verdicts = list(scores.verdicts)
+    verdicts[number] = replace(verdicts[number], **facts)  # type: ignore[arg-type]
+    return replace(scores, verdicts=tuple(verdicts))
+
+
+ASKED = changed(
+    BASE, 1, question="Which?\nA. ant\nB. bee", image="x.jpg", asked="0f", facets={"kind": "image"}
+)
+ASKED = replace(ASKED, scores=(*ASKED.scores, Score("image", 0.0, 1, over={"kind": "image"})))
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"question": "Which?\nA. bee\nB. ant"}, ("text", "A. ant", "A. bee")),
+        ({"question": f"{'Which? ' * 50}A"}, ("text", "Which? ")),
+        ({"image": "y.jpg"}, ("image", "'x.jpg'", "'y.jpg'")),
+        ({"asked": "1f"}, ("options or image", "'0f'", "'1f'")),
+        ({"type": "count"}, ("type", "'color'", "'count'")),
+        ({"facets": {"kind": "video"}}, ("kind", "'image'", "'video'")),
+        ({"facets": {}}, ("kind", "'image'", "'None'")),
+        ({"truth": "false"}, ("truth", "'true'", "'false'")),
+        ({"question_id": "other"}, ("color1 is only in base",)),
+    ],
+)
+def test_another_question_under_the_same_id_is_named(facts: dict[str, object], told: tuple[str, ...]) -> None:
+    other = changed(ASKED, 1, **facts)
+    with raises_code("different-questions", DataError) as error:
+        compare([ComparedRun("base", ASKED), ComparedRun("other", other)])
+    assert all(fact in str(error.value) for fact in ("question", "color1", *told))
+    assert len(str(error.value)) < 400
+
+
+def test_reordered_questions_pair_by_id() -> None:
+    shuffled = replace(BETTER, verdicts=tuple(reversed(BETTER.verdicts)))
+    in_order, reordered = (
+        compare([ComparedRun("base", BASE), ComparedRun("tuned", tuned)]) for tuned in (BETTER, shuffled)
+    )
+    assert [row.differences for row in in_order] == [row.differences for row in reordered]
+
+
+def test_questions_that_share_an_id_pair_by_their_text(tmp_path: Path) -> None:
+    tiny = MAKERS["mme"](tmp_path)
+    scores = benchmarks.get("mme").score(tmp_path, tiny.answers)
+    shuffled = replace(scores, verdicts=tuple(reversed(scores.verdicts)))
+    rows = compare([ComparedRun("base", scores), ComparedRun("same", shuffled)])
+    assert {change.value for row in rows for change in row.differences if change} == {0.0}
+
+
+def test_an_option_that_moved_in_one_rotation_is_another_question(tmp_path: Path) -> None:
+    mmbench = benchmarks.get("mmbench")
+    tiny = MAKERS["mmbench"](tmp_path)
+    before = mmbench.score(tmp_path, tiny.answers)
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    whole = path.read_text()
+    for old, new in (("rain\tNone\tNA", "rain\tNA\tNone"), ("aW1n", "aW1u")):
+        path.write_text(whole.replace(old, new))
+        after = mmbench.score(tmp_path, tiny.answers)
+        with raises_code("different-questions", DataError):
+            compare([ComparedRun("base", before), ComparedRun("other", after)])
+    head, *rows = whole.splitlines(keepends=True)
+    path.write_text("".join([head, *reversed(rows)]))
+    compare([ComparedRun("base", before), ComparedRun("same", mmbench.score(tmp_path, tiny.answers))])
+
+
+def test_an_older_file_is_compared_on_what_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    older = changed(ASKED, 1, asked="", image=None)
+    compare([ComparedRun("base", ASKED), ComparedRun("older", older, Path("older/metrics.json"))])
+    assert [line.startswith("older/metrics.json: ") for line in caplog.messages] == [True, True]
+    with raises_code("different-questions", DataError):
+        compare([ComparedRun("base", ASKED), ComparedRun("older", changed(older, 1, question="What?"))])
+
+
 def save(folder: Path, scores: Scores) -> Path:
     return write_scores(folder, scores)
 

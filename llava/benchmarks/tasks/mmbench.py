@@ -31,6 +31,7 @@ from llava.benchmarks.mmbench_files import (
     read_mmbench_items,
     read_mmbench_upload,
     round_of,
+    short_digest,
     write_mmbench_upload,
 )  # fmt: skip
 from llava.errors import DataError
@@ -135,6 +136,8 @@ def _compute_scores(benchmark: str, rows: Sequence[AskedRow], matched: Matched, 
     groups: dict[int, list[AskedRow]] = defaultdict(list)
     for row in rows:
         groups[row.item.group].append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: (row.item.index, row.item.rotation))
     plain = {key: [row for row in group if row.item.is_base] for key, group in groups.items()}
     plain = {key: group for key, group in plain.items() if group}
     verdicts = [_verdict(group) for group in groups.values()]
@@ -208,6 +211,7 @@ def _verdict(group: Sequence[AskedRow]) -> Verdict:
         status=status,
         facets={"l2-category": item.l2_category} if item.l2_category else {},
         question=item.text,
+        asked=short_digest(*(text for row in group for text in (row.item.text, row.item.image))),
     )
 
 

@@ -100,16 +100,16 @@ def _judge(task: Task) -> Scores:
     scores = [
         *aggregate.accuracy_by(verdicts, "abilities"),
         *(aggregate.accuracy(verdicts, name, group="ability", over={name: "yes"}) for name in ABILITIES),
-        *(_run_score(run, matched.answers) for run in range(runs.pop())),
+        *(_run_score(run, questions, matched.answers) for run in range(runs.pop())),
         aggregate.accuracy(verdicts, "total", over={}),
     ]
     return aggregate.collect("mmvet", "total", scores, verdicts, matched, source=SOURCE, split=task.split)
 
 
-def _run_score(run: int, answers: Sequence[Answer | None]) -> Score:
+def _run_score(run: int, questions: Sequence[Question], answers: Sequence[Answer | None]) -> Score:
     """Return the total score of one grading run."""
     grades = [answer.extra[GRADES][run] if answer else 0.0 for answer in answers]
-    units = {str(index): PERCENT * grade for index, grade in enumerate(grades)}
+    units = {str(q.id): PERCENT * grade for q, grade in zip(questions, grades, strict=True)}
     return aggregate.mean_of_units(
         str(run + 1), units, group="run", value=PERCENT * sum(grades) / len(grades)
     )

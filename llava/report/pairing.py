@@ -1,0 +1,95 @@
+"""Pair the questions of two scored runs by id, and refuse pairs that are not the same question."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+from llava.errors import DataError, shorten
+from llava.schema import Scores, Verdict
+
+logger = logging.getLogger(__name__)
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """One metrics.json: its short name in the table, its scores and its path."""
+
+    name: str
+    scores: Scores
+    path: Path = Path()
+
+
+def align(base: ComparedRun, run: ComparedRun) -> Scores:
+    """Return the scores of `run` with its verdicts in the order of the baseline's, matched by id.
+
+    Raises:
+        DataError: A question is only in one of them, or is another question; the message names the first.
+    """
+    left: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in run.scores.verdicts:
+        left[str(verdict.question_id)].append(verdict)
+    tell = _what_tells_questions_apart(base, run)
+    aligned = []
+    for verdict in base.scores.verdicts:
+        twins = left[str(verdict.question_id)]
+        if not twins:
+            raise _different(base, run, f"question {verdict.question_id} is only in {base.name}")
+        known = tell(verdict)
+        # Ids may repeat (MME); then the text tells which of them it is.
+        same = (twin for twin in twins if len(twins) == 1 or tell(twin) == known)
+        twin = next(same, twins[0])
+        for what, value in tell(twin).items():
+            if value != known[what]:
+                shown = " and ".join(_first_difference(known[what], value))
+                raise _different(base, run, f"the {what} of question {verdict.question_id} is {shown}")
+        twins.remove(twin)
+        aligned.append(twin)
+    if extra := next((key for key, twins in left.items() if twins), None):
+        raise _different(base, run, f"question {extra} is only in {run.name}")
+    return replace(run.scores, verdicts=tuple(aligned))
+
+
+def _what_tells_questions_apart(base: ComparedRun, run: ComparedRun) -> Callable[[Verdict], dict[str, str]]:
+    """Return a function that lists what must be the same in both runs, by a word for it."""
+    fields = {"text": "question", "image": "image", "options or image": "asked"}
+    for what, field in list(fields.items()):
+        lacking = [r for r in (base, run) if not any(getattr(v, field) for v in r.scores.verdicts)]
+        if len(lacking) == 1 and fields.pop(what):
+            logger.warning(
+                f"{lacking[0].path}: does not hold the {what} of its questions, so they are compared without; "
+                "score the answers again to be sure"
+            )
+    facets = dict.fromkeys(
+        name for score in (*base.scores.scores, *run.scores.scores) for name in score.over or ()
+    )
+
+    def tell(verdict: Verdict) -> dict[str, str]:
+        known = {what: str(getattr(verdict, field)) for what, field in fields.items()}
+        return (
+            known | {name: str(verdict.facet(name)) for name in ("type", *facets)} | {"truth": verdict.truth}
+        )
+
+    return tell
+
+
+def _first_difference(one: str, two: str) -> list[str]:
+    """Return the parts of two texts from shortly before their first difference, short enough to show."""
+    pairs = enumerate(zip_longest(one, two))
+    start = max(0, next(at for at, (a, b) in pairs if a != b) - SHOWN_CHARACTERS // 3)
+    before = "..." if start else ""
+    return [shorten(before + text[start:], SHOWN_CHARACTERS) for text in (one, two)]
+
+
+def _different(base: ComparedRun, run: ComparedRun, difference: str) -> DataError:
+    counts = [f"{r.name} ({len(r.scores.verdicts)} questions)" for r in (base, run)]
+    return DataError(
+        f"{' and '.join(counts)} were scored on different questions of {base.scores.benchmark}: "
+        f"{difference}; score both on the same ones",
+        code="different-questions",
+    )
