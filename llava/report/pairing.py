@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -56,26 +57,27 @@ def align(base: ComparedRun, run: ComparedRun) -> Scores:
 
 
 def _what_tells_questions_apart(base: ComparedRun, run: ComparedRun) -> Callable[[Verdict], dict[str, str]]:
-    """Return a function that lists what must be the same in both runs, by a word for it."""
-    fields = {"text": "question", "image": "image", "options or image": "asked"}
-    for what, field in list(fields.items()):
-        lacking = [r for r in (base, run) if not any(getattr(v, field) for v in r.scores.verdicts)]
-        if len(lacking) == 1 and fields.pop(what):
+    """Return a function that lists what must be the same in both runs, by a word for it.
+
+    What one of them does not hold at all, such as an older file, is left out with a warning.
+    """
+    facets = {name for run_ in (base, run) for score in run_.scores.scores for name in score.over or ()}
+    readers: dict[str, Callable[[Verdict], str | None]] = {
+        "text": lambda verdict: verdict.question,
+        "image": lambda verdict: verdict.image,
+        "options or image": lambda verdict: verdict.asked,
+        **{name: partial(Verdict.facet, name=name) for name in sorted(facets | {"type"})},
+        "truth": lambda verdict: verdict.truth,
+    }
+    for what, read in list(readers.items()):
+        lacking = [r for r in (base, run) if not any(read(verdict) for verdict in r.scores.verdicts)]
+        if len(lacking) == 1:
+            del readers[what]
             logger.warning(
-                f"{lacking[0].path}: does not hold the {what} of its questions, so they are compared without; "
-                "score the answers again to be sure"
+                f"{lacking[0].path}: does not hold the {what} of its questions, so they are compared without "
+                "it; score the answers again to be sure"
             )
-    facets = dict.fromkeys(
-        name for score in (*base.scores.scores, *run.scores.scores) for name in score.over or ()
-    )
-
-    def tell(verdict: Verdict) -> dict[str, str]:
-        known = {what: str(getattr(verdict, field)) for what, field in fields.items()}
-        return (
-            known | {name: str(verdict.facet(name)) for name in ("type", *facets)} | {"truth": verdict.truth}
-        )
-
-    return tell
+    return lambda verdict: {what: str(read(verdict)) for what, read in readers.items()}
 
 
 def _first_difference(one: str, two: str) -> list[str]:

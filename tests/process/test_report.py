@@ -157,7 +157,6 @@ ASKED = replace(ASKED, scores=(*ASKED.scores, Score("image", 0.0, 1, over={"kind
         ({"asked": "1f"}, ("options or image", "'0f'", "'1f'")),
         ({"type": "count"}, ("type", "'color'", "'count'")),
         ({"facets": {"kind": "video"}}, ("kind", "'image'", "'video'")),
-        ({"facets": {}}, ("kind", "'image'", "'None'")),
         ({"truth": "false"}, ("truth", "'true'", "'false'")),
         ({"question_id": "other"}, ("color1 is only in base",)),
     ],
