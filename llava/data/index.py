@@ -48,8 +48,9 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 SAMPLES, STAMP, LOCK = "samples.arrow", "stamp.json", "lock"
 
-# Rows written at a time, some MB: a file of any size is indexed in little memory.
-_BATCH = 4096
+# Rows and text written at a time: a file of any size is indexed in little memory, and no batch comes near
+# Arrow's limit of 2 GB of text.
+_BATCH, _BATCH_CHARACTERS = 4096, 1 << 27
 
 # For each style that cannot hold every sample: its column, and a template of that style.
 _CHOOSY_COLUMNS = {style: f"fits {style.name.lower()}" for style in CHOOSY}
@@ -337,18 +338,22 @@ def _build(data_path: Path, folder: Path) -> None:
         pa.ipc.new_file(stream, _SCHEMA) as writer,
     ):
         columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
+        characters = 0
         for place, record in read_records(data_path, bar.update):
-            for name, value in _row(place, record).items():
+            row = _row(place, record)
+            for name, value in row.items():
                 columns[name].append(value)
-            if len(columns["place"]) == _BATCH:
+            characters += sum(map(len, row["texts"] or ()))
+            if len(columns["place"]) == _BATCH or characters > _BATCH_CHARACTERS:
                 writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
                 columns = {name: [] for name in _SCHEMA.names}
+                characters = 0
         writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
     write_json(folder / STAMP, _stamp(data_path, folder) | {"file": before})
 
 
-def _row(place: int, record: object) -> dict[str, object]:
-    row: dict[str, object] = dict.fromkeys(_SCHEMA.names)
+def _row(place: int, record: object) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_SCHEMA.names)
     row["place"] = place
     sample: Sample | None
     try:

@@ -63,9 +63,14 @@ def test_indexed_samples_equal_those_read_from_the_file(realdata: Path, tmp_path
     assert made.location(1001) == f"{path}:2003 (id '7')"
 
 
-def test_batches_of_rows_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "batches"), [(1 << 27, 3), (60, 4)])
+def test_batches_of_rows_are_one_table(
+    size: int, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(index, "_BATCH", 4)
+    monkeypatch.setattr(index, "_BATCH_CHARACTERS", size)
     made = open_index(written(tmp_path / "a.json", [record(place) for place in range(10)]))
+    assert made.table["texts"].num_chunks == batches
     assert [sample.id for sample in made] == [f"s{place}" for place in range(10)]
     names = made.images(made.bad_rows[:0])
     assert len(names) == 0

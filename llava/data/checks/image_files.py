@@ -7,6 +7,7 @@ Results are cached in the index's folder by name, size and time of change, so th
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from PIL import Image
 from llava.data.checks.parallel import Range, map_ranges
 from llava.data.tables import read_table, write_table
 from llava.errors import DataError
-from llava.image_reading import has_image, open_image, to_rgb
+from llava.image_reading import FORMATS, MAX_PIXELS, MAX_RATIO, has_image, open_image, to_rgb
 
 MISSING, UNREADABLE = "image missing", "image cannot be read"
 
@@ -51,7 +52,9 @@ def check_images(folder: Path, root: Path, names: pa.StringArray, *, workers: in
     Returns:
         A row for each name: name, size, time, format and problem.
     """
-    cache = folder / f"images-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.arrow"
+    # Another version may read other images.
+    rules = json.dumps([str(root.resolve()), FORMATS, MAX_PIXELS, MAX_RATIO])
+    cache = folder / f"images-{hashlib.sha256(rules.encode()).hexdigest()[:16]}.arrow"
     known = read_table(cache, _SCHEMA)
     known = _SCHEMA.empty_table() if known is None else known
     states = stat_images(root, names)
