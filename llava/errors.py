@@ -45,12 +45,6 @@ def one_line(error: BaseException, limit: int | None = None) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
-def shorten(value: object, limit: int = 60) -> str:
-    """Return how Python writes `value`, on one line, cut to `limit` characters."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def shown(value: object) -> str:
     """Return any value as it stands in a message: on one line, and cut short however long or deep it is."""
     return " ".join(_SHORT.repr(value).split())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.benchmarks.records import read_json_records, read_record_lines, require_id
-from llava.errors import AnswersError, shorten
+from llava.errors import AnswersError, shown
 from llava.schema import Answer, Question
 
 ID_KEYS = ("question_id", "questionId")
@@ -93,7 +93,7 @@ def _answer(row: object, where: str) -> Answer:
     for found, what in ((text, "text"), (prompt, "prompt")):
         if found is not None and not isinstance(found, str):
             raise AnswersError(
-                f"{where}: the {what} is {shorten(found)}, a {type(found).__name__}, wanted text",
+                f"{where}: the {what} is {shown(found)}, a {type(found).__name__}, wanted text",
                 code="wrong-type",
             )
     if id_key is None or text is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from llava.errors import DataError, one_line, shorten
+from llava.errors import DataError, one_line, shown
 from llava.files import read_json, read_jsonl
 from llava.schema import JsonObject, RecordId
 
@@ -192,7 +192,7 @@ def require_id(value: object, where: str) -> RecordId:
         DataError: It is something else; the message starts with `where`.
     """
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise DataError(f"{where}: the id is {shorten(value)}, wanted text or a whole number", code="bad-id")
+        raise DataError(f"{where}: the id is {shown(value)}, wanted text or a whole number", code="bad-id")
     return value
 
 

@@ -185,12 +185,16 @@ def _options(value: object) -> tuple[str, ...]:
 
 
 def _without_labels(options: list[str]) -> tuple[str, ...]:
-    """Return the options without the "A. " or "(A) " that all have; a single "A. Lincoln" is a name."""
+    """Return the options without the "A. " or "(A) " that all have; a single "A. Lincoln" is a name.
+
+    Raises:
+        Unusable: All have a label of these options, but not each its own.
+    """
     labels = [_OPTION_LABEL.match(option) for option in options]
     letters = [(label[1] or label[2]).upper() for label in labels if label]
     wanted = list(ascii_uppercase[: len(options)])
     if letters == wanted:
         return tuple(option[label.end() :] for option, label in zip(options, labels, strict=True) if label)
-    if sorted(letters) == wanted:
+    if len(letters) == len(options) and set(letters) <= set(wanted):
         raise Unusable("option_labels_out_of_order", f"found {', '.join(letters)}")
     return tuple(options)

@@ -10,11 +10,11 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
-from llava.errors import DataError, shorten
+from llava.errors import DataError, shown
 from llava.schema import Scores, Verdict
 
 logger = logging.getLogger(__name__)
-SHOWN_CHARACTERS = 60
+SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _first_difference(one: str, two: str) -> list[str]:
     pairs = enumerate(zip_longest(one, two))
     start = max(0, next(at for at, (a, b) in pairs if a != b) - SHOWN_CHARACTERS // 3)
     before = "..." if start else ""
-    return [shorten(before + text[start:], SHOWN_CHARACTERS) for text in (one, two)]
+    return [shown(before + text[start : start + SHOWN_CHARACTERS]) for text in (one, two)]
 
 
 def _different(base: ComparedRun, run: ComparedRun, difference: str) -> DataError:

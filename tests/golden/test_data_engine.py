@@ -126,6 +126,7 @@ def test_a_skill_is_an_id_or_a_name(label: object) -> None:
         (["(a) cat", "(b)dog"], ("cat", "dog")),
         (["A) cat", "B: dog"], ("cat", "dog")),
         (["A. Lincoln", "Washington"], ("A. Lincoln", "Washington")),
+        (["A. Lincoln", "J. Adams"], ("A. Lincoln", "J. Adams")),
         (["A.M.", "B.C."], ("A.M.", "B.C.")),
         (["A. ", "B. "], ("A.", "B.")),
         ([" big\r\n  cat ", "dog\u2028house"], ("big cat", "dog house")),
@@ -207,6 +208,8 @@ def test_a_record_that_cannot_be_used_says_why(row: object, reason: str) -> None
         ({"options": ["a", "b", "c", "<image>"]}, "choice", "option_control_text"),
         ({"options": ["a", "b", "c", "a"], "choide_answer": "A"}, "choice", "correct_option_repeated"),
         ({"options": ["B. b", "A. a"]}, "choice", "option_labels_out_of_order"),
+        ({"options": ["A. a", "A. b", "(a) c", "A: d"]}, "choice", "option_labels_out_of_order"),
+        ({"options": ["A. a", "B. b", "B. c", "D. d"]}, "choice", "option_labels_out_of_order"),
     ],
 )
 def test_a_field_that_cannot_be_used_costs_only_the_modes_that_need_it(
