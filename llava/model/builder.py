@@ -119,6 +119,7 @@ def load_pretrained_model(
     processor = load_tower(model, source, tower_dtype or placement.dtype) if source.is_multimodal else None
     if processor is None:
         logger.info(f"{source.folder} names no vision tower: it is a plain language model")
+    model.name_or_path = str(source.folder)  # transformers names an adapter's or projector's base
     return tokenizer, model.eval(), processor, _read_context_length(model.config)
 
 
