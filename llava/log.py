@@ -7,23 +7,20 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-_LINE_S = 30.0  # between two lines of a bar without a terminal
+# Seconds between two reports of a progress bar, on a terminal and elsewhere.
+ON_TERMINAL_S, ELSEWHERE_S = 0.1, 60.0
 
 
 def setup_logging() -> None:
-    """Log to stderr: everything from rank 0, only warnings and errors from other ranks.
-
-    Pillow's own warnings are hidden: an image that cannot be used is an error here, with its path.
-    """
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    """Log to stderr: everything from rank 0, only warnings and errors from other ranks."""
+    _quiet_libraries()
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
     who = f" [rank {rank}]" if "RANK" in os.environ else ""
@@ -35,8 +32,23 @@ def setup_logging() -> None:
         logger.propagate = False
 
 
+def _quiet_libraries() -> None:
+    """Hide what libraries log for their developers; what users can act on, this package says itself."""
+    for module in ("torch.distributed", "transformers", "peft"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    # Adapters are kept off the vision tower by name, even if it is loaded later.
+    warnings.filterwarnings("ignore", message=".*no modules were excluded.*")
+    # It looks for a faster kernel that a CPU does not need.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # An image that cannot be used is an error here, with its path.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def progress(items: Iterable[Item], *, name: str, total: int | None = None, done: int = 0) -> Iterator[Item]:
-    """Yield `items` with a progress bar on stderr; without a terminal, a line every 30 seconds.
+    """Yield `items` with a progress bar on stderr; without a terminal, a line a minute.
 
     Args:
         items: The work to count.
@@ -48,7 +60,7 @@ def progress(items: Iterable[Item], *, name: str, total: int | None = None, done
 
 
 def progress_bar(*, name: str, total: int, unit: str = "it") -> tqdm[Any]:
-    """Return a progress bar to advance by `update(n)`; it appears after two seconds.
+    """Return a progress bar to advance by `update(n)`; it appears after two seconds, see `progress`.
 
     With unit "B", sizes are shown in KiB, MiB and so on.
     """
@@ -61,19 +73,18 @@ def _bar(items: Iterable[Any] | None, **settings: Any) -> tqdm[Any]:
     from tqdm import tqdm
 
     if sys.stderr.isatty():
-        return tqdm(items, file=sys.stderr, **settings)
-    return tqdm(items, mininterval=_LINE_S, maxinterval=_LINE_S, file=_Lines(sys.stderr), **settings)
+        return tqdm(items, file=sys.stderr, mininterval=ON_TERMINAL_S, maxinterval=ON_TERMINAL_S, **settings)
+    settings["delay"] = ELSEWHERE_S
+    lines = _Lines()
+    return tqdm(items, file=lines, mininterval=ELSEWHERE_S, maxinterval=ELSEWHERE_S, ascii=True, **settings)
 
 
 class _Lines:
-    """Writes each state of a bar as a line of its own, where a terminal would show it in place."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    """What a progress bar writes to in place of a terminal: each state becomes a line on stderr."""
 
     def write(self, text: str) -> None:
-        if text := text.strip():
-            self._stream.write(f"{text}\n")
+        if state := text.strip():
+            sys.stderr.write(f"{state}\n")
 
     def flush(self) -> None:
-        self._stream.flush()
+        sys.stderr.flush()

@@ -50,8 +50,9 @@ step "2/5 notebook: engine records to training data, mixed with the base data"
 if [[ -e $data/llava_v1_5_mix665k_dataengine.json ]]; then
     echo "$data/llava_v1_5_mix665k_dataengine.json is there already, used as it is"
 else
-    LLAVA_DATA=$data LLAVA_MODES=mc,mcp "$PYTHON" -m nbconvert --log-level ERROR --to notebook --execute \
-        --output-dir "$WORK" playground/data/process_engine_data.ipynb
+    LLAVA_DATA=$data LLAVA_MODES=mc,mcp "$PYTHON" -m nbconvert --to notebook --execute --output-dir "$WORK" \
+        playground/data/process_engine_data.ipynb --log-level ERROR \
+        --ExecutePreprocessor.extra_arguments=--log-level=ERROR
 fi
 
 step "3/5 LoRA fine-tuning on the mixed data"

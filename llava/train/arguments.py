@@ -12,6 +12,7 @@ import argparse
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -151,6 +152,10 @@ class TrainingArguments(transformers.TrainingArguments):
         self.resume_from_checkpoint = RESUME.get(resume.lower(), resume)
         self.report_to, self.unfit = choose_reporters(self.report_to)
         self.per_device_eval_batch_size = 1
+        if self.disable_tqdm is None:  # type: ignore[has-type]  # transformers' field
+            self.disable_tqdm = not sys.stderr.isatty()  # in a file, the steps' losses are progress enough
+        if self.disable_tqdm:
+            transformers.utils.logging.disable_progress_bar()
         self.average_tokens_across_devices = False  # the original averages the means of the ranks
         self.activation_checkpointing = self.gradient_checkpointing  # its name since transformers 6
         self._fit_to_hardware()
@@ -166,6 +171,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if not self.use_cpu and not torch.accelerator.is_available():
             logger.info("no GPU found: training on the CPU")
             self.use_cpu = True
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and warn
         if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
             logger.info("--tf32 True ignored: it needs an NVIDIA GPU of the Ampere generation or newer")
             self.tf32 = None

@@ -6,7 +6,6 @@ Source: LLaVA v1.2.2 llava/train/train.py.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -177,18 +176,7 @@ def make_supervised_data_module(tokenizer: PreTrainedTokenizerBase, data_args: A
     }
 
 
-def quiet_libraries() -> None:
-    """Hide what libraries log for their developers, one line per step."""
-    for module in ("torch.distributed", "transformers", "peft"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-    # Adapters are kept off the vision tower by name, even if it is loaded later.
-    warnings.filterwarnings("ignore", message=".*no modules were excluded.*")
-    # It looks for a faster kernel that a CPU does not need.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
 def main() -> None:
-    quiet_libraries()
     train()
     destroy_process_group()
 

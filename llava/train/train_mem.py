@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from transformers.utils import is_flash_attn_2_available
 
 from llava.command import run
 from llava.train.distributed import destroy_process_group
-from llava.train.train import quiet_libraries, train
+from llava.train.train import train
 
 logger = logging.getLogger("llava.train.train_mem")  # by path this module is __main__
 
 
 def main() -> None:
-    quiet_libraries()
-    if is_flash_attn_2_available():
-        train(attn_implementation="flash_attention_2")
-    else:
-        logger.warning(
-            "flash-attn is not installed, or there is no GPU for it: using PyTorch's own attention (SDPA)"
-        )
-        train(attn_implementation="sdpa")
+    has_flash = is_flash_attn_2_available()
+    if not has_flash and torch.cuda.is_available():
+        logger.warning("flash-attn is not installed: using PyTorch's own attention (SDPA)")
+    train(attn_implementation="flash_attention_2" if has_flash else "sdpa")
     destroy_process_group()
 
 

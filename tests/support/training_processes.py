@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava.command import run
 from llava.errors import SettingsError
-from llava.train.train import quiet_libraries, train
+from llava.train.train import train
 
 LIMIT_S = 600.0
 
@@ -150,7 +150,6 @@ def _work(work: Callable[[], object], cwd: Path, log: Path, settings: dict[str, 
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # as on a terminal
-    quiet_libraries()
 
     def main() -> None:
         work()
