@@ -9,7 +9,9 @@ Source: LLaVA v1.2.2 llava/train/llava_trainer.py; the orders are equal to the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Sized
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -159,6 +161,91 @@ class EpochSampler(Sampler[int]):
                 torch.empty((), dtype=torch.int64).random_()
                 order = list(self.inner)
         return iter(order)
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of an epoch for all ranks in turn, in whole optimizer steps.
+
+    Batches that end an epoch without filling a step begin the next epoch, as the original's accumulated
+    gradients do. An epoch with fewer batches than a step has is one smaller step.
+    """
+
+    def __init__(
+        self, order: EpochSampler, batch_size: int, *, ranks: int, accumulation: int, drop_last: bool = False
+    ) -> None:
+        """Cut the samples of an order into batches.
+
+        Args:
+            order: The samples of each epoch.
+            batch_size: Samples in a rank's batch.
+            ranks: Number of ranks; each takes every `ranks`-th batch.
+            accumulation: Batches of a rank in an optimizer step.
+            drop_last: Whether to leave out samples that do not fill a batch on every rank.
+        """
+        self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
+        self._ranks, self._accumulation = ranks, accumulation
+        self._epoch = 0
+        share = len(order) / (batch_size * ranks)
+        self._batches = math.floor(share) if drop_last else math.ceil(share)
+
+    @property
+    def full_steps(self) -> int:
+        """The steps that an epoch fills by itself, at least one."""
+        return max(self._batches // self._accumulation, 1)
+
+    def steps_before(self, epoch: int) -> int:
+        """Return how many steps there are before an epoch."""
+        if self._batches <= self._accumulation:
+            return epoch
+        return epoch * self._batches // self._accumulation
+
+    def steps_in(self, epoch: int) -> int:
+        """Return how many steps end in an epoch."""
+        return self.steps_before(epoch + 1) - self.steps_before(epoch)
+
+    def batches_in(self, epoch: int) -> int:
+        """Return how many batches of a rank an epoch's steps take."""
+        if self._batches <= self._accumulation:
+            return self._batches
+        return self.steps_in(epoch) * self._accumulation
+
+    def epoch_of(self, steps: int) -> int:
+        """Return the epoch, from 0, in which the step after `steps` steps ends."""
+        if self._batches <= self._accumulation:
+            return steps
+        return ((steps + 1) * self._accumulation - 1) // self._batches
+
+    def epochs_after(self, steps: int) -> float:
+        """Return how many epochs `steps` steps are."""
+        if self._batches <= self._accumulation:
+            return float(steps)
+        epochs, rest = divmod(steps * self._accumulation, self._batches)
+        return epochs + rest / self._batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, counting from 0."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._batches * self._ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self._batches <= self._accumulation:
+            return iter(self._cut_epoch(self._epoch))
+        first, end = (self.steps_before(self._epoch + more) * self._accumulation for more in (0, 1))
+        begun = self._epoch * self._batches
+        carried = self._cut_epoch(self._epoch - 1)[(first - begun) * self._ranks :] if first < begun else []
+        return iter([*carried, *self._cut_epoch(self._epoch)[: (end - begun) * self._ranks]])
+
+    def _cut_epoch(self, epoch: int) -> list[list[int]]:
+        """Return the batches of an epoch; several ranks' are filled from its start, as accelerate does."""
+        self.order.set_epoch(epoch)
+        samples = list(self.order)
+        size = self._batches * self._ranks * self.batch_size
+        if self._ranks > 1:
+            samples = [*islice(cycle(samples), size)]
+        batches = [samples[start : start + self.batch_size] for start in range(0, size, self.batch_size)]
+        return [batch for batch in batches if batch]
 
 
 def _cut(items: np.ndarray, size: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import RandomSampler, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -53,11 +53,11 @@ from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import SETTINGS, explain_load_errors, set_trained_weights
 from llava.train.checkpointing.save import save_lora, save_projector, write_config, write_output
-from llava.train.checkpointing.signals import leave_signals_to_parent
 from llava.train.plain_arguments import complete_arguments
 from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
 from llava.train.reporters import LenientTensorBoard
+from llava.train.step.epochs import EpochTrainer
 from llava.train.step.recipe import resolve_recipe
 from llava.train.step.rows import accumulate_gradients, rows_of
 from llava.train.validation import ValidatingTrainer
@@ -70,7 +70,7 @@ class TrainingError(LlavaError):
 
 
 class _Flow(TrainerCallback):
-    """Set the sampler's epoch, record the flags, and save at the steps at which the original saves."""
+    """Record the flags, and save at the steps at which the original saves."""
 
     def __init__(self, trainer: LLaVATrainer) -> None:
         self._trainer = trainer
@@ -86,16 +86,11 @@ class _Flow(TrainerCallback):
         if args.activation_checkpointing and isinstance(layers, int):
             recompute_first(self._trainer.accelerator.unwrap_model(self._trainer.model), layers)
 
-    def on_epoch_begin(
-        self, args: HfArguments, state: TrainerState, control: TrainerControl, **rest: object
-    ) -> None:
-        # accelerate sets it too, but not through all wrappers that a resumed run adds.
-        if self._trainer.order is not None:
-            self._trainer.order.set_epoch(int(state.epoch or 0))
-
     def on_step_end(
         self, args: HfArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
+        if (batches := self._trainer.batches) is not None:
+            state.epoch = batches.epochs_after(state.global_step)
         # transformers 5 adds a checkpoint at the end; the final output already has these weights.
         is_last, is_due = (
             state.global_step >= state.max_steps,
@@ -105,7 +100,7 @@ class _Flow(TrainerCallback):
             control.should_save = False
 
 
-class LLaVATrainer(ValidatingTrainer):
+class LLaVATrainer(ValidatingTrainer, EpochTrainer):
     """Train a model that `assemble` or another program has prepared, and save what its kind of run needs.
 
     With arguments other than this package's own `TrainingArguments`, it computes every step as the original
@@ -148,7 +143,6 @@ class LLaVATrainer(ValidatingTrainer):
             self.kind = "adapter"
         elif getattr(args, "tune_mm_mlp_adapter", getattr(model.config, "tune_mm_mlp_adapter", None)):
             self.kind = "projector"
-        self.order: EpochSampler | None = None
         self.problems: Counter[str] = Counter()
         self.refused: list[str] = []
         self.has_learned: bool | None = None
@@ -198,15 +192,7 @@ class LLaVATrainer(ValidatingTrainer):
             )
         else:
             inner = RandomSampler(dataset)
-        self.order = EpochSampler(inner, seed=args.order_seed)
-        return self.order
-
-    def get_train_dataloader(self) -> DataLoader[Batch]:
-        """Return transformers' loader; its workers ignore the signals that stop a run after a step."""
-        loader = super().get_train_dataloader()
-        starter = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-        starter.worker_init_fn = partial(leave_signals_to_parent, starter.worker_init_fn)
-        return loader
+        return EpochSampler(inner, seed=args.order_seed)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Create transformers' optimizer, with groups for a projector that has its own learning rate."""

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import RandomSampler
 
 from llava.data.sampler import (
+    EpochBatches,
     EpochSampler,
     LengthGroupedSampler,
     get_length_grouped_indices,
@@ -106,3 +107,52 @@ def test_a_plain_shuffle_is_seeded_too() -> None:
         sampler.set_epoch(epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[2] != orders[1]
+
+
+def originals_steps(epochs: list[list[list[int]]], accumulation: int) -> list[list[list[int]]]:
+    """Group batches into optimizer steps as transformers 4.37 does, counting batches over the whole run."""
+    steps, begun, count = [], [], 0
+    for batches in epochs:
+        for batch in batches:
+            count += 1
+            begun.append(batch)
+            if count % accumulation == 0:
+                steps.append(begun)
+                begun = []
+    return steps
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("samples", [48, 47, 40])
+def test_steps_are_the_originals_over_epochs(samples: int, accumulation: int, ranks: int) -> None:
+    order = EpochSampler(RandomSampler(range(samples)), seed=3)
+    batches = EpochBatches(order, 5, ranks=ranks, accumulation=accumulation)
+    per_epoch = len(batches) // ranks
+    if per_epoch <= accumulation:
+        pytest.skip("an epoch is one step")
+    plain, made = [], []
+    for epoch in range(6):
+        order.set_epoch(epoch)
+        samples_in_order = list(order)
+        padded = samples_in_order + samples_in_order[: per_epoch * 5 * ranks - samples if ranks > 1 else 0]
+        everyones = [padded[start : start + 5] for start in range(0, len(padded), 5)]
+        plain.append(everyones[::ranks])
+        batches.set_epoch(epoch)
+        mine = list(batches)[::ranks]
+        assert len(mine) == batches.batches_in(epoch) == batches.steps_in(epoch) * accumulation
+        made += [mine[start : start + accumulation] for start in range(0, len(mine), accumulation)]
+        assert len(made) == batches.steps_before(epoch + 1)
+    assert made == originals_steps(plain, accumulation)[: len(made)]
+    assert batches.full_steps == per_epoch // accumulation
+    for step in range(len(made)):  # where a run that has done so many steps goes on
+        epoch = batches.epoch_of(step)
+        assert batches.steps_before(epoch) <= step < batches.steps_before(epoch + 1)
+        assert batches.epochs_after(step) == pytest.approx(step * accumulation / per_epoch)
+
+
+def test_an_epoch_shorter_than_a_step_is_one_step() -> None:
+    batches = EpochBatches(EpochSampler(RandomSampler(range(12)), seed=0), 5, ranks=1, accumulation=4)
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    assert (batches.full_steps, batches.steps_before(3), batches.epoch_of(3)) == (1, 3, 3)
+    assert (batches.batches_in(1), batches.epochs_after(2)) == (3, 2.0)

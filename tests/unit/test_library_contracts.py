@@ -17,6 +17,7 @@ from transformers.integrations import TensorBoardCallback
 
 from llava.train import llava_trainer, validation
 from llava.train.checkpointing.deepspeed_files import _stored_classes
+from llava.train.step import epochs
 
 # Methods of Trainer that we override or call, and the parameters that we rely on.
 HOOKS: dict[str, list[str]] = {
@@ -31,6 +32,8 @@ HOOKS: dict[str, list[str]] = {
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_rng_state": ["checkpoint"],
     "_prepare_inputs": ["inputs"],
+    "_init_training_state": ["max_steps", "num_update_steps_per_epoch", "num_train_epochs"],
+    "_run_epoch": ["model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch"],
     "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn"],
 }
 # Public methods of which we rely on a private parameter or on the order of the parameters.
@@ -44,6 +47,7 @@ METHODS: dict[str, list[str]] = {
     "log": ["logs"],
     "get_eval_dataloader": ["eval_dataset"],
     "get_train_dataloader": [],
+    "set_initial_training_values": ["args", "dataloader"],
     "compute_loss_context_manager": [],
 }
 
@@ -64,7 +68,7 @@ def test_trainer_has_the_method_with_these_parameters(name: str, wanted: list[st
 
 def test_every_private_method_of_trainer_in_use_is_listed() -> None:
     used = set()
-    for module in (llava_trainer, validation):
+    for module in (llava_trainer, validation, epochs):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.FunctionDef):
                 used.add(node.name)
