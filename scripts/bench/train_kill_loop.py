@@ -31,7 +31,7 @@ from llava.files import write_json
 from llava.log import progress
 from llava.model.loading.checkpoint import NON_LORA_FILES, PROJECTOR_FILES
 from llava.model.loading.weights import read_tensors
-from llava.train.checkpointing.whole import find_fault
+from llava.train.checkpointing.whole import find_damage
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = {"lora": "finetune_task_lora", "projector": "pretrain", "full": "finetune_task"}
@@ -131,7 +131,7 @@ class Loop:
 
     def check(self) -> None:
         """Check that every checkpoint is complete and a finished run has the undisturbed run's weights."""
-        broken = [path.name for path in self.output.glob("checkpoint-*") if find_fault(path) is not None]
+        broken = [path.name for path in self.output.glob("checkpoint-*") if find_damage(path) is not None]
         if broken:
             self.faults.append(f"look like checkpoints: {broken}")
         if (self.output / "trainer_state.json").is_file():

@@ -18,7 +18,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.save import lock_output_dir
-from llava.train.checkpointing.whole import find_fault
+from llava.train.checkpointing.whole import find_damage
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.train import Assembled, assemble, fit, train
 from support.errors import raises_code
@@ -474,7 +474,7 @@ def test_what_a_killed_run_left_half_written_goes(
     monkeypatch.setattr(LLaVATrainer, "_save_optimizer_and_scheduler", die)
     with pytest.raises(KeyboardInterrupt):
         train(argv=[*argv, "--resume_from_checkpoint", "never"])
-    assert find_fault(tmp_path / "checkpoint-1") is None  # still the old one
+    assert find_damage(tmp_path / "checkpoint-1") is None  # still the old one
     assert (tmp_path / "checkpoint-1/optimizer.pt").read_bytes() == before
     assert not list(tmp_path.glob(".saving-*"))
 

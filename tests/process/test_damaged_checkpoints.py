@@ -13,7 +13,7 @@ import pytest
 from llava.errors import CheckpointError
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.resume import Start, find_start
-from llava.train.checkpointing.whole import CHECKSUMS, find_fault
+from llava.train.checkpointing.whole import CHECKSUMS, find_damage
 from llava.train.train import train
 from support.errors import raises_code
 from support.shared_data import golden_folder
@@ -172,13 +172,13 @@ def test_the_files_of_several_ranks_and_of_deepspeed_are_verified(output: Path) 
     (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
     shutil.copyfile(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
     (checkpoint / "latest").write_text("global_step3")
-    assert "global_step" in str(find_fault(checkpoint))
+    assert "global_step" in str(find_damage(checkpoint))
     states = checkpoint / "global_step3" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
     states.parent.mkdir()
     shutil.copyfile(checkpoint / "rng_state_0.pth", states)
-    assert find_fault(checkpoint) is None
+    assert find_damage(checkpoint) is None
     cut(states)
-    assert str(states) in str(find_fault(checkpoint))
+    assert str(states) in str(find_damage(checkpoint))
 
 
 def test_the_state_of_a_checkpoint_may_hold_anything(output: Path) -> None:
@@ -187,4 +187,4 @@ def test_the_state_of_a_checkpoint_may_hold_anything(output: Path) -> None:
     states: list[object] = [[], {}, {"global_step": "3", "max_steps": 3}, {"global_step": 3}]
     for state in states:
         (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-        assert find_fault(checkpoint) is not None
+        assert find_damage(checkpoint) is not None

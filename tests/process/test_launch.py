@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from llava.errors import SettingsError
-from llava.train.checkpointing.whole import find_fault
+from llava.train.checkpointing.whole import find_damage
 from llava.train.launch import Launch, Machine, plan_launch
 from support.errors import raises_code
 from support.training_processes import free_port
@@ -305,7 +305,7 @@ def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tm
     assert run.process.wait(300) == 130, run.output()[-3000:]
     assert not any(rank.is_running() for rank in ranks)
     (checkpoint,) = output.glob("checkpoint-*")
-    assert find_fault(checkpoint) is None
+    assert find_damage(checkpoint) is None
     text = run.output()
     assert f"the same command resumes from {checkpoint}" in text
     assert "Traceback" not in text

@@ -23,7 +23,7 @@ from llava.errors import CheckpointError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.signals import Signals
-from llava.train.checkpointing.whole import find_fault
+from llava.train.checkpointing.whole import find_damage
 from llava.train.train import assemble, train
 from support.errors import raises_code
 from support.shared_data import golden_folder
@@ -102,10 +102,10 @@ def test_a_killed_run_ends_with_the_same_weights(
     uninterrupted = start(golden, eight_steps(golden, kind, whole, *more, processes=processes), processes)
     argv = eight_steps(golden, kind, output, *more, "--save_total_limit", "2", processes=processes)
     run = start(golden, argv, processes)
-    run.wait_for(lambda: any(find_fault(path) is None for path in output.glob("checkpoint-[1-3]")))
+    run.wait_for(lambda: any(find_damage(path) is None for path in output.glob("checkpoint-[1-3]")))
     run.wait_for(lambda: any(output.glob(".saving-*")))
     run.kill()
-    assert all(find_fault(path) is None for path in output.glob("checkpoint-*"))
+    assert all(find_damage(path) is None for path in output.glob("checkpoint-*"))
 
     run = start(golden, argv, processes)
     run.wait_for(lambda: (output / "checkpoint-5").is_dir())
@@ -160,7 +160,7 @@ def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     assert run.wait() == [130]
     assert "SIGINT: saving after this step, then leaving; Ctrl-C again leaves at once" in run.output()
     (newest,) = output.glob("checkpoint-*")
-    assert find_fault(newest) is None
+    assert find_damage(newest) is None
     assert run.output().strip().endswith(f"of 8; the same command resumes from {newest}")
     assert "Traceback" not in run.output()
 
@@ -361,7 +361,7 @@ def test_a_removed_output_folder_is_created_again(
     at_step({2: lambda: shutil.rmtree(output)})
     train(argv=two_steps(golden, output))
     assert f"{output}: was removed during the run" in caplog.text
-    assert find_fault(output / "checkpoint-2") is None
+    assert find_damage(output / "checkpoint-2") is None
     assert (output / "trainer_state.json").is_file()
 
 

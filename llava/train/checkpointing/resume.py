@@ -25,7 +25,7 @@ from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS, write_output
 from llava.train.checkpointing.settings import find_changes
-from llava.train.checkpointing.whole import CHECKSUMS, STATE_FILE, find_fault, list_checkpoints, read_state
+from llava.train.checkpointing.whole import CHECKSUMS, STATE_FILE, find_damage, list_checkpoints, read_state
 from llava.train.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _decide(output: Path, training_args: TrainingArguments) -> Start:
         return Start()
     if asked != "auto":
         checkpoint = Path(asked)
-        if (fault := find_fault(checkpoint)) is not None:
+        if (fault := find_damage(checkpoint)) is not None:
             raise CheckpointError(
                 f"{fault}: give another checkpoint-N to --resume_from_checkpoint, or auto", code=fault.code
             )
@@ -132,7 +132,7 @@ def _find_newest_whole(output: Path) -> Path | None:
     """
     faults: list[CheckpointError] = []
     for checkpoint in reversed(list_checkpoints(output)):
-        fault = find_fault(checkpoint)
+        fault = find_damage(checkpoint)
         if fault is None:
             if faults:
                 logger.warning("%s; the newest whole one is %s", faults[0], checkpoint)

@@ -62,7 +62,7 @@ def write_checksums(checkpoint: Path) -> None:
         stream.writelines(f"{digest}  {name}\n" for name, digest in _digests(checkpoint, names))
 
 
-def find_fault(checkpoint: Path) -> CheckpointError | None:
+def find_damage(checkpoint: Path) -> CheckpointError | None:
     """Return why a checkpoint cannot be resumed, naming the file; None if it is whole. Reads every file."""
     if (checkpoint / CHECKSUMS).is_file():
         return next(chain(_changed(checkpoint), _missing(checkpoint)), None)
