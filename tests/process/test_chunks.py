@@ -19,6 +19,7 @@ from llava.infer import digests
 from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.journal import Entry, Journal, Key
 from llava.infer.jobs.shards import choose_shard, merge_shards, shard_bounds, shard_positions
+from llava.model.loading import locate
 from support.errors import raises_code
 
 ABOUT = {"model": "tiny", "conv_mode": "vicuna_v1"}
@@ -334,6 +335,7 @@ def test_a_hub_ids_fingerprint_is_that_of_its_files(tmp_path: Path, monkeypatch:
         (cache / "snapshots" / commit / "model.safetensors").write_text(commit)
         (cache / "refs").mkdir(exist_ok=True)
         (cache / "refs/main").write_text(commit)
+        locate._download.cache_clear()  # as in another process
         found.append(fingerprint_model(name, None)["weights"])
     copy = fingerprint_model(str(cache / "snapshots" / ("2" * 40)), None)["weights"]
     assert found[0] != found[1] == copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -81,8 +82,12 @@ def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
+@functools.cache
 def _download(hub_id: str) -> Path:
-    """Download what the cache lacks of a model; return its snapshot folder."""
+    """Download what the cache lacks of a model; return its snapshot folder.
+
+    The hub is asked once in a process, so that a fingerprint and the weights are of the same commit.
+    """
     try:
         info = HfApi().model_info(hub_id, revision="main")
     except (OfflineModeIsEnabled, httpx.TransportError):

@@ -52,7 +52,7 @@ evaluate() {
     flags+=("--eval-root=${EVAL_ROOT:-./playground/data/eval}" ${VIZWIZ_SPLIT:+"--split=vizwiz=$VIZWIZ_SPLIT"})
     flags+=(${MMBENCH_SPLIT:+"--split=mmbench=$MMBENCH_SPLIT"} ${VQAV2_SPLIT:+"--split=vqav2=$VQAV2_SPLIT"})
 
-    "$PYTHON" -m llava.eval "${flags[@]}" --steps prepare "${overwrite[@]}"
+    "$PYTHON" -m llava.eval "${flags[@]}" "${answer_flags[@]}" --steps prepare "${overwrite[@]}"
     for ((i = 0; i < processes; i++)); do start_shard $((first + i)) "$count" $((local_index + i)); done
     wait_for_shards "$first" "$count"
     if ((first > 0)); then exit 0; fi # the first process merges and scores
