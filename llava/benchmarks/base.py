@@ -190,7 +190,7 @@ class Benchmark:
         """Raise a DataError for a record of another shape; a bug in a task's code keeps its traceback."""
         try:
             yield
-        except (TypeError, AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
             if not is_data_fault(error):
                 raise
             raise DataError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -196,6 +197,12 @@ def require_id(value: object, where: str) -> RecordId:
     return value
 
 
+def is_number(value: object) -> bool:
+    """Return whether a JSON value is a finite number; true and false are none."""
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= sys.float_info.max
+
+
 def is_data_fault(error: Exception) -> bool:
     """Return whether `error` comes from the content of a record, not from the code that handles it.
 
@@ -209,4 +216,4 @@ def is_data_fault(error: Exception) -> bool:
     if isinstance(error, TypeError):
         quoted = set(re.findall(r"'(\w+)'", str(error)))
         return quoted <= JSON_TYPE_NAMES and not _CALL_ERROR.search(str(error))
-    return isinstance(error, IndexError | ValueError | ZeroDivisionError)
+    return isinstance(error, IndexError | ValueError | ArithmeticError)

@@ -60,11 +60,22 @@ def test_the_built_mmvet_questions_equal_llavas(realdata: Path) -> None:
     assert MMVET.build(root, "test") == MMVET.read_questions(root)
 
 
-def test_a_grade_beyond_one_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "g.json").write_text(json.dumps({"v1_0": {"score": [1.5]}}))
+@pytest.mark.parametrize("grades", [[1.5], [True], ["1"], 1])
+def test_a_grade_that_is_none_is_refused(tmp_path: Path, grades: object) -> None:
+    (tmp_path / "g.json").write_text(json.dumps({"v1_0": {"score": grades}}))
     with raises_code("wrong-grades", AnswersError) as error:
         MMVET.read_answers(tmp_path / "g.json")
-    assert all(fact in str(error.value) for fact in ("v1_0", "[1.5]"))
+    assert all(fact in str(error.value) for fact in ("v1_0", str(grades)))
+
+
+@pytest.mark.parametrize("points", ["[8]", '[8, "9"]', "[true, 9]", "[8, 1e999]", f"[8, 1{'0' * 400}]", "8"])
+def test_a_review_without_two_points_is_refused(tmp_path: Path, points: str) -> None:
+    (tmp_path / "r.jsonl").write_text(
+        f'{{"question_id": 1, "tuple": [8, 9]}}\n{{"question_id": 2, "tuple": {points}}}\n'
+    )
+    with raises_code("wrong-review", AnswersError) as error:
+        benchmarks.get("llava_bench").read_answers(tmp_path / "r.jsonl")
+    assert f"{tmp_path / 'r.jsonl'}:2: " in str(error.value)
 
 
 @pytest.mark.parametrize("model", ["7b", "13b"])

@@ -18,8 +18,14 @@ from statistics import fmean
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, read_jsonl_questions, require_file
-from llava.benchmarks.records import index_records, read_json_records, read_record_lines, require_id
-from llava.errors import AnswersError
+from llava.benchmarks.records import (
+    index_records,
+    is_number,
+    read_json_records,
+    read_record_lines,
+    require_id,
+)
+from llava.errors import AnswersError, shown
 from llava.files import write_jsonl
 from llava.schema import Answer, JsonObject, Question, Score, Scores, Verdict
 from llava.scoring import intervals
@@ -44,9 +50,11 @@ def read_reviewed(path: Path) -> list[Answer]:
     answers = []
     for line, row in rows:
         points = row.get("tuple")
-        if not isinstance(points, list) or len(points) != 2 or "question_id" not in row:
+        is_pair = isinstance(points, list) and len(points) == 2 and all(map(is_number, points))
+        if not is_pair or "question_id" not in row:
             raise AnswersError(
-                f"{path}:{line}: wanted a review with question_id and a tuple of two points",
+                f"{path}:{line}: wanted a review with question_id and a tuple of two points, found "
+                f"{shown(points)}",
                 code="wrong-review",
             )
         identifier = require_id(row["question_id"], f"{path}:{line}")

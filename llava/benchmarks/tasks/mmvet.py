@@ -19,7 +19,7 @@ from typing import TypedDict
 from llava.benchmarks import aggregate
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, require_file
-from llava.benchmarks.records import read_json_records, require_id
+from llava.benchmarks.records import is_number, read_json_records, require_id
 from llava.errors import AnswersError
 from llava.files import atomic_write
 from llava.schema import Answer, Question, Score, Scores, Verdict
@@ -56,7 +56,7 @@ def read_graded(path: Path) -> list[Answer]:
 
 def _grades(row: Mapping[str, object], where: str) -> list[float]:
     grades = row.get("score")
-    if not isinstance(grades, list) or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in grades):
+    if not isinstance(grades, list) or not all(is_number(x) and 0 <= x <= 1 for x in grades):
         raise AnswersError(
             f"{where}: score is {grades!r}, wanted a list of grades from 0 to 1", code="wrong-grades"
         )
