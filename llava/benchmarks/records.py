@@ -199,8 +199,9 @@ def require_id(value: object, where: str) -> RecordId:
 
 def is_number(value: object) -> bool:
     """Return whether a JSON value is a finite number; true and false are none."""
-    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_numeric and abs(value) <= sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def is_data_fault(error: Exception) -> bool:
