@@ -108,6 +108,7 @@ class Score:
     `top` is the largest possible value. `effective` is how many units of equal weight would tell as much as
     these (an image without a "yes" tells nothing about precision), None if all have the same weight.
     `n` is the number of questions, `of` how many the official benchmark has, None if that is not known.
+    `quoted` marks the numbers that papers quote.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Score:
     better: Literal["higher", "lower"] = "higher"
     note: str = ""
     of: int | None = None
+    quoted: bool = False
 
     @property
     def count(self) -> str:

@@ -4,12 +4,14 @@ With --save-path (MLLM-DataEngine's flag) metrics.json is written there, in the 
 `llava.scoring.metrics`, with the fork's flat percentages beside it: every question type, "total" and "image".
 The fork wrote its file twice, and the second time kept "image" alone; here all numbers stay. As in the fork,
 --save-path leaves out the video line. Questions of a kind (video) that nobody answered were not asked and
-are left out; a missing answer among those asked is an error, unless --allow-missing counts it as wrong.
+are left out, which standard error says; a missing answer among those asked is an error, unless
+--allow-missing counts it as wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from llava.benchmarks.answers import read_answers
@@ -19,6 +21,8 @@ from llava.command import run
 from llava.files import require_distinct
 from llava.schema import Scores
 from llava.scoring.metrics import write_scores
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -33,13 +37,20 @@ def main() -> None:
     metrics = args.save_path and args.save_path / METRICS
     require_distinct((args.result_upload_file, metrics), (args.annotation_file, args.result_file))
     answers = read_answers(args.result_file)
-    items = seed.select_asked(seed.read_seed_items(args.annotation_file), answers)
-    scores = seed.judge_items(items, answers, allow_missing=args.allow_missing)
+    known = seed.read_seed_items(args.annotation_file)
+    items = seed.select_asked(known, answers)
+    left_out = len(known) - len(items)
+    scores = seed.judge_items(items, answers, allow_missing=args.allow_missing, left_out=left_out)
+    scores = seed.BENCHMARK.with_official_facts(scores, scores.split)
     types = {score.name: score.value or 0.0 for score in scores.scores if score.group == "type"}
     totals = _totals(scores)
     for name, value in types.items():
         print(f"{name}: {value:.2f}%")
     print(f"Total accuracy: {totals['total']:.2f}%")
+    if len(items) != seed.SIZES["total"]:
+        logger.warning("the total is over %d of %d questions", len(items), seed.SIZES["total"])
+    for text in (*scores.warnings, *scores.notes):
+        logger.warning("%s", text)
     for kind in ("image", "video"):
         if kind in totals and not (kind == "video" and args.save_path):
             print(f"{kind} accuracy: {totals[kind]:.2f}%")

@@ -114,15 +114,15 @@ def _row(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     benchmark = benchmarks.get(args.benchmark)
     usual = benchmark.question_path(args.root, args.split)
-    path = args.output or usual
+    path, split = args.output or usual, benchmark.pick_split(args.split)
     if args.output:
         require_distinct((args.output,), [file for file in benchmark.downloads(args.root) if file != usual])
     if path.is_file() and not args.force:
-        questions = benchmark.read_questions(args.root, args.split)
-        sys.stdout.write(f"{path} exists: {len(questions)} questions (--force replaces it)\n")
+        count = len(benchmark.read_questions(args.root, split))
+        sys.stdout.write(f"{path} exists: {benchmark.describe_count(count, split)} (--force replaces it)\n")
         return
-    count = benchmark.prepare(args.root, path, split=args.split)
-    sys.stdout.write(f"wrote {path}: {count} questions\n")
+    count = benchmark.prepare(args.root, path, split=split)
+    sys.stdout.write(f"wrote {path}: {benchmark.describe_count(count, split)}\n")
 
 
 def _score(args: argparse.Namespace) -> None:

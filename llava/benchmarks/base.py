@@ -19,8 +19,8 @@ from llava.files import write_jsonl
 from llava.prompts.wording import options_block
 from llava.schema import Answer, Question, Scores
 
-# The groups of scores that `official_sizes` is about.
-SIZED_GROUPS = frozenset({"total", "type"})
+# The groups whose scores `official_sizes` names without their group.
+PLAIN_GROUPS = frozenset({"total", "type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,9 @@ class Benchmark:
         submission_suffix: The suffix of the submission file; empty for a folder.
         answers_from: Reads answers in any form they come in.
         official_sizes: How many questions the official file of each split has, by the score that is over
-            them; a score over fewer says "k of n" wherever it appears.
+            them: NAME in the groups total and type, else GROUP/NAME. A score over another number says
+            "k of n" wherever it appears.
+        quoted: The total scores that papers quote, marked wherever they appear; by default the headline.
         example: Writes a tiny download to a folder, for the contract tests.
     """
 
@@ -133,6 +135,7 @@ class Benchmark:
     submission_suffix: str = ".json"
     answers_from: Callable[[Path], list[Answer]] = field(default=read_answers)
     official_sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    quoted: tuple[str, ...] = ()
     example: Callable[[Path], Example] | None = None
 
     @property
@@ -241,12 +244,29 @@ class Benchmark:
         split = self.pick_split(split)
         with self._explaining_data_faults(truth or root):
             scores = self.judge(Task(root, split, answers, allow_missing, truth))
-        sizes = self.official_sizes.get(split, {})
-        sized = (
-            replace(score, of=sizes.get(score.name)) if score.group in SIZED_GROUPS else score
+        return self.with_official_facts(scores, split)
+
+    def with_official_facts(self, scores: Scores, split: str) -> Scores:
+        """Return `scores`, each with its official number of questions and whether papers quote it."""
+        sizes, quoted = self.official_sizes.get(split, {}), self.quoted or (scores.headline,)
+        known = (
+            replace(
+                score,
+                of=sizes.get(score.name if score.group in PLAIN_GROUPS else f"{score.group}/{score.name}"),
+                quoted=score.group == "total" and score.name in quoted,
+            )
             for score in scores.scores
         )
-        return replace(scores, scores=tuple(sized))
+        return replace(scores, scores=tuple(known))
+
+    def describe_count(self, count: int, split: str) -> str:
+        """Return `count` questions of `split` as text, "3 of 14233 questions" if officially there are others.
+
+        The official number is that of the score named as the split (SEED's image), else the largest.
+        """
+        sizes = self.official_sizes.get(split, {})
+        official = sizes.get(split, max(sizes.values(), default=count))
+        return f"{count} questions" if count == official else f"{count} of {official} questions"
 
     def write_submission(
         self,

@@ -11,9 +11,15 @@ from pathlib import Path
 
 from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
 from llava.errors import DataError, SettingsError
-from llava.schema import JsonObject, Score, Scores
-from llava.scoring.metrics import DETAILS, format_interval, format_table, format_value, write_scores
-from llava.scoring.published import PUBLISHED
+from llava.schema import JsonObject, Scores
+from llava.scoring.metrics import (
+    DETAILS,
+    PARTIAL,
+    format_interval,
+    format_score,
+    format_table,
+    write_scores,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.json"
@@ -101,7 +107,7 @@ class ModelEvaluation:
             path = self.benchmark.question_path(self.root, split)
             if not path.is_file():
                 count = self.benchmark.prepare(self.root, path, split=split)
-                sys.stdout.write(f"wrote {path}: {count} questions\n")
+                sys.stdout.write(f"wrote {path}: {self.benchmark.describe_count(count, split)}\n")
 
     def remove_results(self) -> None:
         """Remove what was made of this model's answers: merged file, scores and submissions."""
@@ -179,28 +185,25 @@ def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path 
 def score_table(scores: Scores) -> str:
     """Format scores for a terminal: group and name, n, value, 95 % interval, note; then the counts.
 
-    `*` marks the scores that papers quote. Warnings come first.
+    `*` marks the scores that papers quote. Warnings come first, and mark each score with `!`.
     """
+    shown = [score for score in scores.scores if score.group not in DETAILS]
     rows = [
         (
             s.name if s.group in {"total", "type"} else f"{s.group}: {s.name}",
-            "*" if is_quoted(scores, s) else "",
+            "*" if s.quoted else "",
             s.count,
-            format_value(s.value),
+            format_score(scores, s),
             format_interval(s.low, s.high),
             s.note,
         )
-        for s in scores.scores
-        if s.group not in DETAILS
+        for s in shown
     ]
-    counts = ", ".join(f"{name} {count}" for name, count in scores.counts.items())
-    table = format_table((scores.benchmark, "", "n", "score", "95 % interval", ""), rows)
-    warnings = [f"WARNING: {text}" for text in scores.warnings]
-    return "\n".join([*warnings, table, "* the number that papers quote", counts, *scores.notes])
-
-
-def is_quoted(scores: Scores, score: Score) -> bool:
-    """Return whether papers quote `score`: the headline, and what published tables have beside it."""
-    published = {name for figures in PUBLISHED.values() for name in figures}
-    quoted = score.name == scores.headline or f"{scores.benchmark}/{score.name}" in published
-    return score.group == "total" and quoted
+    lines = [f"WARNING: {text}" for text in scores.warnings]
+    lines.append(format_table((scores.benchmark, "", "n", "score", "95 % interval", ""), rows))
+    if any(score.quoted for score in shown):
+        lines.append("* papers quote this number")
+    if any(score.is_partial for score in shown):
+        lines.append(PARTIAL)
+    lines.append(", ".join(f"{name} {count}" for name, count in scores.counts.items()))
+    return "\n".join([*lines, *scores.notes])

@@ -24,7 +24,16 @@ from llava.report.names import shortest_names
 from llava.report.pairing import ComparedRun, align
 from llava.schema import Score, Scores
 from llava.scoring import intervals
-from llava.scoring.metrics import DETAILS, FILE_NAME, PERCENT, format_interval, format_value, read_scores
+from llava.scoring.metrics import (
+    DETAILS,
+    FILE_NAME,
+    PARTIAL,
+    PERCENT,
+    format_interval,
+    format_score,
+    format_value,
+    read_scores,
+)  # fmt: skip
 from llava.scoring.published import PUBLISHED
 
 
@@ -58,6 +67,11 @@ class Row:
     differences: tuple[Difference | None, ...]
     baseline: int
     is_headline: bool = False
+
+    @property
+    def is_quoted(self) -> bool:
+        """Whether papers quote this number."""
+        return any(score is not None and score.quoted for score in self.scores)
 
 
 def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
@@ -198,7 +212,7 @@ def _paired_values(before: Scores, after: Scores, old: Score, new: Score) -> lis
 
 
 def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: bool = False) -> str:
-    """Format the rows as Markdown: a table per benchmark, headline in bold, clear differences marked `*`."""
+    """Format the rows as Markdown: a table per benchmark, quoted scores bold, clear differences with `*`."""
     blocks = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         shown = [index for index, run in enumerate(runs) if run.scores.benchmark == benchmark]
@@ -209,7 +223,7 @@ def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: 
         base = runs[own_rows[0].baseline].name
         header += [cell for index in compared for cell in (f"{runs[index].name} - {base}", "95 % interval")]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        lines += [_cells(row, shown, compared) for row in own_rows]
+        lines += [_cells(runs, row, shown, compared) for row in own_rows]
         if published:
             width = len(header) - 3
             lines += [
@@ -222,13 +236,15 @@ def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: 
     return "\n".join(blocks)
 
 
-def _cells(row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]:
+def _cells(runs: Sequence[ComparedRun], row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]:
     label = row.name if row.group in {"total", "type"} else f"{row.group}: {row.name}"
-    cells = [f"**{label}**" if row.is_headline else label, row.count]
+    cells = [f"**{label}**" if row.is_quoted else label, row.count]
     for index in shown:
         score = row.scores[index]
-        value = score.value if score else None
-        cells += [format_value(value), format_interval(score.low, score.high) if score else "-"]
+        if score is None:
+            cells += [format_value(None), "-"]
+        else:
+            cells += [format_score(runs[index].scores, score), format_interval(score.low, score.high)]
     for index in compared:
         change = row.differences[index]
         if change is None:
@@ -240,7 +256,9 @@ def _cells(row: Row, shown: Sequence[int], compared: Sequence[int]) -> list[str]
 
 
 def _footnotes(runs: Sequence[ComparedRun]) -> str:
-    lines = []
+    lines = ["Bold: papers quote this number."]
+    if any(score.is_partial for run in runs for score in run.scores.scores):
+        lines.append(f"{PARTIAL}.")
     for run in runs:
         counts = ", ".join(f"{count} {name}" for name, count in run.scores.counts.items())
         lines += [f"**WARNING** {run.name}: {text}." for text in run.scores.warnings]
@@ -263,6 +281,7 @@ def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
             "name": row.name,
             "n": row.n,
             "headline": row.is_headline,
+            "quoted": row.is_quoted,
             "scores": {
                 name: {
                     "value": score.value,

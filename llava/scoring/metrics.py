@@ -12,6 +12,7 @@ All benchmarks share one schema::
      "scores": [{"group": "type", "name": "Instance Location",
                  "value": 61.2,              percent unless the note says otherwise; null = not available
                  "n": 978, "of": 978,        questions that were scored, and that the official file has
+                 "quoted": false,            whether papers quote this number
                  "low": 58.1, "high": 64.2, "interval": "wilson" | "bootstrap" | "none",
                  "better": "higher" | "lower", "note": "",
                  "over": {"type": "Instance Location"} | null, "units": {...} | null, "parts": [...],
@@ -41,6 +42,7 @@ SCHEMA = 1
 PERCENT = 100.0
 # Groups of scores that the file has and tables leave out.
 DETAILS = frozenset({"confusion"})
+PARTIAL = "k of n: scored over k questions, where the official benchmark and published figures have n"
 LONG_KEYS = {"scores", "verdicts"}
 
 
@@ -84,7 +86,7 @@ def read_scores(path: Path) -> Scores:
         return Scores(
             benchmark=value["benchmark"],
             headline=value["headline"],
-            scores=tuple(_score(row) for row in value["scores"]),
+            scores=tuple(_score(row, value["headline"]) for row in value["scores"]),
             verdicts=tuple(Verdict(**row) for row in value["verdicts"]),
             counts=value["counts"],
             source=value["source"],
@@ -100,15 +102,22 @@ def read_scores(path: Path) -> Scores:
         ) from error
 
 
-def _score(row: JsonObject) -> Score:
-    # Older files lack the largest possible value; it is at least the largest there is.
+def _score(row: JsonObject, headline: str) -> Score:
+    # Older files lack the largest possible value; it is at least the largest there is. Of the numbers that
+    # papers quote they name one, the headline.
     top = max(PERCENT, row["value"] or 0.0, *(row["units"] or {}).values())
-    return Score(**{"top": top, **row, "parts": tuple(row["parts"])})
+    is_headline = (row["group"], row["name"]) == ("total", headline)
+    return Score(**{"top": top, "quoted": is_headline, **row, "parts": tuple(row["parts"])})
 
 
 def format_value(value: float | None) -> str:
     """Format a score with two decimals, or "n/a" if there is none."""
     return "n/a" if value is None else f"{value:.2f}"
+
+
+def format_score(scores: Scores, score: Score) -> str:
+    """Format one of `scores`, marked with `!` if a warning is about them."""
+    return format_value(score.value) + ("!" if scores.warnings and score.value is not None else "")
 
 
 def format_interval(low: float | None, high: float | None) -> str:

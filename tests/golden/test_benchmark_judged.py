@@ -25,6 +25,8 @@ def test_mmvet_grades_give_the_published_numbers(realdata: Path, model: str, run
     expected = read_json(root / "expected.json")[f"{model}/{runs}runs"]
     scores = MMVET.score(root, MMVET.read_answers(root / f"results/{model}_gpt-4-grade-{runs}runs.json"))
     assert [scores.get(str(run + 1), "run").value for run in range(runs)] == expected["totals"]
+    assert not scores.warnings
+    assert all(score.of == score.n for score in scores.scores if score.group in {"total", "ability"})
     for ability, value in expected["capability"].items():
         assert scores.get(ability, "ability").value == pytest.approx(value, rel=1e-13)
     assert scores.get("total").value == pytest.approx(sum(expected["totals"]) / runs, rel=1e-13)
@@ -84,6 +86,8 @@ def test_llava_bench_reviews_give_the_published_numbers(realdata: Path, model: s
     root = realdata / "llava_bench"
     file = f"llava-v1.5-{model}-eval{review}.jsonl"
     scores = LLAVA_BENCH.score(root, LLAVA_BENCH.read_answers(root / "reviews" / file))
+    assert not scores.warnings
+    assert all(score.of == score.n for score in scores.scores)
     for category, want in read_json(root / "expected.json")[file].items():
         name = category.removeprefix("llava_bench_")
         group = "total" if name == "all" else "type"

@@ -30,6 +30,8 @@ def test_real_answers_score_as_the_official_tool_says(realdata: Path, name: str,
     scores = MME.score(root, MME.read_answers(root / folder))
     assert scores.get("perception").value == expected["perception_total"]
     assert scores.get("cognition").value == expected["cognition_total"]
+    assert all(score.of == score.n for score in scores.scores if score.group != "confusion")
+    assert not scores.warnings
     for subtask, want in expected["subtasks"].items():
         assert scores.get(subtask, "type").value == want["score"]
         assert scores.get(subtask, "type").n == want["n_questions"]

@@ -52,6 +52,20 @@ def test_video_is_scored_when_it_was_asked_and_left_out_otherwise(tmp_path: Path
     assert (both.get("image").value, both.get("video").value, both.get("total").value) == (100.0, 0.0, 75.0)
 
 
+def test_lost_video_answers_do_not_make_a_total_of_the_image_questions(tmp_path: Path) -> None:
+    tiny = MAKERS["seed"](tmp_path)
+    assert SEED.score(tmp_path, tiny.answers).notes == (
+        "image questions only: 0 of 1 video questions have an answer",
+    )
+    with raises_code("missing-answers", AnswersError) as error:
+        SEED.score(tmp_path, tiny.answers, split="all")
+    assert "v1" in str(error.value)
+    everything = SEED.score(tmp_path, tiny.answers, split="all", allow_missing=True)
+    assert (everything.get("total").value, everything.get("total").count) == (75.0, "4 of 19242")
+    with raises_code("missing-answers", AnswersError):
+        SEED.write_submission(tmp_path, tiny.answers, tmp_path / "up.jsonl", split="all")
+
+
 def test_answers_to_video_questions_without_truth_are_left_out_and_counted(tmp_path: Path) -> None:
     tiny = MAKERS["seed"](tmp_path)
     scores = SEED.score(tmp_path, [*tiny.answers, Answer("v77", "", "A"), Answer("v78", "", "A")])
@@ -85,6 +99,8 @@ def test_gpt4vs_answers_score_as_its_own_result_file_says(realdata: Path, tmp_pa
     scores = SEED.score(tmp_path, answers, truth=realdata / "seed_bench/derived_answers.json")
     assert scores.get("image").n == 14_233
     assert scores.get("image").value == right / 14_233 * 100
+    assert scores.get("image").quoted
+    assert not scores.get("image").is_partial
 
 
 def test_the_repeated_id_is_matched_by_position(realdata: Path) -> None:

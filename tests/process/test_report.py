@@ -31,7 +31,7 @@ def scores_of(points: dict[str, list[float]], benchmark: str = "toy") -> Scores:
         for kind, row in points.items()
     ]
     value = 100 * fmean([verdict.score for verdict in verdicts])
-    total = Score("total", value, len(verdicts), low=0.0, high=100.0, over={})
+    total = Score("total", value, len(verdicts), low=0.0, high=100.0, over={}, quoted=True)
     counts = {"questions": len(verdicts), "unanswered": 0}
     return Scores(benchmark, "total", (*types, total), tuple(verdicts), counts)
 

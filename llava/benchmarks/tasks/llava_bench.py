@@ -179,6 +179,9 @@ def _read_by_key(path: Path, *, key: str) -> dict[str, JsonObject]:
     return index_records(path, (row for _, row in read_record_lines(path)), key)
 
 
+# Source: questions.jsonl.
+SIZES = {"all": 60, "conv": 17, "detail": 15, "complex": 28}
+
 BENCHMARK = Benchmark(
     name="llava_bench",
     title="LLaVA-Bench (in the wild)",
@@ -199,5 +202,8 @@ BENCHMARK = Benchmark(
     aliases=("llavabench",),
     needs=(("questions.jsonl",), ("images/*",), ("context.jsonl",), (GPT4,), ("rule.json",)),
     download="liuhaotian/llava-bench-in-the-wild on the hub; rule.json from LLaVA's llava/eval/table",
-    official_sizes={"test": {"all": 60}},
+    official_sizes={
+        "test": SIZES
+        | {f"{group}/{name}": size for group in (GPT4_POINTS, MODEL_POINTS) for name, size in SIZES.items()}
+    },
 )

@@ -321,9 +321,12 @@ BENCHMARK = Benchmark(
     official_sizes={
         "test": {
             **SIZES,
+            **{f"acc/{subtask}": size for subtask, size in SIZES.items()},
+            **{f"acc+/{subtask}": size // 2 for subtask, size in SIZES.items()},
             "perception": sum(SIZES[subtask] for subtask in PERCEPTION),
             "cognition": sum(SIZES[subtask] for subtask in COGNITION),
             "accuracy": sum(SIZES.values()),
         }
     },
+    quoted=("perception", "cognition"),
 )

@@ -161,5 +161,16 @@ BENCHMARK = Benchmark(
     answers_from=read_graded,
     needs=(("llava-mm-vet.jsonl", "mm-vet.json"), ("images/*",)),
     download="https://github.com/yuweihao/MM-Vet",
-    official_sizes={"test": {"total": 218}},
+    # Source: mm-vet.json.
+    official_sizes={
+        "test": {
+            "total": 218,
+            "ability/rec": 150,
+            "ability/ocr": 96,
+            "ability/know": 84,
+            "ability/gen": 80,
+            "ability/spat": 75,
+            "ability/math": 26,
+        }
+    },
 )

@@ -306,6 +306,9 @@ def _submit(task: Task, path: Path) -> None:
     )
 
 
+# Source: coco_pope_*.json.
+SIZES = {"random": 2910, "popular": 3000, "adversarial": 3000}
+
 BENCHMARK = Benchmark(
     name="pope",
     title="POPE (COCO)",
@@ -321,6 +324,11 @@ BENCHMARK = Benchmark(
     needs=((f"coco/{PREFIX}*.json", f"{PREFIX}*.json"), ("val2014/*",)),
     download="https://github.com/AoiDragon/POPE (lists) and COCO val2014",
     official_sizes={
-        "test": {"random": 2910, "popular": 3000, "adversarial": 3000, "accuracy": 8910, "F1": 8910}
+        "test": {
+            "accuracy": sum(SIZES.values()),
+            "F1": sum(SIZES.values()),
+            **SIZES,
+            **{f"{group}/{name}": SIZES[name] for group in MEASURES for name in SIZES},
+        }
     },
 )

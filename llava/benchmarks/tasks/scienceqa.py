@@ -333,5 +333,7 @@ BENCHMARK = Benchmark(
     answers_from=read_tool_output,
     needs=(("problems.json",), ("pid_splits.json",), ("images/test/*",)),
     download="https://github.com/lupantech/ScienceQA",
-    official_sizes={SPLIT: {"ALL": 4241, "IMG": 2017}},
+    # Source: pid_splits.json and llava_test_CQM-A.json.
+    official_sizes={SPLIT: {"ALL": 4241, "IMG": 2017, "context/image": 2017}},
+    quoted=("ALL", "IMG"),
 )

@@ -2,8 +2,8 @@
 
 Rule (LLaVA v1.2.2, convert_seed_for_submission.py): an answer is correct if it equals the letter exactly.
 Accuracy is computed per skill and over image, video and all questions. MLLM-DataEngine's scripts ask only the
-image questions, so video questions are scored only if at least one is answered; the headline is always
-"image". One id (49914) occurs twice and is matched by position.
+image questions, so the split "image" scores video questions only if at least one is answered, and else notes
+that none is; the headline is "image". One id (49914) occurs twice and is matched by position.
 """
 
 from __future__ import annotations
@@ -81,10 +81,12 @@ def _question(row: dict[str, str]) -> Question:
     return Question(as_number(str(row["question_id"])), text, image)
 
 
-def select_asked(items: Sequence[SeedItem], answers: Sequence[Answer]) -> list[SeedItem]:
-    """Return the image questions, and also the video questions if at least one of them is answered."""
+def select_asked(
+    items: Sequence[SeedItem], answers: Sequence[Answer], *, split: str = "image"
+) -> list[SeedItem]:
+    """Return the image questions, and also the video questions if `split` or an answer is about them."""
     videos = {str(item.question.id) for item in items if item.kind != "image"}
-    if any(str(answer.question_id) in videos for answer in answers):
+    if split == "all" or not videos or any(str(answer.question_id) in videos for answer in answers):
         return list(items)
     return [item for item in items if item.kind == "image"]
 
@@ -103,9 +105,17 @@ def drop_unknown_videos(items: Sequence[SeedItem], answers: Sequence[Answer]) ->
 
 
 def judge_items(
-    items: Sequence[SeedItem], answers: Sequence[Answer], *, allow_missing: bool, split: str = "image"
+    items: Sequence[SeedItem],
+    answers: Sequence[Answer],
+    *,
+    allow_missing: bool,
+    split: str = "image",
+    left_out: int = 0,
 ) -> Scores:
-    """Score `answers` against the asked `items`; a note counts answers to unknown video questions."""
+    """Score `answers` against the asked `items`.
+
+    Notes count the answers to unknown video questions, and the `left_out` video questions without answer.
+    """
     kept = drop_unknown_videos(items, answers)
     matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
     verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
@@ -118,8 +128,11 @@ def judge_items(
     ]
     headline = kinds[0] if kinds else "total"
     dropped = len(answers) - len(kept)
-    note = f"{dropped} answers to video questions that are not in the annotations are left out"
-    notes = [note] if dropped else []
+    notes = []
+    if dropped:
+        notes.append(f"{dropped} answers to video questions that are not in the annotations are left out")
+    if left_out:
+        notes.append(f"image questions only: 0 of {left_out} video questions have an answer")
     return aggregate.collect(
         "seed", headline, scores, verdicts, matched, source=SOURCE, split=split, notes=notes
     )
@@ -167,12 +180,19 @@ def _build(root: Path, split: str) -> list[Question]:
 
 
 def _judge(task: Task) -> Scores:
-    items = select_asked(_items(task.root, task.truth), task.answers)
-    return judge_items(items, task.answers, allow_missing=task.allow_missing, split=task.split)
+    known = _items(task.root, task.truth)
+    asked = select_asked(known, task.answers, split=task.split)
+    return judge_items(
+        asked,
+        task.answers,
+        allow_missing=task.allow_missing,
+        split=task.split,
+        left_out=len(known) - len(asked),
+    )
 
 
 def _submit(task: Task, path: Path) -> None:
-    items = select_asked(_items(task.root, task.truth), task.answers)
+    items = select_asked(_items(task.root, task.truth), task.answers, split=task.split)
     write_seed_upload(items, task.answers, path, allow_missing=task.allow_missing)
 
 
@@ -201,4 +221,5 @@ BENCHMARK = Benchmark(
     needs=((ANNOTATIONS,), ("SEED-Bench-image/*",)),
     download="AILab-CVC/SEED-Bench on the hub",
     official_sizes={"image": SIZES, "all": SIZES},
+    quoted=("image",),
 )

@@ -180,5 +180,6 @@ BENCHMARK = Benchmark(
     result="accuracy",
     needs=((ANNOTATIONS,), ("llava_textvqa_val_v051_ocr.jsonl", OCR), ("train_images/*",)),
     download="https://textvqa.org/dataset/",
+    # Source: llava_textvqa_val_v051_ocr.jsonl.
     official_sizes={WITH_OCR: {"accuracy": 5000}, "val_no_ocr": {"accuracy": 5000}},
 )

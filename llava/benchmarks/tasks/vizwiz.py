@@ -117,5 +117,6 @@ BENCHMARK = Benchmark(
     needs=(("llava_test.jsonl", "test.json", "Annotations/test.json"), ("test/*",)),
     needs_of={"val": (("val.json", "Annotations/val.json"), ("val/*",))},
     download="https://vizwiz.org/tasks-and-datasets/vqa/",
+    # Source: llava_test.jsonl; for val, the site above.
     official_sizes={"test": {"overall": 8000}, "val": {"overall": 4319}},
 )

@@ -203,9 +203,10 @@ BENCHMARK = Benchmark(
         )
     },
     download="https://visualqa.org/download.html; LLaVA's eval.zip has the question files",
+    # Source: visualqa.org/download.html (VQA v2.0).
     official_sizes={
         "test-dev2015": {"overall": 107_394},
         "test2015": {"overall": 447_793},
-        "val2014": {"overall": 214_354},
+        "val2014": {"overall": 214_354, "overall_raw": 214_354},
     },
 )
