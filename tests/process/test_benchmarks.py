@@ -596,13 +596,16 @@ def verdicts_of(texts: Sequence[str], truths: Sequence[str]) -> tuple[list[Verdi
     ("texts", "truths", "fact"),
     [
         ([""] * 20, ["A", "B"] * 10, "20 of 20 answers are empty"),
-        (["A"] * 20, ["A", "B"] * 10, "20 of 20 answers are 'A'"),
-        ([*["A"] * 19, "B"], ["A", "B"] * 10, "19 of 20 answers are 'A'"),
+        (["A"] * 20, ["A", "B"] * 10, "20 of 20 answers are 'a'"),
+        ([*["A"] * 19, "B"], ["A", "B"] * 10, "19 of 20 answers are 'a'"),
+        (["yes", "Yes."] * 10, ["A", "B"] * 10, "20 of 20 answers are 'yes'"),
+        ([" ", "\n"], ["A", "B"], "2 of 2 answers are empty"),
+        (["."] * 20, ["A", "B"] * 10, "20 of 20 answers are '.'"),
         ([*["A"] * 18, "B", "B"], ["A", "B"] * 10, ""),
         (["A"] * 20, ["A"] * 20, ""),
         ([""] * 20, ["A"] * 20, "20 of 20 answers are empty"),
         (["A"] * 9, ["A", "B", "C"] * 3, ""),
-        (["A"] * 20, [""] * 20, "20 of 20 answers are 'A'"),
+        (["A"] * 20, [""] * 20, "20 of 20 answers are 'a'"),
     ],
 )
 def test_degenerate_answers_are_warned_of(texts: list[str], truths: list[str], fact: str) -> None:
@@ -615,6 +618,16 @@ def test_answers_that_no_rule_parses_are_warned_of() -> None:
     assert not degenerate_warnings(verdicts, matched)
     verdicts = [replace(verdict, status="unparsable") for verdict in verdicts]
     assert "20 of 20 answers cannot be parsed" in degenerate_warnings(verdicts, matched)[0]
+
+
+def test_yes_in_many_words_is_one_answer(tmp_path: Path) -> None:
+    labels = [json.dumps({"text": f"Is there {n}?", "image": "1.jpg", "label": "yes" if n % 2 else "no"})
+              for n in range(12)]  # fmt: skip
+    for name in ("adversarial", "popular", "random"):
+        (tmp_path / f"coco_pope_{name}.json").write_text("\n".join(labels) + "\n")
+    questions = benchmarks.get("pope").read_questions(tmp_path)
+    said = [Answer(question.id, "", f"Yes, {number} of them") for number, question in enumerate(questions)]
+    assert "36 of 36 answers are 'yes'" in benchmarks.get("pope").score(tmp_path, said).warnings[0]
 
 
 def test_a_warning_stands_wherever_the_number_does(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _verdict(key: str, row: MmvetRow, answer: Answer | None) -> Verdict:
         question_id=_parse_id(key),
         type=abilities,
         score=fmean(answer.extra[GRADES]) if answer else 0.0,
-        answer=answer.text if answer else None,
+        answer=None,
         truth=row["answer"],
         status="answered" if answer else "unanswered",
         facets={"abilities": abilities, **dict.fromkeys(needed, "yes")},
