@@ -66,6 +66,7 @@ def inputs_of(loaded: Loaded, request: Request) -> dict[str, Any]:
 
 def answers(loaded: Loaded, requests: list[Request], **settings: Any) -> list[str]:
     found = dict(Engine(loaded, Generation(max_new_tokens=4), **settings).answer(requests))
+    assert [len(found[index].images) for index in range(len(requests))] == [len(r.images) for r in requests]
     return [found[index].text for index in range(len(requests))]
 
 

@@ -89,17 +89,18 @@ class Engine:
         is_changed = self._notice_changes()
         for window, images in decode_ahead(windows, names, self._load_pixels):
             if is_changed:
-                for index in (index for group in window.groups for index in group.requests):
-                    yield index, self._ask_model(requests[index], prompts[index], images)
-                continue
-            features |= self._encode_images({s: image for s, image in images.items() if s not in features})
-            for index, reply in self._answer_groups(window.groups, requests, prompts, features):
+                replies = self._ask_one_by_one(window.groups, requests, prompts, images)
+            else:
+                new = {source: image for source, image in images.items() if source not in features}
+                features |= self._encode_images(new)
+                replies = self._answer_groups(window.groups, requests, prompts, features)
+            for index, reply in replies:
                 if self._is_doubtful(reply):
                     reply = self._answer_again(requests[index], prompts[index], images)
                 contents = (images[source].content for source in requests[index].images)
                 yield index, replace(reply, images=tuple(content for content in contents if content))
             for source in window.last:
-                del features[source]
+                features.pop(source, None)
         if self.asked_again:
             logger.info(
                 f"{self.asked_again} of {len(requests)} answers were close calls, computed again on their own"
@@ -123,6 +124,18 @@ class Engine:
         if change is not None:
             logger.warning(f"{change}: each prompt is answered on its own, by the model's own generate")
         return change is not None
+
+    def _ask_one_by_one(
+        self,
+        groups: Sequence[Group],
+        requests: Sequence[Request],
+        prompts: Sequence[Sequence[int]],
+        images: Mapping[ImageSource, Pixels],
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield (index in `requests`, reply) for all requests of the groups, by the model's `generate`."""
+        for group in groups:
+            for index in group.requests:
+                yield index, self._ask_model(requests[index], prompts[index], images)
 
     def _ask_model(
         self,
