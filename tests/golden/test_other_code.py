@@ -33,6 +33,9 @@ from llava.model.overrides import find_change
 from llava.model.packed_attention import enable_packing
 from llava.model.recipe import Recipe
 from llava.prompts.encode import tokenizer_image_token
+from llava.train.arguments import parse_arguments
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.train import assemble
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.tiny_model import tiny_model
@@ -230,6 +233,41 @@ def test_an_unchanged_model_is_known_as_such(loaded: Loaded, requests: list[Requ
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     assert find_change(model) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["mixin", "instance"])
+def test_training_takes_no_shortcut_past_a_replaced_splice(
+    way: str, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(golden)
+    argv = tiny.fields(golden / "viii_lora.json")["argv"]
+    flags = [*argv, "--output_dir", str(tmp_path), "--recipe", "fast", "--max_steps", "1"]
+    losses = {}
+    for kind in ("whole", "pruned"):
+        assembled = assemble(*parse_arguments([*flags, "--save_strategy", "no"]))
+        base = assembled.model.get_base_model()
+        if kind == "pruned":
+            WAYS[way](base, monkeypatch)
+        trainer = LLaVATrainer(
+            assembled.model,
+            assembled.training_args,
+            train_dataset=assembled.dataset,
+            data_collator=assembled.collator,
+        )
+        batch = trainer._prepare_inputs(assembled.collator([assembled.dataset[0], assembled.dataset[1]]))
+        labels, mask = batch["labels"], batch["attention_mask"]
+        with torch.no_grad():
+            prepared: Any = OURS(base, batch["input_ids"], None, mask, None, labels, batch["images"])
+            mask, _, embeds, aligned = prepared[2:]
+            step = 2 if kind == "pruned" else 1
+            logits = base(inputs_embeds=embeds[:, ::step], attention_mask=mask[:, ::step]).logits
+            wanted = next_token_loss(logits, aligned[:, ::step])
+        trainer.current_gradient_accumulation_steps = 1  # train() sets it
+        losses[kind] = float(trainer.training_step(assembled.model, batch))
+        assert losses[kind] == pytest.approx(float(wanted), abs=1e-4)
+        assert trainer.recipe.changes_forward == (kind == "whole")
+    assert abs(losses["whole"] - losses["pruned"]) > 1e-3
 
 
 # ---- the vision tower, called as the original's
