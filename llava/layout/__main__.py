@@ -108,7 +108,7 @@ def _convert(flags: argparse.Namespace) -> None:
     options = Options(verify=flags.verify, remove_originals=flags.remove_originals)
     outcome = convert_folder(flags.folder, options, workers=max(1, flags.workers))
     report = flags.report or flags.folder.with_name(flags.folder.name + ".report.json")
-    write_json(report, asdict(outcome))
+    write_json(report, asdict(outcome), ascii_only=True)  # names of files need not be UTF-8
     total, ways = sum(outcome.ways.values()), outcome.ways
     sys.stdout.write(
         f"{total:,} images: {ways['kept']:,} were .jpg, {ways['copied']:,} copied, {ways['converted']:,}"

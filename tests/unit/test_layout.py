@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -231,6 +232,9 @@ def test_the_command_counts_lists_and_fails_for_what_it_could_not_read(
     (covers / "page.jpg").unlink()
     command(monkeypatch, "ocrvqa", covers, "--verify", "--workers", "1")
     assert "9 images: 9 were .jpg" in capsys.readouterr().out
+    (covers / os.fsdecode(b"\xff.png")).write_text("neither an image nor UTF-8 in its name")
+    with raises_code("unreadable-image", DataError):
+        command(monkeypatch, "ocrvqa", covers)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

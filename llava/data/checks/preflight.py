@@ -100,7 +100,8 @@ def preflight(dataset: LazySupervisedDataset, settings: CheckSettings) -> Checke
         images = _results_of_another_rank(folder, about)
         if images is None:
             images = _check_all_images(dataset, settings)
-            write_json(folder / _RESULTS, {"about": about, "finished": time.time(), **asdict(images)})
+            results = {"about": about, "finished": time.time(), **asdict(images)}
+            write_json(folder / _RESULTS, results, ascii_only=True)
         if settings.thorough and dataset.tokenizer is not None:
             dataset.token_lengths = _count_lengths(dataset, settings)
     bad = [problem.row for problem in images.problems if problem.outcome != "mended"]
