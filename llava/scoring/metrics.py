@@ -29,11 +29,14 @@ Verdicts are in the order of the question file; two runs over the same questions
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from sys import float_info
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from llava.errors import DataError
+from llava.errors import DataError, shown
 from llava.files import atomic_write, read_json
 from llava.schema import JsonObject, Score, Scores, Verdict
 
@@ -83,7 +86,7 @@ def read_scores(path: Path) -> Scores:
             code="wrong-schema",
         )
     try:
-        return Scores(
+        scores = Scores(
             benchmark=value["benchmark"],
             headline=value["headline"],
             scores=tuple(_score(row, value["headline"]) for row in value["scores"]),
@@ -95,11 +98,51 @@ def read_scores(path: Path) -> Scores:
             notes=tuple(value["notes"]),
             warnings=tuple(value.get("warnings", ())),
         )
-    except (KeyError, TypeError) as error:
+        _check_types(scores)
+        for verdict in scores.verdicts:
+            _check_types(verdict)
+        for score in scores.scores:
+            _check_types(score)
+            for part in score.parts:
+                scores.get(part, "type")
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: does not match schema {SCHEMA} ({error}); score the answers again",
             code="wrong-schema",
         ) from error
+    return scores
+
+
+def _checker(hint: Any) -> Callable[[Any], bool]:
+    """Return whether a JSON value is of a type that a field of our data types has."""
+    parts = get_args(hint)
+    checks = [_checker(part) for part in parts]
+    if get_origin(hint) is Literal:
+        return lambda value: value in parts
+    if get_origin(hint) is UnionType:
+        return lambda value: any(check(value) for check in checks)
+    if get_origin(hint) is dict:
+        return lambda value: isinstance(value, dict) and all(map(checks[1], value.values()))
+    if get_origin(hint) is tuple:
+        return lambda value: all(map(checks[0], value))
+    if hint in (int, float):
+        kinds = int if hint is int else (int, float)
+        return lambda value: (
+            isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= float_info.max
+        )
+    return lambda value: isinstance(value, hint)
+
+
+_CHECKERS = {
+    kind: {name: _checker(hint) for name, hint in get_type_hints(kind).items()}
+    for kind in (Scores, Score, Verdict)
+}
+
+
+def _check_types(item: Scores | Score | Verdict) -> None:
+    for name, fits in _CHECKERS[type(item)].items():
+        if not fits(value := getattr(item, name)):
+            raise TypeError(f"{name} is {shown(value)}")
 
 
 def _score(row: JsonObject, headline: str) -> Score:

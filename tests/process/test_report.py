@@ -265,6 +265,34 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path, content: str, found
     assert found in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "facts"),
+    [
+        ("verdicts", {"score": "1"}),
+        ("verdicts", {"question_id": None}),
+        ("verdicts", {"facets": [1]}),
+        ("verdicts", {"status": "well"}),
+        ("scores", {"value": "x"}),
+        ("scores", {"n": True}),
+        ("scores", {"over": "all"}),
+        ("scores", {"units": [1.0]}),
+        ("scores", {"units": {"a": None}}),
+        ("scores", {"parts": ["gone"]}),
+        ("scores", {"name": []}),
+    ],
+)
+def test_a_file_with_values_of_other_types_is_refused(
+    tmp_path: Path, part: str, facts: dict[str, object]
+) -> None:
+    path = save(tmp_path, BASE)
+    value = json.loads(path.read_text())
+    value[part][1] |= facts
+    path.write_text(json.dumps(value))
+    with raises_code("wrong-schema", DataError) as error:
+        read_scores(path)
+    assert str(path) in str(error.value)
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with raises_code("missing-metrics", DataError):
         read_runs([tmp_path])
