@@ -17,7 +17,7 @@ from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import parse_arguments
-from llava.train.checkpointing.save import lock_output_dir
+from llava.train.checkpointing.save import lock_output_dir, saved_bytes
 from llava.train.checkpointing.whole import find_damage
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.train import Assembled, assemble, fit, train
@@ -709,6 +709,20 @@ def test_an_answer_pushed_out_by_its_image_is_reported(
     trainer: LLaVATrainer = fit(assembled_from([*argv, *more]))
     assert all(entry["loss"] > 1 for entry in trainer.state.log_history if "loss" in entry)
     assert trainer.problems == {"answer cut away": 2}
+
+
+@pytest.mark.parametrize(
+    ("run", "more"),
+    [("viii_lora", []), ("viii_lora", ["--bf16", "True"]), ("viii_pretrain", []), ("viii_full", [])],
+)
+def test_the_bytes_that_a_run_will_write_are_known(
+    golden: Path, tmp_path: Path, run: str, more: list[str]
+) -> None:
+    argv = short(golden, tmp_path, *more, "--max_steps", "1", run=run)
+    trainer = fit(assembled_from([*argv, "--save_strategy", "steps", "--save_steps", "1"]))
+    for folder, estimated in zip((tmp_path, tmp_path / "checkpoint-1"), saved_bytes(trainer), strict=True):
+        weights = [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".safetensors")]
+        assert estimated <= sum(path.stat().st_size for path in weights) < 1.5 * estimated
 
 
 def test_a_disk_too_small_for_the_result_is_refused_before_training(

@@ -62,6 +62,9 @@ def find_start(training_args: TrainingArguments) -> Start:
             decided = _decide(output, training_args)
         except LlavaError as error:
             decided = error
+        except OSError as error:
+            where = error.filename or output
+            decided = CheckpointError(f"{where}: {error.strerror}", code="unreadable-checkpoint")
     decided, *_ = gather_objects(decided)
     if isinstance(decided, Start):
         return decided

@@ -112,12 +112,8 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def require_space(trainer: LLaVATrainer, folder: Path) -> None:
-    """Check that the disk has room for the result, and warn if a checkpoint does not fit beside it.
-
-    Raises:
-        CheckpointError: The disk has less room than the result takes.
-    """
+def saved_bytes(trainer: LLaVATrainer) -> tuple[float, float]:
+    """Return about how many bytes the result of a run takes, and a checkpoint."""
     args, is_whole = trainer.args, trainer.kind == "full"
     result = checkpoint = 0.0
     for name, parameter in trainer.model.named_parameters():
@@ -130,6 +126,16 @@ def require_space(trainer: LLaVATrainer, folder: Path) -> None:
         if parameter.requires_grad:
             # DeepSpeed's own files have the weights again, and float32 copies of them.
             checkpoint += count * (Sharing.of(args).optimizer + (size if args.deepspeed else 0))
+    return result, checkpoint
+
+
+def require_space(trainer: LLaVATrainer, folder: Path) -> None:
+    """Check that the disk has room for the result, and warn if a checkpoint does not fit beside it.
+
+    Raises:
+        CheckpointError: The disk has less room than the result takes.
+    """
+    result, checkpoint = saved_bytes(trainer)
     free = shutil.disk_usage(folder).free
     if free < result:
         raise CheckpointError(
@@ -137,7 +143,7 @@ def require_space(trainer: LLaVATrainer, folder: Path) -> None:
             "another --output_dir",
             code="disk-full",
         )
-    saves = args.save_strategy.value != "no"
+    saves = trainer.args.save_strategy.value != "no"
     if saves and free < result + checkpoint:
         logger.warning(
             "%s: %s free; a checkpoint takes %s and the result %s, so none can be written: make room",
