@@ -15,6 +15,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+# Methods of a model, other than forward passes, that take part in an answer.
+_METHODS = (
+    *("generate", "prepare_inputs_for_generation", "prepare_inputs_labels_for_multimodal"),
+    *("encode_images", "get_vision_tower"),
+)
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "deepspeed")
 _MODEL = Path(__file__).parent
 # Not the whole package: forks put their own models into it.
@@ -31,34 +36,34 @@ def is_replaced(owner: object, name: str) -> bool:
         owner: A model or one of its parts. Its own attributes, its class and its base classes all count.
         name: The method's name.
     """
-    return not _is_known(getattr(owner, name))
+    return _find_other_code(getattr(owner, name)) is not None
 
 
 def find_change(model: PreTrainedModel) -> str | None:
     """Return what other code has changed in a model, in words, or None."""
-    for name in ("generate", "prepare_inputs_labels_for_multimodal", "encode_images", "get_vision_tower"):
-        if hasattr(model, name) and is_replaced(model, name):
-            return f"the model's {name} is replaced"
-    part = find_altered(model)
-    if part is None:
-        return None
-    return f"the forward pass of {part or 'the model'} is replaced or hooked into"
+    for name in _METHODS:
+        if hasattr(model, name) and (place := _find_other_code(getattr(model, name))):
+            return f"the model's {name} is replaced ({place})"
+    return find_altered(model)
 
 
 def find_altered(module: nn.Module) -> str | None:
-    """Return the name of the first part whose forward pass is replaced or hooked into, or None.
-
-    The name is dotted, and empty for the module itself.
-    """
+    """Return the first part whose forward pass is replaced or hooked into, in words, or None."""
     for name, part in module.named_modules():
-        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-        if not all(map(_is_known, (part.forward, *hooks))):
-            return name
+        for function in (part.forward, *part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            if place := _find_other_code(function):
+                return f"the forward pass of {name or 'the model'} is replaced or hooked into ({place})"
     return None
 
 
-def _is_known(function: Callable[..., Any]) -> bool:
-    return all(code is not None and _is_known_file(code.co_filename) for code in _find_code(function))
+def _find_other_code(function: Callable[..., Any]) -> str | None:
+    """Return the file and line of code that is neither ours nor a library's, or None."""
+    for code in _find_code(function):
+        if code is None:
+            return "a function without code"
+        if not _is_known_file(code.co_filename):
+            return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+    return None
 
 
 @cache

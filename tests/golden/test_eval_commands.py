@@ -22,6 +22,7 @@ import pytest
 from llava import command
 from llava.files import read_json, read_jsonl, write_json, write_jsonl
 from llava.infer.engine.requests import Generation
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from support.tiny_model import generate_alone, tiny_model
 
 ROW = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
@@ -168,6 +169,28 @@ def test_answers_of_other_settings_are_refused_and_kept(
     assert out.read_text() == before
     assert commands.answer("model_vqa_loader", *flags, "--max_new_tokens", "3", "--overwrite") == 0
     assert out.read_text() != before
+
+
+def test_answers_of_an_unchanged_model_are_not_used_for_a_changed_one(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, out = write_questions(tmp_path, commands.golden), tmp_path / "answers.jsonl"
+    flags = (
+        "--question-file",
+        questions,
+        "--image-folder",
+        commands.golden / "images",
+        "--answers-file",
+        out,
+    )
+    assert commands.answer("model_vqa_loader", *flags) == 0
+    encode = LlavaMetaForCausalLM.encode_images
+    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_images", lambda model, images: -encode(model, images))
+    assert commands.answer("model_vqa_loader", *flags) == 2
+    assert "changed was None, is \"the model's encode_images is replaced" in capsys.readouterr().err
+    before = rows_of(out)
+    assert commands.answer("model_vqa_loader", *flags, "--overwrite") == 0
+    assert [row["text"] for row in rows_of(out)] != [row["text"] for row in before]
 
 
 def test_answers_about_images_of_another_folder_are_refused_and_moved_data_is_not(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.infer.engine.requests import ModelChoice
 from llava.model.loading.placement import plan_placement
+from llava.model.overrides import find_change
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +62,23 @@ def resolve_device(choice: ModelChoice, local_rank: int | None = None) -> ModelC
     if device == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
         device = f"cuda:{local_rank % torch.cuda.device_count()}"
     return replace(choice, device=device, dtype=str(placement.dtype).removeprefix("torch."))
+
+
+def find_changed_classes() -> str | None:
+    """Return what other code has changed in the classes of the models that `load` loads, or None.
+
+    Reads no weights: a model without any is made of the classes.
+    """
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+    from llava.model.multimodal_encoder.clip_encoder import NestedCLIP
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    image_side = {"mm_vision_tower": "none", "mm_vision_select_layer": -2, "mm_hidden_size": 8}
+    with torch.device("meta"):
+        model = LlavaLlamaForCausalLM(LlavaConfig(vocab_size=8, **small, **image_side))
+        tower: Any = model.get_vision_tower()
+        tower.vision_tower = NestedCLIP(CLIPVisionModel(CLIPVisionConfig(**small)))
+    return find_change(model)
 
 
 def load(choice: ModelChoice) -> Loaded:

@@ -248,6 +248,10 @@ def _about(job: AnswerJob, asks: Sequence[Ask]) -> JsonObject:
         "num_beams": job.generation.num_beams,
         "exact": job.exact,
     }
+    from llava.infer.engine.load import find_changed_classes  # torch, as in `answer`
+
+    if (change := find_changed_classes()) is not None:
+        about["changed"] = change
     if job.generation.temperature > 0:
         about |= {"top_p": job.generation.top_p, "sampling_seed": job.generation.seed}
     return about
