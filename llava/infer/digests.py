@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,7 @@ def _memory() -> Iterator[dict[str, str]]:
         before = dict(known)
         yield known
         if known != before:
-            write_json(file, dict(list(known.items())[-_REMEMBERED:]), indent=0)
+            with suppress(OSError):  # a full disk: they are found again
+                write_json(file, dict(list(known.items())[-_REMEMBERED:]), indent=0)
     finally:
         lock.release()

@@ -21,6 +21,7 @@ from llava.infer.jobs.journal import Entry, Journal, Key
 from llava.infer.jobs.shards import choose_shard, merge_shards, shard_bounds, shard_positions
 from llava.model.loading import locate
 from support.errors import raises_code
+from support.full_disk import files_of_at_most
 
 ABOUT = {"model": "tiny", "conv_mode": "vicuna_v1"}
 
@@ -277,6 +278,9 @@ def test_weights_are_read_once_and_by_one_process(
         assert fingerprint_model(str(tmp_path / "model"), None) == first
     for damage in ("{", "[1, 2]", '{"1": 2}'):
         (tmp_path / "cache/digests.json").write_text(damage)
+        assert fingerprint_model(str(tmp_path / "model"), None) == first
+    monkeypatch.setenv("LLAVA_CACHE", str(tmp_path / "full"))
+    with files_of_at_most(10):
         assert fingerprint_model(str(tmp_path / "model"), None) == first
     monkeypatch.setenv("LLAVA_CACHE", "/proc/no-such-folder")
     assert fingerprint_model(str(tmp_path / "model"), None) == first
