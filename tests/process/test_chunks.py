@@ -325,6 +325,18 @@ def test_a_models_fingerprint_covers_tokenizer_generation_and_vision_tower(tmp_p
     assert fingerprint_model(str(model), None) != before
 
 
+@pytest.mark.parametrize("has_own", [True, False])
+def test_a_checkpoint_without_a_config_has_its_runs(tmp_path: Path, has_own: bool) -> None:
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    if has_own:
+        (checkpoint / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint_model(str(checkpoint), None)
+    (tmp_path / "config.json").write_text('{"image_aspect_ratio": "pad"}')
+    assert (fingerprint_model(str(checkpoint), None) == before) == has_own
+
+
 def test_a_hub_ids_fingerprint_is_that_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "liuhaotian/llava-v1.5-7b"
     cache = tmp_path / "models--liuhaotian--llava-v1.5-7b"

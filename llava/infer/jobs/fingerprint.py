@@ -42,7 +42,7 @@ def fingerprint_model(path: str, base: str | None) -> dict[str, str | None]:
     config = next((place for place in places if (place / "config.json").is_file()), folder)
     tower = _field(config / "config.json", "mm_vision_tower")
     return {
-        "weights": _fingerprint(folder, *run),
+        "weights": _fingerprint(folder, *({config} & {*run})),
         "base": _fingerprint(base_folder) if base_folder else None,
         "tower": _fingerprint(locate(tower, near=places, what="vision tower")) if tower else None,
     }
