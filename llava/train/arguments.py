@@ -166,6 +166,17 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.deepspeed and self.use_cpu:
             meet_on_cpu(self.hf_deepspeed_config.config)
 
+    @property
+    def checkpointing_kwargs(self) -> dict[str, object] | None:
+        """The settings of gradient checkpointing, by their newer name in transformers or by the older."""
+        newer: dict[str, object] | None = getattr(self, "activation_checkpointing_kwargs", None)
+        return self.gradient_checkpointing_kwargs if newer is None else newer
+
+    def set_checkpointing_kwargs(self, default: dict[str, object]) -> None:
+        """Set the settings of gradient checkpointing, under both names, unless flags did."""
+        settings = default if self.checkpointing_kwargs is None else self.checkpointing_kwargs
+        self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = settings
+
     def _fit_to_hardware(self) -> None:
         """Turn off what this hardware cannot do, and log it."""
         if not self.use_cpu and not torch.accelerator.is_available():

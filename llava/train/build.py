@@ -282,12 +282,10 @@ def prepare_language_model(
     if model_args.freeze_backbone:
         model.model.requires_grad_(False)
     # ZeRO-3 changes the shapes of weights, which the non-reentrant kind does not allow.
-    checkpointing = {"use_reentrant": shards_weights(training_args)}
-    if training_args.activation_checkpointing_kwargs is None:
-        training_args.activation_checkpointing_kwargs = checkpointing
+    training_args.set_checkpointing_kwargs({"use_reentrant": shards_weights(training_args)})
     if training_args.bits in (4, 8):
         model = prepare_model_for_kbit_training(
-            model, training_args.activation_checkpointing, training_args.activation_checkpointing_kwargs
+            model, training_args.activation_checkpointing, training_args.checkpointing_kwargs
         )
     elif training_args.lora_enable and training_args.fp16:
         model.to(torch.float16)

@@ -119,8 +119,12 @@ def _wrong_words(model: ModelArguments, data: DataArguments, training: TrainingA
     for name, choices in _CHOICES.items():
         if getattr(model, name) not in choices:
             yield f"--{name} {getattr(model, name)}: wanted {', '.join(choices)}"
-    for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
-        if isinstance(value := getattr(training, name), str):
+    json_flags = {
+        "lr_scheduler_kwargs": training.lr_scheduler_kwargs,
+        "gradient_checkpointing_kwargs": training.checkpointing_kwargs,
+    }
+    for name, value in json_flags.items():
+        if isinstance(value, str):
             yield f"""--{name} {value}: wanted a JSON object, as '{{"NAME": VALUE}}'"""
 
 
