@@ -57,7 +57,9 @@ def read_state(path: Path) -> JsonObject | None:
 
 def write_checksums(checkpoint: Path) -> None:
     """Write the checksums of all files of a checkpoint, those of other ranks and of DeepSpeed too."""
-    names = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()
+    )
     with atomic_write(checkpoint / CHECKSUMS) as stream:
         stream.writelines(f"{digest}  {name}\n" for name, digest in _digests(checkpoint, names))
 
