@@ -130,3 +130,16 @@ def test_an_image_with_one_question_is_named(tmp_path: Path) -> None:
     with raises_code("unpaired-image", DataError) as error:
         MME.score(tmp_path, [])
     assert "existence/0001" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [(b"Is it\0?\tNo", "not-tsv"), (b"Is it\xff?\tNo", "not-utf8"), (b"Is it? No", "missing-column")],
+)
+def test_a_damaged_line_of_a_table_is_named(tmp_path: Path, line: bytes, code: str) -> None:
+    MAKERS["mme"](tmp_path)
+    path = tmp_path / "MME_Benchmark_release_version/count/2.txt"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + line)
+    with raises_code(code, DataError) as error:
+        MME.read_questions(tmp_path)
+    assert f"{path}:2: " in str(error.value)

@@ -106,6 +106,8 @@ def _read_rows(path: Path, *, columns: int) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
+        if "\0" in line:
+            raise DataError(f"{path}:{number}: holds a NUL byte; this is no text file", code="not-tsv")
         row = line.rstrip("\r").split("\t")
         if len(row) < columns:
             raise DataError(
