@@ -227,23 +227,29 @@ def degenerate_warnings(verdicts: Sequence[Verdict], matched: Matched) -> tuple[
     MME's yes or no) is the same. A judge's grades come without answers, so only failed grades are warned of.
     """
     answered = [verdict for verdict in verdicts if verdict.status != "unanswered"]
+    may_repeat = _is_usual_truth(answered)
     has_text = any(verdict.answer is not None for verdict in answered)
-    texts = [answer.text.strip() for answer in matched.answers if answer and has_text]
-    empty, unparsable = texts.count(""), sum(verdict.status == "unparsable" for verdict in answered)
-    if texts and empty >= DEGENERATE_SHARE * len(texts):
-        return (f"{empty} of {len(texts)} answers are empty: the scores say nothing about the model",)
-    if answered and unparsable >= DEGENERATE_SHARE * len(answered):
-        return (f"{unparsable} of {len(answered)} answers cannot be parsed: check the prompt and the model",)
-    words = [text.casefold().rstrip(".") or text for text in texts]
+    texts = [answer.text for answer in matched.answers if answer and has_text]
     readings = [verdict.facets["says"] for verdict in answered if "says" in verdict.facets]
-    for said in (words, readings):
-        if len(said) < FEWEST_SAME or _is_usual_truth(answered):
-            continue
-        text, same = Counter(said).most_common(1)[0]
-        if same >= DEGENERATE_SHARE * len(said):
-            what = f"{same} of {len(said)} answers are {text[:40]!r}"
-            return (f"{what}: the scores say nothing about the model",)
-    return ()
+    unparsable = sum(verdict.status == "unparsable" for verdict in answered)
+    if answered and unparsable >= DEGENERATE_SHARE * len(answered):
+        what = f"{unparsable} of {len(answered)} answers cannot be parsed"
+        return degenerate_texts(texts) or (f"{what}: check the prompt and the model",)
+    return degenerate_texts(texts, may_repeat=may_repeat) or degenerate_texts(readings, may_repeat=may_repeat)
+
+
+def degenerate_texts(texts: Sequence[str], *, may_repeat: bool = False) -> tuple[str, ...]:
+    """Return a warning if nearly all `texts` are empty, or, unless they `may_repeat`, the same.
+
+    `degenerate_warnings` explains the rule. Case and final periods make no difference.
+    """
+    words = [text.strip().casefold().rstrip(".") or text.strip() for text in texts]
+    word, same = Counter(words).most_common(1)[0] if words else ("", 0)
+    is_chance = bool(word) and (may_repeat or len(words) < FEWEST_SAME)
+    if not words or is_chance or same < DEGENERATE_SHARE * len(words):
+        return ()
+    what = f"{same} of {len(words)} answers are {repr(word[:40]) if word else 'empty'}"
+    return (f"{what}: the scores say nothing about the model",)
 
 
 def _is_usual_truth(verdicts: Sequence[Verdict]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.benchmarks.aggregate import degenerate_texts
 from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
 from llava.errors import DataError, SettingsError
 from llava.schema import JsonObject, Scores
@@ -133,6 +134,9 @@ class ModelEvaluation:
         if self.evaluation.grades:
             file = self._newest_grades(answered_at)
         if file is None or not self.evaluation.is_scored:
+            given = self.benchmark.read_answers(self.merged) if self.merged.is_file() else []
+            for text in degenerate_texts([answer.text for answer in given]):
+                logger.warning(f"{self.benchmark.name}: {text}")
             logger.info(f"{self.benchmark.name}: no scores here; its server or judge takes what was written")
             return None
         return score_file(self.benchmark, Task(self.root, self.split, ()), file, self.answers)

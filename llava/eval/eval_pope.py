@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llava.benchmarks.aggregate import degenerate_texts
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.base import read_jsonl_questions
 from llava.benchmarks.tasks import pope
@@ -39,7 +40,7 @@ def main() -> None:
             f"{args.annotation_dir}: no list here is of a category of {args.question_file}",
             code="no-labels",
         )
-    for note in notes:
+    for note in (*notes, *degenerate_texts([answer.text for answer in answers])):
         logger.warning(note)
     asked = [question for question, _ in known]
     matched = match(asked, answers, allow_missing=args.allow_missing, name="pope")

@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+from llava.benchmarks.aggregate import degenerate_texts
 from llava.benchmarks.answers import match, read_answers
 from llava.benchmarks.tasks import scienceqa
 from llava.command import run
@@ -43,6 +44,8 @@ def main() -> None:
     questions = [Question(problem.id, "") for problem in problems]
     answers = read_answers(args.result_file)
     matched = match(questions, answers, allow_missing=True, name="scienceqa")
+    for text in degenerate_texts([answer.text for answer in answers]):
+        logger.warning(text)
     if matched.missing:
         logger.warning("%d of %d problems have no answer and count as FAILED", matched.missing, len(problems))
     given = {p.id: answer for p, answer in zip(problems, matched.answers, strict=True) if answer}

@@ -7,15 +7,19 @@ are an error. For intervals use `python -m llava.benchmarks score textvqa`.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
+from llava.benchmarks.aggregate import degenerate_texts
 from llava.benchmarks.answers import read_answers
 from llava.benchmarks.tasks import textvqa
 from llava.benchmarks.vqa_answers import normalised_accuracy
 from llava.command import run
 from llava.compat.questions import prompt_processor as prompt_processor
 from llava.errors import AnswersError, SettingsError
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -47,6 +51,8 @@ def eval_single(annotation_file: str | Path, result_file: str | Path) -> None:
     ]
     if not points:
         raise AnswersError(f"{file}: there are no answers in this file", code="no-answers")
+    for text in degenerate_texts([answer.text for answer in matched.answers if answer]):
+        logger.warning("%s: %s", file, text)
     accuracy = 100.0 * sum(points) / len(points)
     sys.stdout.write(f"{file.stem}\nSamples: {len(points)}\nAccuracy: {accuracy:.2f}%\n\n")
 

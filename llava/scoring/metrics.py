@@ -45,7 +45,10 @@ SCHEMA = 1
 PERCENT = 100.0
 # Groups of scores that the file has and tables leave out.
 DETAILS = frozenset({"confusion"})
-PARTIAL = "k of n: scored over k questions, where the official benchmark and published figures have n"
+PARTIAL = (
+    "k of n: scored over k questions, while the official benchmark and published figures have n; "
+    "scores whose n is not known may be partial, too"
+)
 LONG_KEYS = {"scores", "verdicts"}
 
 

@@ -620,6 +620,14 @@ def test_answers_that_no_rule_parses_are_warned_of() -> None:
     assert "20 of 20 answers cannot be parsed" in degenerate_warnings(verdicts, matched)[0]
 
 
+def test_empty_answers_for_a_server_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = benchmarks.evaluation_of("vizwiz", None, tmp_path, "broken")
+    target.merged.parent.mkdir(parents=True)
+    target.merged.write_text('{"question_id": 0, "text": " "}\n')
+    assert target.score(answered_at=target.merged) is None
+    assert "1 of 1 answers are empty" in caplog.text
+
+
 def test_yes_in_many_words_is_one_answer(tmp_path: Path) -> None:
     labels = [json.dumps({"text": f"Is there {n}?", "image": "1.jpg", "label": "yes" if n % 2 else "no"})
               for n in range(12)]  # fmt: skip
