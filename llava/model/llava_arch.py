@@ -255,7 +255,8 @@ class LlavaMetaForCausalLM:
     @property
     def has_other_splice(self) -> bool:
         """Whether other code has replaced how images get into the sequence, and must be called for it."""
-        return is_replaced(self, "prepare_inputs_labels_for_multimodal")
+        methods = ("prepare_inputs_labels_for_multimodal", "splice_images")
+        return any(is_replaced(self, name) for name in methods)
 
     # Compatibility: kept for code that imports, calls or replaces the original's name.
     def prepare_inputs_labels_for_multimodal(

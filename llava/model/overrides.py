@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 # Methods of a model, other than forward passes, that take part in an answer.
 _METHODS = (
     *("generate", "prepare_inputs_for_generation", "prepare_inputs_labels_for_multimodal"),
-    *("encode_images", "get_vision_tower"),
+    *("splice_images", "encode_images", "get_vision_tower"),
 )
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "deepspeed")
 _MODEL = Path(__file__).parent

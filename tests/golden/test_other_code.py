@@ -32,6 +32,7 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.overrides import find_change
 from llava.model.packed_attention import enable_packing
 from llava.model.recipe import Recipe
+from llava.model.splice import SplicedBatch
 from llava.prompts.encode import tokenizer_image_token
 from llava.train.arguments import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
@@ -150,6 +151,17 @@ def doubled(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, *arguments, **settings: 2 * function(self, *arguments, **settings)
 
 
+def cut(function: Callable[..., SplicedBatch]) -> Callable[..., SplicedBatch]:
+    """A replacement of `splice_images` that drops the first positions."""
+
+    def shorter(self: Any, *arguments: Any, **settings: Any) -> SplicedBatch:
+        whole = function(self, *arguments, **settings)
+        tensors = (whole.embeds, whole.labels, whole.mask, whole.position_ids)
+        return SplicedBatch(*(tensor[:, 5:] for tensor in tensors))
+
+    return shorter
+
+
 def last_layer(tower: Any, outputs: Any) -> torch.Tensor:
     """Read a layer that the selected one does not need, as methods that mix several layers do."""
     return outputs.hidden_states[-1][:, 1:]
@@ -202,6 +214,9 @@ CHANGES: dict[str, Patch] = {
     ),
     "the decoder's layers": lambda _, patch: patch.setattr(
         LlamaDecoderLayer, "forward", doubled(LlamaDecoderLayer.forward)
+    ),
+    "splice_images": lambda _, patch: patch.setattr(
+        LlavaMetaForCausalLM, "splice_images", cut(LlavaMetaForCausalLM.splice_images)
     ),
     "generate": lambda _, patch: patch.setattr(
         LlavaLlamaForCausalLM, "generate", lambda self, ids, **_: torch.full((len(ids), 3), 300)

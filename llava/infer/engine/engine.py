@@ -60,6 +60,7 @@ class Engine:
         self._one_at_a_time = batch_size == 1 or not generation.is_greedy
         self._budget = measure_budget(loaded, batch_size)
         self._exact = exact
+        self._change: str | None = None  # what other code has changed in the model, to say it once
         self._stop_ids = find_stop_ids(loaded)
         self.asked_again = 0
         """How many requests of the last `answer` call were computed again on their own."""
@@ -121,8 +122,9 @@ class Engine:
         attention = self.config._attn_implementation
         if attention not in _MASKED_ATTENTION:
             change = f"attention is computed by {attention}"
-        if change is not None:
+        if change is not None and change != self._change:
             logger.warning(f"{change}: each prompt is answered on its own, by the model's own generate")
+        self._change = change
         return change is not None
 
     def _ask_one_by_one(
