@@ -12,7 +12,9 @@ from llava.infer.digests import look_at
 from llava.infer.jobs import run
 from llava.infer.engine.requests import ImageFile, Reply
 
-load = types.SimpleNamespace(resolve_device=lambda choice, local_rank: choice)
+load = types.SimpleNamespace(
+    resolve_device=lambda choice, local_rank: choice, find_changed_classes=lambda: None
+)
 sys.modules["llava.infer.engine.load"] = load
 run.fingerprint_model = lambda path, base: {"weights": path, "base": base}
 
