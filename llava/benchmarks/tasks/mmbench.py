@@ -155,7 +155,7 @@ def _compute_scores(benchmark: str, rows: Sequence[AskedRow], matched: Matched, 
         f"{not_alone} are not just a letter"
     ]
     if verdicts and not any(verdict.facets for verdict in verdicts):
-        notes.append("no scores per category, because the TSV is missing")
+        notes.append("no scores per category, because the table has no l2-category")
     return aggregate.collect(
         benchmark, "circular", scores, verdicts, matched, source=SOURCE, split=split, notes=notes
     )
