@@ -205,19 +205,21 @@ class ForeignArguments(transformers.TrainingArguments):
     group_by_modality_length: bool = False
 
 
-def foreign_trainer(assembled: Assembled, output: Path, **changes: Any) -> LLaVATrainer:
-    """Create a trainer as the original's `train()` does, with a fork's arguments."""
+def foreign_trainer(
+    assembled: Assembled, output: Path, kind: Any = ForeignArguments, **changes: Any
+) -> LLaVATrainer:
+    """Create a trainer as the original's `train()` does, with other arguments than ours."""
     own = assembled.training_args
     same = "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate seed bf16 "
     same += (
         "lr_scheduler_type warmup_steps logging_steps mm_projector_lr weight_decay group_by_modality_length"
     )
-    settings = {name: getattr(own, name) for name in same.split()}
+    settings = {name: getattr(own, name) for name in same.split() if name in kind.__dataclass_fields__}
     settings |= {"use_cpu": True, "report_to": [], "save_strategy": "no", **changes}
     return LLaVATrainer(
         model=assembled.model,
         tokenizer=assembled.tokenizer,
-        args=ForeignArguments(output_dir=str(output), **settings),
+        args=kind(output_dir=str(output), **settings),
         train_dataset=assembled.dataset,
         eval_dataset=None,
         data_collator=train_module.DataCollatorForSupervisedDataset(assembled.tokenizer),
@@ -265,7 +267,7 @@ def test_plain_arguments_train_only_a_projector(
     monkeypatch.chdir(golden)
     argv = [*json.loads((golden / "viii_pretrain.json").read_text())["argv"], "--max_steps", "1"]
     assembled = assemble(*parse_arguments([*argv, "--output_dir", str(tmp_path / "x")]))
-    trainer = foreign_trainer(assembled, tmp_path / "y")
+    trainer = foreign_trainer(assembled, tmp_path / "y", transformers.TrainingArguments)
     assert trainer.kind == "projector"
     trainer.train()
     train_module.safe_save_model_for_hf_trainer(trainer, str(tmp_path / "y"))
