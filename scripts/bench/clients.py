@@ -275,12 +275,12 @@ def check_training(program_of: Path, shop: Workshop, kind: str) -> str:
 
 
 def trained(program_of: Path, shop: Workshop, kind: str) -> Path:
-    """Return the folder of a run of two steps by a checkout's train.py."""
+    """Return the folder of a run of two steps by a checkout's train.py, made once."""
     output = shop.root / ("ours" if program_of == REPO else "theirs") / f"llava-v1.5-tiny-{kind}"
     flags = ["--model_name_or_path", shop.model, "--vision_tower", DEMO / "tower", "--output_dir", output]
     flags += ["--data_path", "train.json", "--image_folder", shop.images, *TRAINING.split()]
-    program = program_of / "llava/train/train.py"
-    shop.harness("program", program, *flags, *KINDS[kind].split())
+    if not output.is_dir():
+        shop.harness("program", program_of / "llava/train/train.py", *flags, *KINDS[kind].split())
     return output
 
 
@@ -297,7 +297,7 @@ def compute_logits(
 
 def check_merging(checkout: Path, shop: Workshop) -> str:
     """Merge an adapter with the original's script; the logits must stay."""
-    adapter = shop.root / "theirs/llava-v1.5-tiny-lora"
+    adapter = trained(checkout, shop, "lora")
     merged = shop.root / "theirs/llava-v1.5-tiny-merged"
     paths = ["--model-path", adapter, "--model-base", shop.model, "--save-model-path", merged]
     shop.harness("program", checkout / "scripts/merge_lora_weights.py", *paths)
