@@ -153,7 +153,9 @@ def test_an_adapter_from_the_hub_can_be_trained_further(
     monkeypatch.chdir(golden)  # the recorded flags name files from there
     given = tiny.adapter(hub.root / "team/llava-lora", golden, prefix="base_model.model.")
     at_0 = {"--init_adapter": "team/llava-lora", "--pretrain_mm_mlp_adapter": "", "--max_steps": "1"}
-    at_0 |= {"--learning_rate": "0", "--mm_projector_lr": "0", "--output_dir": str(tmp_path / "out")}
+    # More than 0, as is required, and too little to change a weight.
+    at_0 |= {"--learning_rate": "1e-60", "--mm_projector_lr": "1e-60"}
+    at_0 |= {"--output_dir": str(tmp_path / "out")}
     argv = [*recorded_flags(golden, "lora"), *(word for pair in at_0.items() for word in pair)]
     result = run_in_a_process(hub, tmp_path / "home", TRAIN, json.dumps(argv))
     assert result.returncode == 0, result.stderr[-3000:]
