@@ -37,8 +37,8 @@ _RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
         lambda value: value > 0,
         "more than 0",
         (
-            *("learning_rate", "mm_projector_lr", "num_train_epochs", "adam_epsilon"),
-            *("logging_steps", "eval_steps", "save_steps", "ddp_timeout"),
+            *("num_train_epochs", "adam_epsilon", "logging_steps", "eval_steps", "save_steps"),
+            "ddp_timeout",
         ),
     ),
     (
@@ -54,7 +54,8 @@ _RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
         lambda value: value >= 0,
         "0 or more",
         (
-            *("weight_decay", "max_grad_norm", "warmup_steps", "save_total_limit", "save_minutes"),
+            *("learning_rate", "mm_projector_lr", "weight_decay", "max_grad_norm", "warmup_steps"),
+            *("save_total_limit", "save_minutes"),
             *("dataloader_num_workers", "neftune_noise_alpha", "eval_delay", "micro_batch_tokens"),
         ),
     ),

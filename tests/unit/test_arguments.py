@@ -161,8 +161,8 @@ def test_invalid_flags_are_reported_on_one_line(data: str, flags: list[str], cod
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("learning_rate", "1e-4", ("0", "-1", "nan", "inf")),
-        ("mm_projector_lr", "1e-5", ("0", "-1", "nan")),
+        ("learning_rate", "0", ("-1", "nan", "inf")),
+        ("mm_projector_lr", "0", ("-1", "nan")),
         ("num_train_epochs", "0.5", ("0", "-1", "nan")),
         ("max_steps", "-1", ("0", "-2")),
         ("warmup_ratio", "1", ("3", "-0.1", "nan")),
