@@ -52,7 +52,13 @@ from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import SETTINGS, explain_load_errors, set_trained_weights
-from llava.train.checkpointing.save import save_lora, save_projector, write_config, write_output
+from llava.train.checkpointing.save import (
+    copy_vocabulary,
+    save_lora,
+    save_projector,
+    write_config,
+    write_output,
+)
 from llava.train.plain_arguments import complete_arguments
 from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
@@ -338,6 +344,7 @@ class LLaVATrainer(ValidatingTrainer, EpochTrainer):
                 super().save_model(str(staging), _internal_call=True)
                 if is_writer:
                     write_config(staging, model.config)
+                    copy_vocabulary(self.processing_class, staging)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object, metrics: object = None) -> None:
         write = partial(super()._save_checkpoint, model, trial)

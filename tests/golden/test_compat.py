@@ -37,6 +37,7 @@ from llava.model.utils import auto_upgrade
 from llava.tokenizer import load_tokenizer
 from llava.train import train as train_module
 from llava.train.arguments import parse_arguments
+from llava.train.checkpointing.save import copy_vocabulary
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import Assembled, assemble
 from llava.utils import pretty_print_semaphore, violates_moderation
@@ -300,6 +301,14 @@ def test_what_a_lora_run_saves_has_the_models_own_names() -> None:
     copied = train_module.maybe_zero_3(dict(named)[bias], ignore_status=True, name=bias)
     assert copied.shape == (4,)
     assert train_module.find_all_linear_names(_Tiny()) == ["q_proj"]
+
+
+def test_another_tokenizers_vocabulary_is_kept(golden: Path, tmp_path: Path) -> None:
+    other = transformers.AutoTokenizer.from_pretrained(golden / tiny.LANGUAGE, use_fast=False)
+    other.save_pretrained(tmp_path)
+    copy_vocabulary(other, tmp_path)
+    text = "What is it? A cat."
+    assert load_tokenizer(tmp_path)(text).input_ids == load_tokenizer(golden / tiny.LANGUAGE)(text).input_ids
 
 
 # ---- serving

@@ -163,6 +163,17 @@ def write_config(folder: Path, config: PretrainedConfig) -> None:
     write_json(folder / "config.json", {"_name_or_path": config.name_or_path, **fields.to_diff_dict()})
 
 
+def copy_vocabulary(tokenizer: object, folder: Path) -> None:
+    """Copy the `tokenizer.model` that a tokenizer was read from into `folder`, unless it is there.
+
+    transformers 5's own tokenizers, which other training programs pass, do not write it; the original and
+    this package read nothing else.
+    """
+    source = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if source.name == "tokenizer.model" and source.is_file() and not (folder / source.name).exists():
+        shutil.copyfile(source, folder / source.name)
+
+
 def save_lora(
     model: PreTrainedModel, folder: Path, *, bias: Bias, dtype: torch.dtype | None, is_writer: bool
 ) -> None:
