@@ -45,7 +45,7 @@ from llava.model.loading.checkpoint import (
     read_non_lora,
     strip_wrappers,
 )
-from llava.model.loading.weights import read_tensors
+from llava.model.loading.weights import Tensors, read_tensors
 from llava.model.overrides import find_change
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import ANSWER_CUT_AWAY
@@ -344,7 +344,10 @@ class LLaVATrainer(ValidatingTrainer, EpochTrainer):
                 super().save_model(str(staging), _internal_call=True)
                 if is_writer:
                     write_config(staging, model.config)
-                    copy_vocabulary(self.processing_class, staging)
+
+    def _save(self, output_dir: str | None = None, state_dict: Tensors | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        copy_vocabulary(self.processing_class, Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object, metrics: object = None) -> None:
         write = partial(super()._save_checkpoint, model, trial)

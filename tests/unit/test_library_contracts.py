@@ -24,6 +24,7 @@ HOOKS: dict[str, list[str]] = {
     "_get_train_sampler": ["train_dataset"],
     "_get_grad_norm": ["model"],
     "_get_learning_rate": [],
+    "_save": ["output_dir", "state_dict"],
     "_save_checkpoint": ["model", "trial"],
     "_get_output_dir": ["trial"],
     "_save_optimizer_and_scheduler": ["output_dir"],
