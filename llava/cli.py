@@ -6,7 +6,7 @@ import runpy
 import sys
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": ("llava.doctor", "what this machine has, what is missing, and the command that mends it"),
+    "doctor": ("llava.doctor", "what this machine has, what is missing, and the command that installs it"),
     "layout": ("llava.layout", "check the image folders and files under playground/data"),
     "check": ("llava.data.check", "look at training data: records, images, lengths"),
     "engine": ("llava.data_engine", "convert data-engine records and mix them into the training data"),

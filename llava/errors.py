@@ -25,7 +25,7 @@ class LlavaError(Exception):
 
 
 class DataError(LlavaError):
-    """A data file, record or image is not as it must be."""
+    """A data file, record or image is missing or invalid."""
 
 
 class CheckpointError(LlavaError):

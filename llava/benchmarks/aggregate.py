@@ -35,7 +35,10 @@ def accuracy(verdicts: Sequence[Verdict], name: str, *, group: str = "total", ov
 def accuracy_by(
     verdicts: Sequence[Verdict], facet: str = "type", *, names: Sequence[str] | None = None
 ) -> list[Score]:
-    """Return an accuracy for each value of `facet`, in the order of `names` or of first appearance."""
+    """Compute the accuracy for each value of `facet`.
+
+    `names` selects and orders the values; a name without verdicts gets a score without value.
+    """
     if names is None:
         values = (verdict.facet(facet) for verdict in verdicts)
         names = list(dict.fromkeys(value for value in values if value is not None))

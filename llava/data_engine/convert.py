@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Group = Literal["none", "image"]
 MissingImages = Literal["skip", "warn", "error"]
 # A conversation of more exchanges could outgrow the model's context; the next one goes on.
-EXCHANGES_PER_GROUP = 10
+MAX_EXCHANGES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ConversionSettings:
     Attributes:
         engine: The files of engine records. Records are numbered through all of them, in this order.
         modes: The forms that each record is converted to; see `formats.MODES`.
-        group: "image" joins the exchanges of one mode about one image into one conversation.
+        group: "image" joins the exchanges of one mode about one image into conversations of at most 10.
         skills: The question types to convert, as `qtype` ids or names; None for all.
         limit: Stop after this many usable records.
         seed: Of the shuffled options.
@@ -115,7 +115,7 @@ class Conversion:
             DataError: A file is broken, not one sample came out, or an image is missing and that is an error.
         """
         grouped = self.settings.group == "image"
-        yield from _grouped(self._exchanges()) if grouped else _singly(self._exchanges())
+        yield from (_join_by_image if grouped else _one_per_exchange)(self._exchanges())
         if not self.tally.exchanges:
             reasons = ", ".join(f"{reason} {n}" for reason, n in self.tally.reasons.most_common())
             files = ", ".join(map(str, self.settings.engine))
@@ -222,24 +222,25 @@ def _skill_names(wanted: tuple[str, ...]) -> frozenset[str]:
     return frozenset(skill.name for skill in found.values() if skill)
 
 
-def _singly(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
+def _one_per_exchange(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
     for record, mode, exchange in exchanges:
         turns = exchange.turns(opens=True)
         yield Sample(f"engine_{mode}_{record.position}", turns, record.image, _type({record.skill}))
 
 
-def _grouped(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
-    """Yield one conversation per image and mode, in the order in which they first appear.
+def _join_by_image(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
+    """Join the exchanges of one image and mode into conversations of at most `MAX_EXCHANGES`.
 
-    A conversation is named after its first record, and has the question type that all its questions share.
-    All exchanges are held in memory: 1.3 kB per record with two short exchanges.
+    They come in the order in which image and mode first appear. A conversation's id comes from its first
+    record; it has no type if its questions have different ones. All exchanges are held in memory, 1.3 kB per
+    record with two short exchanges.
     """
     groups: dict[tuple[str, str], list[tuple[int, str, Exchange]]] = {}
     for record, mode, exchange in exchanges:
         groups.setdefault((record.image, mode), []).append((record.position, record.skill, exchange))
     for (image, mode), group in groups.items():
-        for start in range(0, len(group), EXCHANGES_PER_GROUP):
-            batch = group[start : start + EXCHANGES_PER_GROUP]
+        for start in range(0, len(group), MAX_EXCHANGES):
+            batch = group[start : start + MAX_EXCHANGES]
             turns = tuple(
                 turn
                 for index, (*_, exchange) in enumerate(batch)

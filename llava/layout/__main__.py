@@ -1,4 +1,4 @@
-"""The command `llava layout`: check that all training data is where the scripts expect it.
+"""The command `llava layout`: check that the training data is in place, make OCR-VQA's images `.jpg`.
 
 `check` counts the images of every folder; with `--data FILE` it looks for every image that a training file
 names, and only that decides. `ocrvqa DIR` makes OCR-VQA's GIF, PNG and other files the `.jpg` files that the

@@ -46,6 +46,9 @@ class Outcome:
 def convert_folder(folder: Path, options: Options, *, workers: int) -> Outcome:
     """Make every image in `folder` a `.jpg`; several files of one name (1.gif, 1.png) make one image.
 
+    JPEG data is kept or copied byte for byte, other formats are converted. Originals stay unless
+    `options.remove_originals`. Images that cannot be read are counted and named in the outcome, not raised.
+
     Raises:
         DataError: There is no such folder, or no image in it.
     """

@@ -102,12 +102,12 @@ def split_trained_state(
 
 
 def write_adapter(folder: Path, model: PeftModel, adapter: Tensors, dtype: torch.dtype | None = None) -> None:
-    """Write `adapter_model.safetensors` and an `adapter_config.json` that PEFT 0.4 and later can read.
+    """Write `adapter_model.safetensors` and `adapter_config.json`, in a form that PEFT 0.4 and later load.
 
     Args:
         folder: Where to write; created if it does not exist.
         model: The wrapped model, for its adapter's config.
-        adapter: `TrainedState.adapter`.
+        adapter: The LoRA weights by their names in the file.
         dtype: The dtype to store the tensors in; None keeps theirs.
     """
     tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in adapter.items()}

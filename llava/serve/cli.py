@@ -27,7 +27,7 @@ from llava.infer.jobs.prompting import image_line, require_template, template_fo
 
 
 def chat(flags: argparse.Namespace) -> None:
-    """Stream an answer to each line of input until a line is empty."""
+    """Load the model and answer each line of input about the image, until a line is empty."""
     choice = model_choice(flags)
     sampling = generation_settings(flags, max_new_tokens=flags.max_new_tokens, beams=False)
     if flags.conv_mode is not None:

@@ -88,7 +88,7 @@ def load_data(
     """Check the training data and return the samples to train on and those to validate on, if any.
 
     Raises:
-        DataError: A record or an image is not as it must be.
+        DataError: A record or an image is invalid.
     """
     positions = _image_positions(model_args, base.folder)
     settings = (tokenizer, base.template, data_args, training_args, positions)

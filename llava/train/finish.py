@@ -20,7 +20,7 @@ from llava.errors import CheckpointError, one_line
 from llava.train.checkpointing.checkpoints import resume_advice
 from llava.train.checkpointing.resume import ELSEWHERE
 from llava.train.checkpointing.save import require_space, write_output
-from llava.train.checkpointing.whole import STATE_FILE
+from llava.train.checkpointing.verify import STATE_FILE
 from llava.train.distributed import all_reduce_max, gather_objects
 from llava.train.llava_trainer import LLaVATrainer
 

@@ -276,10 +276,10 @@ def _exit_like(code: int, process: str) -> NoReturn:
 
 
 def _run_deepspeed(arguments: list[str]) -> None:
-    """Run DeepSpeed's launcher, and send signals to the run itself.
+    """Run DeepSpeed's launcher in a child process, and forward signals to this machine's ranks.
 
-    The launcher kills processes that have not ended 30 s after a signal, which may be too soon to save. So it
-    runs in its own process group, where a terminal's Ctrl-C does not reach it.
+    They do not go to the launcher: it kills ranks that have not ended 30 s after a signal, maybe before they
+    have saved. It has its own process group, so that a terminal's Ctrl-C does not reach it either.
     """
     launcher = multiprocessing.get_context("fork").Process(
         target=run, args=(partial(_deepspeed_main, arguments),)

@@ -54,16 +54,16 @@ logger = logging.getLogger(__name__)
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
-    """Train as the flags say, and leave the result in `--output_dir`.
+    """Fine-tune as the flags say and save to `--output_dir`.
 
-    A finished run is left as it is; one that was stopped resumes from its last complete checkpoint.
+    An interrupted run resumes from its last complete checkpoint; a finished one is left as it is.
 
     Args:
         attn_implementation: eager, sdpa or flash_attention_2; transformers' choice if None.
         argv: The flags; `sys.argv` if None.
 
     Raises:
-        LlavaError: The flags, the data or the weights are not as they must be, or the disk is full.
+        LlavaError: The flags, the data or the weights are invalid, or the disk is full.
     """
     model_args, data_args, training_args = parse_arguments(argv)
     output = make_output_dir(training_args)
@@ -104,7 +104,7 @@ def assemble(
     Raises:
         SettingsError: Flags do not fit the model or the data.
         CheckpointError: Weights are missing, damaged, or do not fit each other.
-        DataError: A record or an image is not as it must be.
+        DataError: A record or an image is invalid.
     """
     base = build.locate_base(model_args, data_args, training_args)
     tokenizer = load_tokenizer(
@@ -136,7 +136,7 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
         start: The checkpoint to resume from; found in the output folder if None.
 
     Raises:
-        LlavaError: The data, a checkpoint or the loss is not as it must be, or the disk is full.
+        LlavaError: The data, a checkpoint or the loss is invalid, or the disk is full.
     """
     trainer = LLaVATrainer(
         assembled.model,

@@ -31,7 +31,7 @@ from llava.files import write_json
 from llava.log import progress
 from llava.model.loading.checkpoint import NON_LORA_FILES, PROJECTOR_FILES
 from llava.model.loading.weights import read_tensors
-from llava.train.checkpointing.whole import find_damage
+from llava.train.checkpointing.verify import find_damage
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = {"lora": "finetune_task_lora", "projector": "pretrain", "full": "finetune_task"}

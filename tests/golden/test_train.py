@@ -18,7 +18,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.save import lock_output_dir, saved_bytes
-from llava.train.checkpointing.whole import find_damage
+from llava.train.checkpointing.verify import find_damage
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.train import Assembled, assemble, fit, train
 from support.errors import raises_code

@@ -13,7 +13,7 @@ import pytest
 from llava.errors import CheckpointError
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.resume import Start, find_start
-from llava.train.checkpointing.whole import CHECKSUMS, find_damage
+from llava.train.checkpointing.verify import CHECKSUMS, find_damage
 from llava.train.train import train
 from support.errors import raises_code
 from support.shared_data import golden_folder

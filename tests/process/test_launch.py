@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from llava.errors import SettingsError
-from llava.train.checkpointing.whole import find_damage
+from llava.train.checkpointing.verify import find_damage
 from llava.train.launch import Launch, Machine, plan_launch
 from support.errors import raises_code
 from support.training_processes import free_port

@@ -23,7 +23,7 @@ from llava.errors import CheckpointError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.train.checkpointing.signals import Signals
-from llava.train.checkpointing.whole import find_damage
+from llava.train.checkpointing.verify import find_damage
 from llava.train.train import assemble, train
 from support.errors import raises_code
 from support.shared_data import golden_folder

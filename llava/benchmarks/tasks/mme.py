@@ -62,7 +62,7 @@ class MmeItem:
 
 
 def read_mme_items(folder: Path) -> list[MmeItem]:
-    """Read the ground truth in `folder`, in either layout, subtask by subtask.
+    """Read MME's questions and answers: from <subtask>.txt where it is there, else from the folder <subtask>.
 
     Raises:
         DataError: There is none, a line is damaged, or an image does not have two questions.

@@ -1,4 +1,4 @@
-"""The answers so far, kept so that no crash loses one and no two runs mix. Needs no torch.
+"""Keep the answers so far, so that no crash loses one and no two runs mix. Needs no torch.
 
 A journal is a folder: `run.json` says which model, questions and settings the answers belong to, and an
 append-only `N_I.jsonl` of each shard has a line `{"position", "margin", "image", "row"}` for each answer as
@@ -100,7 +100,7 @@ class Journal:
 
     @staticmethod
     def discard(folder: Path) -> None:
-        """Delete the journal in `folder`.
+        """Delete the journal in `folder`, as `--overwrite` asks; do nothing if there is none.
 
         Raises:
             AnswersError: A process is writing to it.

@@ -23,7 +23,7 @@ from llava.temporary import STAGING
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS, remove_unfinished
 from llava.train.checkpointing.signals import Signals
-from llava.train.checkpointing.whole import list_checkpoints, step_of, write_checksums
+from llava.train.checkpointing.verify import list_checkpoints, step_of, write_checksums
 from llava.train.distributed import all_reduce_max
 
 logger = logging.getLogger(__name__)

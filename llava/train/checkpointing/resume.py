@@ -25,7 +25,7 @@ from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS, write_output
 from llava.train.checkpointing.settings import find_changes
-from llava.train.checkpointing.whole import CHECKSUMS, STATE_FILE, find_damage, list_checkpoints, read_state
+from llava.train.checkpointing.verify import CHECKSUMS, STATE_FILE, find_damage, list_checkpoints, read_state
 from llava.train.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
