@@ -1,4 +1,4 @@
-"""The command `llava engine`: convert engine records, mix samples into the training data."""
+"""The command `llava engine`: steer rounds, convert engine records, mix them into the training data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import get_args
 from llava.command import run
 from llava.data_engine.convert import ConversionSettings, Group, MissingImages
 from llava.data_engine.formats import DEFAULT_MODES, MODES
+from llava.data_engine.loop.commands import add_commands as add_loop
 from llava.data_engine.mix import BATCH_SIZE
 from llava.data_engine.pipeline import convert_files, mix_files, summarize_report
 from llava.errors import SettingsError
@@ -20,6 +21,7 @@ ENGINE_HELP = "files of engine records, JSON arrays or .jsonl"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="llava engine", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_loop(commands)
 
     convert = commands.add_parser("convert", help="engine records -> LLaVA samples")
     convert.add_argument("--engine", type=Path, nargs="+", required=True, help=ENGINE_HELP)

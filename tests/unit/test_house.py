@@ -47,8 +47,9 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
 MAX_FOLDER_FILES = 20
 ERRORS = {"LlavaError", "DataError", "CheckpointError", "AnswersError", "SettingsError"}
-# Every command has a main(), and the original's answering commands have an eval_model() each.
-SHARED_NAMES = {"main", "eval_model"}
+# Every command has a main(), the original's answering commands have an eval_model() each, and every package
+# with sub-commands of `llava engine` adds them.
+SHARED_NAMES = {"main", "eval_model", "add_commands"}
 
 
 def component(path: Path) -> str:

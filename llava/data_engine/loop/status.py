@@ -1,0 +1,128 @@
+"""Show where every round stands: its last step, what is out of date, what it cost, what it gained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llava.data_engine.loop.plan import PLAN_FILE, read_plan
+from llava.data_engine.loop.pool import POOL_FILE, read_pool
+from llava.data_engine.loop.round import ROUND_FILE, read_settings
+from llava.data_engine.loop.split import SPLIT_FILE, read_parts
+from llava.errors import DataError, LlavaError, one_line
+from llava.files import read_json
+from llava.json_text import JsonFaultError, parse_json
+from llava.schema import JsonObject
+from llava.scoring.metrics import format_interval, format_table
+
+SUMMARY_FILE = "summary.json"
+# The files of a round in the order of its steps, and how the two that this package writes are checked.
+FILES: dict[str, Callable[[Path], JsonObject] | None] = {
+    POOL_FILE: read_pool,
+    PLAN_FILE: read_plan,
+    "requests.jsonl": None,
+    "responses.jsonl": None,
+    "accepted.jsonl": None,
+    "rejected.jsonl": None,
+}
+HEADER = (
+    "round",
+    "arm",
+    "model",
+    "last file",
+    "requests",
+    "answered",
+    "accepted",
+    "rejected",
+    "cost",
+    "gain",
+)
+
+
+def list_status(rounds: Path) -> str:
+    """Return a table of all rounds, and a line for each thing that is wrong with one.
+
+    Raises:
+        DataError: The folder is missing.
+    """
+    if not rounds.is_dir():
+        raise DataError(f"{rounds}: no such folder of rounds", code="missing-folder")
+    folders = [path.parent for path in sorted(rounds.glob(f"*/{ROUND_FILE}"))]
+    gains = _gains(rounds / SUMMARY_FILE)
+    rows, faults = [], []
+    for folder in folders:
+        try:
+            settings = read_settings(folder)
+            row = _row(folder)
+        except LlavaError as error:
+            faults.append(f"{folder.name}: {one_line(error)}")
+            continue
+        gain = gains.get((settings.round, settings.arm), "-")
+        rows.append((settings.round, [folder.name, settings.arm, settings.model_id or "-", *row, gain]))
+        faults += [f"{folder.name}: {fault}" for fault in _faults(folder)]
+    rows.sort(key=lambda row: row[0])
+    table = format_table(HEADER, [row for _, row in rows])
+    return "\n".join([_about_split(rounds), *([table] if rows else ["no round yet"]), *faults])
+
+
+def _about_split(rounds: Path) -> str:
+    if not (rounds / SPLIT_FILE).is_file():
+        return f"no {SPLIT_FILE} yet: start with `llava engine split`"
+    split = read_parts(rounds)
+    sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in split.parts.items())
+    return f"{split.benchmark}: {sizes}" + (" (--paper: nothing is held out)" if split.paper else "")
+
+
+def _row(folder: Path) -> list[str]:
+    there = [name for name in FILES if (folder / name).is_file()]
+    counts, cost = [], 0.0
+    for name in list(FILES)[2:]:
+        rows = _whole_rows(folder / name)
+        counts.append(f"{len(rows):,}" if rows is not None else "-")
+        if name == "responses.jsonl":
+            costs = [row.get("cost") for row in rows or ()]
+            cost = sum(value for value in costs if isinstance(value, int | float))
+    return [there[-1] if there else ROUND_FILE, *counts, f"${cost:,.2f}" if cost else "-"]
+
+
+def _whole_rows(path: Path) -> list[JsonObject] | None:
+    """Return the rows of a file that may be being written: the last line may be cut short."""
+    if not path.is_file():
+        return None
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n") and line.strip():
+            try:
+                row = parse_json(line.decode())
+            except (JsonFaultError, UnicodeDecodeError) as error:
+                raise DataError(f"{path}:{number}: {error}", code="not-json") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: wanted a JSON object", code="not-an-object")
+            found.append(row)
+    return found
+
+
+def _faults(folder: Path) -> list[str]:
+    """Return why a step must run again, if so."""
+    for name, read in FILES.items():
+        if read is not None and (folder / name).is_file():
+            try:
+                read(folder)
+            except LlavaError as error:
+                return [one_line(error)]
+    return []
+
+
+def _gains(path: Path) -> dict[tuple[int, str], str]:
+    """Return each round's gain over the base on the hold-out, as the report wrote it."""
+    if not path.is_file():
+        return {}
+    found = {}
+    try:
+        for number, entry in enumerate(read_json(path)["rounds"], start=1):
+            for arm, score in entry["arms"].items():
+                gain = score["vs_base"]
+                found[number, arm] = f"{gain['value']:+.2f} {format_interval(gain['low'], gain['high'])}"
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path}: no summary of rounds ({error})", code="wrong-schema") from error
+    return found
