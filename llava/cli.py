@@ -9,7 +9,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("llava.doctor", "what this machine has, what is missing, and the command that installs it"),
     "layout": ("llava.layout", "check the image folders and files under playground/data"),
     "check": ("llava.data.check", "look at training data: records, images, lengths"),
-    "engine": ("llava.data_engine", "convert data-engine records and mix them into the training data"),
+    "engine": (
+        "llava.data_engine",
+        "steer the data engine, convert its records, mix them into base data",
+    ),
     "train": ("llava.train.train", "train (the flags of scripts/v1_5/*.sh)"),
     "eval": ("llava.eval", "evaluate a model on benchmarks: answer, score, write submissions"),
     "ask": ("llava.eval.run_llava", "ask one question about one image"),

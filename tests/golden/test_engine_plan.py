@@ -66,10 +66,10 @@ def test_mcnemars_test_sees_that_gain_four_times_in_five(n: int, flip_rate: floa
     assert seen / trials == pytest.approx(0.8, abs=0.03)
 
 
-def test_a_gain_that_no_flips_allow_cannot_be_seen() -> None:
-    assert smallest_gain(29, 0.2) is None  # five flips may all go one way by chance
-    assert smallest_gain(60, 0.01) is None
-    assert questions_needed(0.3, 0.2) is None
-    n = questions_needed(0.05, 0.2)
-    assert n is not None
-    assert smallest_gain(n, 0.2) == pytest.approx(0.05, rel=1e-3)
+def test_a_gain_larger_than_the_flip_rate_takes_as_many_flips() -> None:
+    # n g = (a + b sqrt(1 - g))^2 where every flip is a gain.
+    assert smallest_gain(29, 0.2) == pytest.approx(0.249, abs=0.001)
+    assert smallest_gain(60, 0.01) == smallest_gain(60, 0.05) == pytest.approx(0.126, abs=0.001)
+    assert smallest_gain(5, 0.2) is None  # five flips may all go one way by chance
+    for gain, flips in [(0.05, 0.2), (0.3, 0.2), (0.02, 0.02)]:
+        assert smallest_gain(questions_needed(gain, flips), flips) == pytest.approx(gain, rel=0.02)

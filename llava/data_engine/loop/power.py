@@ -21,8 +21,9 @@ def smallest_gain(
 ) -> float | None:
     """Return the smallest gain (a share, as 0.0105) that `n` paired questions show with this power.
 
-    Source: R. J. Connor, Biometrics 43 (1987) 207, n = (a sqrt(f) + b sqrt(f - g^2))^2 / g^2 for the gain g,
-    solved for g.
+    Source: R. J. Connor, Biometrics 43 (1987) 207, n = (a sqrt(f) + b sqrt(f - g^2))^2 / g^2 for the gain g
+    and the flip rate f, solved for g. A gain larger than the flip rate takes as many flips, so f is g there;
+    and fewer than six flips never show a gain (`llava.scoring.intervals`).
 
     Args:
         n: The number of paired questions.
@@ -31,25 +32,27 @@ def smallest_gain(
         power: The wanted chance to see the gain.
 
     Returns:
-        The gain, or None if not even a gain by every question that changes would show.
+        The gain, or None if `n` questions show none.
     """
     a, b = _quantiles(significance, power)
-    inside = n + b * b - a * a
-    if n * flip_rate < FEWEST_CHANGES or inside < 0:
+    if n < max(FEWEST_CHANGES, a * a):
         return None
-    gain = math.sqrt(flip_rate) * (a * math.sqrt(n) + b * math.sqrt(inside)) / (n + b * b)
-    return gain if gain <= flip_rate else None
+    flips = max(flip_rate, FEWEST_CHANGES / n)
+    gain = math.sqrt(flips) * (a * math.sqrt(n) + b * math.sqrt(n + b * b - a * a)) / (n + b * b)
+    if gain > flips:
+        root = (math.sqrt(a * a * b * b + (n + b * b) * (n - a * a)) - a * b) / (n + b * b)
+        gain = max(flips, 1 - root * root)
+    return gain
 
 
 def questions_needed(
     gain: float, flip_rate: float, *, significance: float = SIGNIFICANCE, power: float = POWER
-) -> int | None:
-    """Return how many paired questions show a `gain` (a share); None if the flips do not allow this gain."""
-    if not 0 < gain <= flip_rate:
-        return None
+) -> int:
+    """Return how many paired questions show a `gain`, a share above 0."""
     a, b = _quantiles(significance, power)
-    n = (a * math.sqrt(flip_rate) + b * math.sqrt(flip_rate - gain * gain)) ** 2 / gain**2
-    return math.ceil(max(n, FEWEST_CHANGES / flip_rate))
+    flips = max(flip_rate, gain)
+    n = (a * math.sqrt(flips) + b * math.sqrt(flips - gain * gain)) ** 2 / gain**2
+    return math.ceil(max(n, FEWEST_CHANGES / flips))
 
 
 def _quantiles(significance: float, power: float) -> tuple[float, float]:
@@ -93,7 +96,9 @@ def foresee(
     mean = sum(n * accuracy for n, accuracy in types.values()) / total if total else 0.0
     overall = row(total, mean)
     worth = overall["can_be_seen"] and overall["smallest_gain"] <= expected_gain
-    needed = questions_needed(expected_gain / 100, flip_rate, significance=significance)
+    needed = None
+    if expected_gain:
+        needed = questions_needed(expected_gain / 100, flip_rate, significance=significance)
     power = {
         "power": POWER,
         "significance": significance,
@@ -115,12 +120,12 @@ def _sentences(power: JsonObject) -> list[str]:
     smallest = overall["smallest_gain"]
     shows = "no gain at all" if smallest is None else f"a gain of {smallest:.2f} points or more"
     sentences = [
-        f"{overall['n']:,} hold-out questions show {shows} at {power['power']:.0%} power"
+        f"{overall['n']:,} questions to report on show {shows} at {power['power']:.0%} power"
         f" (significance {power['significance']:.3g}, {power['flip_rate']:.1%} of questions change:"
         f" {power['flips']}); {price}"
     ]
     if not overall["can_be_seen"]:
-        more = "no number of questions would" if needed is None else f"it takes {needed:,} questions"
+        more = "any gain counts" if needed is None else f"it takes {needed:,} questions"
         sentences.append(
             f"This round cannot be seen: {power['expected_gain']:.2f} points are expected (expected_gain);"
             f" {more}"
