@@ -251,6 +251,18 @@ def test_look_alikes_are_dropped_and_different_questions_stay() -> None:
     assert len(pick_distinct(texts, measure.prepare(texts), 1.0, Random(1))) >= 4  # nothing is above 1
 
 
+@pytest.mark.parametrize(
+    ("measure", "module"), [("tfidf", "sklearn.feature_extraction.text"), ("spacy", "spacy")]
+)
+def test_a_measure_whose_package_is_missing_says_what_to_install(
+    rounds: Path, metrics: Path, measure: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with raises_code("missing-package", SettingsError) as error:
+        make_pool(rounds / "1", metrics, measure=measure)
+    assert "pip install" in str(error.value)
+
+
 def test_the_pool_holds_the_guide_parts_bad_cases_only(rounds: Path, metrics: Path) -> None:
     pool, split = make_pool(rounds / "1", metrics), read_parts(rounds)
     guide = split.select(run_of(), "guide")

@@ -92,6 +92,8 @@ def make_pool(
         | {"holdout": held_out[name]}
         for name in by_type
     }
+    if unseen := held_out.keys() - types.keys():
+        logger.warning("%s: no guide question of type %s", metrics, ", ".join(sorted(unseen)))
     if not any(row["bad"] for row in types.values()):
         raise DataError(f"{metrics}: no bad case in the guide part", code="no-bad-cases")
     pool: JsonObject = {

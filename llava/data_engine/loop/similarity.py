@@ -25,7 +25,12 @@ class Measure:
 
 def _by_characters(texts: Sequence[str]) -> Compare:
     """Compare by the cosine of character 2- to 4-grams within words, weighted by TF-IDF."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError as error:
+        raise SettingsError(
+            f'the measure tfidf needs `pip install "llava[engine]"` ({error})', code="missing-package"
+        ) from error
 
     # Texts without a letter or digit have no n-gram; the frame gives them one.
     framed = [f"_{text}_" for text in texts]
