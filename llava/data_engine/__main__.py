@@ -10,6 +10,7 @@ from typing import get_args
 from llava.command import run
 from llava.data_engine.convert import ConversionSettings, Group, MissingImages
 from llava.data_engine.formats import DEFAULT_MODES, MODES
+from llava.data_engine.generation.commands import add_commands as add_generation
 from llava.data_engine.loop.commands import add_commands as add_loop
 from llava.data_engine.mix import BATCH_SIZE
 from llava.data_engine.pipeline import convert_files, mix_files, summarize_report
@@ -40,6 +41,7 @@ def main() -> None:
     for command in (convert, mix):
         command.add_argument("--output", type=Path, required=True, help="the JSON array to write")
         _add_conversion(command.add_argument_group("converting engine records"))
+    add_generation(commands)
     arguments = parser.parse_args()
     arguments.command(arguments)
 

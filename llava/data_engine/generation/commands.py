@@ -1,0 +1,169 @@
+"""The command `llava engine generate ROUND`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.data_engine.generation import batch_files
+from llava.data_engine.generation.bodies import Sampling, read_requests
+from llava.data_engine.generation.client import (
+    KEY_VARIABLE,
+    MODEL_VARIABLE,
+    URL_VARIABLE,
+    Server,
+    key_from_environment,
+)
+from llava.data_engine.generation.generate import (
+    LEDGER,
+    REQUESTS,
+    RESPONSES,
+    RoundBudget,
+    RoundOutcome,
+    describe_failures,
+    generate_round,
+    plan_requests,
+    require_money,
+    write_responses,
+)
+from llava.data_engine.generation.ledger import Ledger, open_ledger
+from llava.data_engine.generation.prices import read_price
+from llava.errors import SettingsError
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_BATCH = "batch"
+
+
+def add_commands(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `generate` to the sub-commands of `llava engine`."""
+    parser = commands.add_parser(
+        "generate",
+        help="a round's requests -> responses, by any OpenAI-compatible server",
+        description=f"Ask a server for the answers to ROUND/{REQUESTS} and write ROUND/{RESPONSES}. The key"
+        f" is read from {KEY_VARIABLE} only.",
+    )
+    add = parser.add_argument
+    add("round", type=Path, metavar="ROUND", help="the round's folder, as rounds/1")
+    add("--base-url", help=f"of the server (default: {URL_VARIABLE})")
+    add("--model", help=f"its name on the server (default: {MODEL_VARIABLE})")
+    add("--image-root", type=Path, default=Path(), help="the folder that image paths start from (default: .)")
+    add("--text-only", action="store_true", help="send the texts without the images")
+    add("--plain", action="store_true", help="ask for no structured output")
+    add("--prices", type=Path, help="a TOML file with the model's price")
+    add("--budget", type=float, metavar="DOLLARS", help="the most that all runs of this round may cost")
+    add("--estimate", action="store_true", help="say what it would cost, and stop")
+    add("--ledger", type=Path, help=f"of calls and money (default: {LEDGER} beside the round's folder)")
+    _add_server(parser.add_argument_group("server"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    batch = parser.add_argument_group("batch files").add_argument
+    batch("--batch", choices=("write", "read"), help="write files for a batch service, or read its answers")
+    batch("--results", type=Path, nargs="+", help="with --batch read: the files of the service")
+    batch("--shard-lines", type=int, default=batch_files.MAX_LINES, help="of a file (default %(default)s)")
+    batch("--shard-bytes", type=int, default=batch_files.MAX_BYTES, help="of a file (default %(default)s)")
+    parser.set_defaults(command=_generate)
+
+
+def _add_server(group: argparse._ArgumentGroup) -> None:
+    usual = Server("http://")
+    add = group.add_argument
+    add("--concurrency", type=int, default=usual.concurrency, help="calls at a time (default %(default)s)")
+    add("--rate", type=float, help="the most calls a minute (default: no limit)")
+    add("--timeout", type=float, default=usual.timeout, help="seconds for one attempt (default %(default)s)")
+    add("--attempts", type=int, default=usual.attempts, help="for one request (default %(default)s)")
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    usual = Sampling("")
+    add = group.add_argument
+    add("--max-tokens", type=int, default=usual.max_tokens, help="of an answer (default %(default)s)")
+    add(
+        "--limit-field",
+        choices=("max_tokens", "max_completion_tokens"),
+        default=usual.limit_field,
+        help="what the server calls that limit (default %(default)s)",
+    )
+    add("--temperature", type=_number_or_none, default=usual.temperature, help="default %(default)s; or none")
+    add("--top-p", type=_number_or_none, default=usual.top_p, help="default %(default)s")
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    model = arguments.model or os.environ.get(MODEL_VARIABLE, "")
+    if not model:
+        raise SettingsError(f"no model is named; give --model or set {MODEL_VARIABLE}", code="missing-model")
+    sampling = Sampling(
+        model=model,
+        max_tokens=arguments.max_tokens,
+        limit_field=arguments.limit_field,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        images=not arguments.text_only,
+        image_root=arguments.image_root,
+    )
+    price = read_price(arguments.prices, model) if arguments.prices else None
+    folder: Path = arguments.round
+    budget = RoundBudget(folder.resolve().name, price, arguments.budget)
+    with open_ledger(arguments.ledger or folder.resolve().parent / LEDGER) as ledger:
+        if arguments.estimate or arguments.batch:
+            _without_server(arguments, folder, ledger, sampling, budget)
+        else:
+            server = _server(arguments)
+            outcome = generate_round(folder, ledger, server, sampling, budget, structured=not arguments.plain)
+            sys.stdout.write(_summary(folder, outcome, ledger, budget))
+
+
+def _server(arguments: argparse.Namespace) -> Server:
+    return Server(
+        url=arguments.base_url or os.environ.get(URL_VARIABLE, ""),
+        key=key_from_environment(),
+        concurrency=arguments.concurrency,
+        rate=arguments.rate,
+        timeout=arguments.timeout,
+        attempts=arguments.attempts,
+    )
+
+
+def _without_server(
+    arguments: argparse.Namespace, folder: Path, ledger: Ledger, sampling: Sampling, budget: RoundBudget
+) -> None:
+    plans = plan_requests(
+        list(read_requests(folder / REQUESTS)), ledger, sampling, budget, batch=bool(arguments.batch)
+    )
+    missing = list({plan.key: plan for plan in plans if ledger.find(plan.key) is None}.values())
+    if arguments.batch == "read":
+        if not arguments.results:
+            raise SettingsError("--batch read needs --results, the service's files", code="missing-flag")
+        outcome = batch_files.read_batch(arguments.results, plans, ledger, budget, sampling.model)
+        write_responses(folder / RESPONSES, plans, ledger, priced=budget.price is not None)
+        sys.stdout.write(_summary(folder, outcome, ledger, budget))
+        return
+    require_money(missing, ledger, budget)
+    if arguments.batch == "write" and not arguments.estimate:
+        limit = batch_files.ShardLimit(arguments.shard_lines, arguments.shard_bytes)
+        paths = batch_files.write_batch(
+            folder / _BATCH, missing, sampling, structured=not arguments.plain, limit=limit
+        )
+        sys.stdout.write(f"{len(missing)} requests in {len(paths)} files in {folder / _BATCH}\n")
+
+
+def _summary(folder: Path, outcome: RoundOutcome, ledger: Ledger, budget: RoundBudget) -> str:
+    line = (
+        f"{folder}: {outcome.requests} requests: {outcome.cached} answered before, {outcome.answered} now,"
+        f" failed: {describe_failures(outcome.failed)}"
+    )
+    if budget.price is None:
+        return line + "\n"
+    spent = ledger.spending(budget.round_name)
+    line += f"; ${spent.answered:.2f} for answers"
+    if spent.unknown or spent.lost:
+        line += f", up to ${spent.perhaps:.2f} more for {spent.unknown} calls without an answer"
+        line += f" and {spent.lost} in flight at a kill"
+    return line + "\n"
