@@ -30,7 +30,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=50.0, help="calls a second")
+    parser.add_argument("--rate", type=float, default=25.0, help="calls a second")
     parser.add_argument("--concurrency", type=int, default=64)
     flags = parser.parse_args()
     faults = Faults(busy=0.01, error=0.01, cut=0.01, half=0.01, wrong=0.005, nonsense=0.005)

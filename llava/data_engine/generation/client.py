@@ -141,7 +141,9 @@ class ChatClient:
 
         try:
             async with asyncio.timeout(self._server.timeout):
-                raw = await self._create(**body)
+                # The library would walk through each part of the body that it knows by name.
+                rest = {name: value for name, value in body.items() if name not in ("model", "messages")}
+                raw = await self._create(model=body["model"], messages=body["messages"], extra_body=rest)
         except APIStatusError as error:
             raise self._refusal(error) from None
         except (APITimeoutError, TimeoutError):
