@@ -19,6 +19,7 @@ from llava.data_engine.generation.client import Server, read_wait
 from llava.data_engine.generation.generate import RoundBudget, RoundOutcome, generate_round
 from llava.data_engine.generation.ledger import Spending, open_ledger
 from llava.data_engine.generation.prices import read_price
+from llava.data_engine.loop.round import start_round
 from llava.files import read_jsonl, write_jsonl
 from support.chat_server import NONSENSE, ChatServer, Faults, completion, request_rows, text_of
 from support.engine_kills import ANSWER_COST, PRICE, answer_all, kill_loop, start_process
@@ -331,6 +332,7 @@ def test_a_wrong_price_file_is_refused(tmp_path: Path, change: str, code: str) -
         ({"round": 2}, "other-round"),
         ({"schema": "poem"}, "unknown-structure"),
         ({"seed": "x"}, "bad-request"),
+        ({"round": "one"}, "bad-request"),
         ({"messages": []}, "bad-request"),
         ({"messages": [{"role": "user"}]}, "bad-request"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "path": "a"}]}]}, "bad-request"),
@@ -342,6 +344,13 @@ def test_a_wrong_request_is_refused(tmp_path: Path, change: dict[str, object], c
     write_jsonl(tmp_path / "requests.jsonl", rows)
     with raises_code(code):
         list(read_requests(tmp_path / "requests.jsonl"))
+
+
+def test_requests_of_another_round_are_refused(folder: Path) -> None:
+    start_round(folder.parent / "2", model_id="x")
+    (folder / "requests.jsonl").rename(folder.parent / "2/requests.jsonl")
+    with raises_code("other-round"):
+        ask(folder.parent / "2", "http://127.0.0.1:9/v1")
 
 
 def test_another_file_is_no_ledger(tmp_path: Path) -> None:

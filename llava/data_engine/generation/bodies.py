@@ -77,6 +77,7 @@ class ChatRequest:
     messages: list[JsonObject]
     structure: str | None
     seed: int | None
+    round: int | None
     where: str
 
     def body(self, sampling: Sampling, *, structured: bool) -> JsonObject:
@@ -142,18 +143,17 @@ def read_requests(path: Path) -> Iterator[ChatRequest]:
         DataError: The file is missing, or a row is not a request; the message names the line.
     """
     seen: set[str] = set()
-    rounds: set[str] = set()
+    first: ChatRequest | None = None
     for number, row in read_jsonl(path, strict=True):
         where = f"{path}:{number}"
         request = _request(row, where)
         if request.id in seen:
             raise DataError(f"{where}: id {shown(request.id)} is there twice", code="doubled-request")
         seen.add(request.id)
-        rounds.add(json.dumps(row.get("round")))
-        if len(rounds) > 1:
+        first = first or request
+        if request.round != first.round:
             raise DataError(
-                f"{where}: the round is {shown(row.get('round'))}, but was another before",
-                code="other-round",
+                f"{where}: round is {request.round}, but {first.round} in {first.where}", code="other-round"
             )
         yield request
 
@@ -167,8 +167,10 @@ def _request(row: JsonObject, where: str) -> ChatRequest:
             f"{where}: no structure {shown(structure)}; there are: {', '.join(STRUCTURES)}",
             code="unknown-structure",
         )
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise DataError(f"{where}: seed is {shown(seed)}; wanted a whole number", code="bad-request")
+    number = row.get("round")
+    for field, value in (("seed", seed), ("round", number)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise DataError(f"{where}: {field} is {shown(value)}; wanted a whole number", code="bad-request")
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise DataError(
@@ -176,7 +178,7 @@ def _request(row: JsonObject, where: str) -> ChatRequest:
             " text or image_path",
             code="bad-request",
         )
-    return ChatRequest(name, messages, structure, seed, where)
+    return ChatRequest(name, messages, structure, seed, number, where)
 
 
 def _is_message(message: object) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.data_engine.generation import batch_files
-from llava.data_engine.generation.bodies import Sampling, read_requests
+from llava.data_engine.generation.bodies import Sampling
 from llava.data_engine.generation.client import (
     KEY_VARIABLE,
     MODEL_VARIABLE,
@@ -26,6 +26,7 @@ from llava.data_engine.generation.generate import (
     describe_failures,
     generate_round,
     plan_requests,
+    read_round_requests,
     require_money,
     write_responses,
 )
@@ -134,9 +135,7 @@ def _server(arguments: argparse.Namespace) -> Server:
 def _without_server(
     arguments: argparse.Namespace, folder: Path, ledger: Ledger, sampling: Sampling, budget: RoundBudget
 ) -> None:
-    plans = plan_requests(
-        list(read_requests(folder / REQUESTS)), ledger, sampling, budget, batch=bool(arguments.batch)
-    )
+    plans = plan_requests(read_round_requests(folder), ledger, sampling, budget, batch=bool(arguments.batch))
     missing = list({plan.key: plan for plan in plans if ledger.find(plan.key) is None}.values())
     if arguments.batch == "read":
         if not arguments.results:

@@ -16,6 +16,7 @@ from llava.data_engine.generation.bodies import ChatRequest, Sampling, read_requ
 from llava.data_engine.generation.client import CallError, ChatClient, Server
 from llava.data_engine.generation.ledger import Completion, Ledger
 from llava.data_engine.generation.prices import Price, Usage
+from llava.data_engine.loop.round import ROUND_FILE, read_settings
 from llava.errors import DataError, LlavaError, SettingsError, one_line
 from llava.files import write_jsonl
 from llava.log import progress_bar
@@ -87,6 +88,24 @@ class RoundBudget:
     def cost(self, usage: Usage, *, batch: bool = False) -> float:
         """Return the dollars of one call; 0 without a price."""
         return self.price.cost(usage, batch=batch) if self.price else 0.0
+
+
+def read_round_requests(folder: Path) -> list[ChatRequest]:
+    """Return the requests of a round's folder.
+
+    Raises:
+        DataError: They are wrong, or are another round's than the folder's settings say.
+    """
+    requests = list(read_requests(folder / REQUESTS))
+    if requests and (folder / ROUND_FILE).is_file():
+        wanted = read_settings(folder).round
+        if requests[0].round not in (None, wanted):
+            raise DataError(
+                f"{requests[0].where}: round is {requests[0].round}, but {wanted} in {folder / ROUND_FILE};"
+                " make the requests again",
+                code="other-round",
+            )
+    return requests
 
 
 def plan_requests(
@@ -312,7 +331,7 @@ def generate_round(
         DataError: The requests are wrong, an image is missing, or the server answers none of them.
         SettingsError: The budget is not enough.
     """
-    plans = plan_requests(list(read_requests(folder / REQUESTS)), ledger, sampling, budget)
+    plans = plan_requests(read_round_requests(folder), ledger, sampling, budget)
     # Two requests of the same content are asked once.
     missing = list({plan.key: plan for plan in plans if ledger.find(plan.key) is None}.values())
     generation = RoundRun(ledger, server, sampling, budget, structured=structured, sleep=sleep)
