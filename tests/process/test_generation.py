@@ -152,6 +152,13 @@ def test_a_key_that_is_refused_stops_the_run_and_is_shown_nowhere(
     assert key not in files.decode("utf-8", "replace") + "".join(capfd.readouterr()) + str(caught.value)
 
 
+def test_a_key_that_no_header_can_carry_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\N{EN DASH}1")
+    with raises_code("bad-key") as caught:
+        run_command(monkeypatch, folder, "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
+    assert "sk-" not in str(caught.value)
+
+
 def test_a_server_without_structured_output_is_asked_plainly(folder: Path) -> None:
     def refuse(body: dict[str, Any]) -> tuple[int, str] | None:
         return (400, "response_format is not supported") if "response_format" in body else None

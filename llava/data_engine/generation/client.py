@@ -69,8 +69,15 @@ class Server:
 
 
 def key_from_environment() -> str:
-    """Return the secret key of the environment, or "" for servers that want none."""
-    return os.environ.get(KEY_VARIABLE, "").strip()
+    """Return the secret key of the environment, or "" for servers that want none.
+
+    Raises:
+        SettingsError: It has characters that no header can carry.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(f"{KEY_VARIABLE} has characters that no key has; copy it again", code="bad-key")
+    return key
 
 
 class CallError(Exception):

@@ -238,6 +238,8 @@ class RoundRun:
                 if error.final or tried >= self._server.attempts or self._stop:
                     raise
                 await self._sleep(self._wait(tried, error.wait))
+                if self._stop:
+                    raise
 
     def _wait(self, tried: int, wanted: float | None) -> float:
         """Return the seconds until the next attempt: never less than the server wants."""
