@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from llava.command import run
+from llava.data_engine.cleaning.commands import add_commands as add_cleaning
 from llava.data_engine.convert import ConversionSettings, Group, MissingImages
 from llava.data_engine.formats import DEFAULT_MODES, MODES
 from llava.data_engine.generation.commands import add_commands as add_generation
@@ -42,6 +43,7 @@ def main() -> None:
         command.add_argument("--output", type=Path, required=True, help="the JSON array to write")
         _add_conversion(command.add_argument_group("converting engine records"))
     add_generation(commands)
+    add_cleaning(commands)
     arguments = parser.parse_args()
     arguments.command(arguments)
 

@@ -1,0 +1,89 @@
+"""Ask how often the right option can be guessed without the image: it should be by chance only.
+
+A classifier of texts learns from some records which of four options is right, and guesses the others'. It
+is free and sees little: only an obvious give-away shows (the longest option, a word of right options only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llava.data_engine.cleaning.rules import OPTIONS
+from llava.data_engine.cleaning.words import normal_words
+from llava.data_engine.text import digest
+from llava.schema import JsonObject
+from llava.scoring.intervals import wilson
+
+FOLDS = 5
+# Fewer records teach nothing; of more, a sample is enough for an interval of one point.
+FEWEST, MOST = 100, 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class BlindItem:
+    """What the probe sees of a record, and the image, whose questions stay in one fold."""
+
+    image: str
+    type: str
+    question: str
+    options: tuple[str, ...]
+    correct: int
+
+
+def probe_blind(items: Sequence[BlindItem], *, seed: int = 42) -> JsonObject:
+    """Return how many right options the classifier guesses, with interval, and the same for each type.
+
+    Each record is guessed by a classifier that was trained on the other folds. `flagged` means that the
+    interval lies above chance: the texts alone tell the answer of some.
+
+    Args:
+        items: Records with four options each.
+        seed: Of the folds and the training.
+    """
+    import numpy as np
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.linear_model import SGDClassifier
+
+    chance = 1 / OPTIONS
+    if len(items) < FEWEST:
+        return {"n": len(items), "chance": chance, "accuracy": None, "flagged": False, "types": {}}
+    vectorizer = HashingVectorizer(n_features=1 << 18, token_pattern=r"\S+", norm=None, alternate_sign=False)
+    features = vectorizer.transform([text for item in items for text in _texts(item)])
+    labels = np.array([place == item.correct for item in items for place in range(OPTIONS)])
+    folds = np.array([digest(f"{seed} {item.image}") % FOLDS for item in items])
+    guesses = np.full(len(items), -1)
+    for fold in range(FOLDS):
+        inside = np.repeat(folds == fold, OPTIONS)
+        if not inside.any() or inside.all():
+            continue
+        model = SGDClassifier(loss="log_loss", alpha=1e-4, random_state=seed)
+        model.fit(features[~inside], labels[~inside])
+        guesses[folds == fold] = model.decision_function(features[inside]).reshape(-1, OPTIONS).argmax(axis=1)
+    hits = guesses == np.array([item.correct for item in items])
+    types = np.array([item.type for item in items])
+    report = {
+        str(name): _share(int(hits[types == name].sum()), int((types == name).sum())) for name in set(types)
+    }
+    return {"chance": chance, **_share(int(hits.sum()), len(items)), "types": dict(sorted(report.items()))}
+
+
+def _share(right: int, n: int) -> JsonObject:
+    low, high = wilson(right, n)
+    return {"n": n, "accuracy": right / n, "low": low, "high": high, "flagged": low > 1 / OPTIONS}
+
+
+def _texts(item: BlindItem) -> list[str]:
+    """Return a text of features for each option: its words, whether the question says them, its length."""
+    question, options = normal_words(item.question).split(), [normal_words(option) for option in item.options]
+    lengths = sorted({len(option) for option in options})
+    texts = []
+    for option in options:
+        words = option.split()
+        marks = [f"word={word}" for word in words] + [f"option={option.replace(' ', '_')}"]
+        marks += [f"asked={word in question}" for word in words]
+        marks += [f"begins={' '.join(question[:2]).replace(' ', '_')}|{word}" for word in words]
+        marks += [f"rank={lengths.index(len(option))}of{len(lengths)}"]
+        marks += ["longest"] * (len(lengths) > 1 and len(option) == lengths[-1])
+        texts.append(" ".join(marks))
+    return texts

@@ -1,0 +1,51 @@
+"""The sub-command `llava engine clean`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.data_engine.cleaning.clean import CleaningSettings, clean_round, summarize_cleaning
+from llava.data_engine.cleaning.duplicates import BenchmarkImages
+from llava.data_engine.cleaning.references import list_benchmark_images, read_benchmarks
+from llava.data_engine.loop.round import read_settings
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+EVAL_ROOT = Path("playground/data/eval")
+
+
+def add_commands(commands: _SubParsersAction) -> None:
+    """Add `clean` to the sub-commands of `llava engine`."""
+    clean = commands.add_parser(
+        "clean", help="a round's responses -> accepted.jsonl, rejected.jsonl, clean.json"
+    )
+    clean.add_argument("round", type=Path, help="the round's folder, such as rounds/1")
+    clean.add_argument(
+        "--eval-root",
+        type=Path,
+        default=EVAL_ROOT,
+        help=f"the benchmarks to compare with, as far as they are there (default {EVAL_ROOT})",
+    )
+    clean.add_argument(
+        "--image-root", type=Path, help="the folder that image paths start from: compare the pictures, too"
+    )
+    clean.set_defaults(command=_clean)
+
+
+def _clean(arguments: Namespace) -> None:
+    own = read_settings(arguments.round)
+    image_check = None
+    if arguments.image_root:
+        known = list_benchmark_images(arguments.eval_root)
+        image_check = BenchmarkImages(known, arguments.image_root).find
+    settings = CleaningSettings(
+        seed=own.seed,
+        round=own.round,
+        questions=read_benchmarks(arguments.eval_root),
+        image_check=image_check,
+    )
+    sys.stdout.write(summarize_cleaning(clean_round(arguments.round, settings)) + "\n")

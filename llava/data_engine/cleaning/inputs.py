@@ -1,0 +1,126 @@
+"""Read a round's requests and responses as cleaning needs them, and earlier rounds' accepted records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.data_engine.cleaning.parse import parse_response
+from llava.data_engine.records import parse_record
+from llava.data_engine.text import Unusable, digest
+from llava.errors import DataError, shown
+from llava.files import read_jsonl
+from llava.schema import JsonObject
+
+REQUESTS, RESPONSES, ACCEPTED = "requests.jsonl", "responses.jsonl", "accepted.jsonl"
+# Questions that the check of types learns from.
+MOST_LEARNED = 100_000
+_ROUND = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a record needs of its request. `row` is the whole request, None unless a reader will be asked."""
+
+    type: str
+    image: str
+    coco_id: Any
+    row: JsonObject | None
+
+
+def read_asked(path: Path, *, number: int | None = None, whole: bool = False) -> dict[str, Asked]:
+    """Return the requests of one round by id.
+
+    Args:
+        path: The round's requests.jsonl.
+        number: The round they must be of; None takes any one round.
+        whole: Keep the rows.
+
+    Raises:
+        DataError: A row lacks a field, an id is there twice, or the rows are of several rounds.
+    """
+    found: dict[str, Asked] = {}
+    rounds = set() if number is None else {str(number)}
+    for line, row in read_jsonl(path):
+        for key in ("id", "type", "image"):
+            if not isinstance(row.get(key), str):
+                raise DataError(
+                    f"{path}:{line}: {key} is {shown(row.get(key))}, wanted a text", code="bad-request-row"
+                )
+        if row["id"] in found:
+            raise DataError(f"{path}:{line}: request {row['id']!r} is there twice", code="doubled-request-id")
+        rounds.add(str(row.get("round")))
+        if len(rounds) > 1:
+            raise DataError(
+                f"{path}:{line}: requests of rounds {sorted(rounds)}, wanted one", code="other-round"
+            )
+        info = row.get("image_info")
+        coco_id = info.get("coco_id") if isinstance(info, dict) else None
+        found[row["id"]] = Asked(row["type"], row["image"], coco_id, row if whole else None)
+    return found
+
+
+def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[str], list[str]]:
+    """Check every response; return their number, and questions with types (about 100,000).
+
+    Raises:
+        DataError: A response answers no request of this round, or a request has two responses.
+    """
+    seen: set[str] = set()
+    for line, row in read_jsonl(path):
+        name = row.get("id")
+        if not isinstance(name, str) or name not in asked:
+            raise DataError(
+                f"{path}:{line}: response to {shown(name)}, which is not in {REQUESTS} beside it; is it"
+                " of another round?",
+                code="other-round",
+            )
+        if name in seen:
+            raise DataError(f"{path}:{line}: request {name!r} has two responses", code="doubled-response")
+        seen.add(name)
+    step = max(1, len(seen) // MOST_LEARNED)
+    questions: list[str] = []
+    types: list[str] = []
+    for _, row in read_jsonl(path):
+        if digest(row["id"]) % step:
+            continue
+        try:
+            rows = parse_response(row.get("text"))
+        except Unusable:
+            continue
+        texts = (item.get("instruction", item.get("question")) for item in rows)
+        found = [text for text in texts if isinstance(text, str)]
+        questions += found
+        types += [asked[row["id"]].type] * len(found)
+    return len(seen), questions, types
+
+
+def earlier_files(folder: Path) -> list[Path]:
+    """Return the accepted records of the rounds with lower numbers than the folder's, in order."""
+    number = _number(folder)
+    found = [
+        path for path in folder.resolve().parent.glob(f"*/{ACCEPTED}") if 0 <= _number(path.parent) < number
+    ]
+    return sorted(found, key=lambda path: (_number(path.parent), path))
+
+
+def _number(folder: Path) -> int:
+    match = _ROUND.match(folder.resolve().name)
+    return int(match[0]) if match else -1
+
+
+def read_accepted(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (image, question, right option or short answer) of every accepted record."""
+    for line, row in read_jsonl(path):
+        try:
+            record = parse_record(row, line)
+        except Unusable as fault:
+            raise DataError(
+                f"{path}:{line}: {fault.reason} {fault.detail}", code="bad-accepted-row"
+            ) from fault
+        choice = record.choice
+        right = choice.options[choice.correct] if choice else record.short_answer or ""
+        yield record.image, record.instruction, right
