@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from llava.data_engine.cleaning.clean import CleaningSettings, clean_round, summ
 from llava.data_engine.cleaning.duplicates import BenchmarkImages
 from llava.data_engine.cleaning.references import list_benchmark_images, read_benchmarks
 from llava.data_engine.loop.round import read_settings
+from llava.errors import SettingsError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -37,6 +39,11 @@ def add_commands(commands: _SubParsersAction) -> None:
 
 
 def _clean(arguments: Namespace) -> None:
+    for package in ("imagehash", "rapidfuzz", "rensa", "scipy", "sklearn"):
+        if find_spec(package) is None:
+            raise SettingsError(
+                f"cleaning needs {package}: pip install 'llava[engine]'", code="missing-package"
+            )
     own = read_settings(arguments.round)
     image_check = None
     if arguments.image_root:
