@@ -7,7 +7,7 @@
 #
 # Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; without it the golden outputs in tests/data are used,
 #                            and tests of data that may not be shipped are skipped and counted
-#           TEST_WORKERS     pytest processes (default: the number of cores), one torch thread each
+#           TEST_WORKERS     pytest processes, one torch thread each (default: one more than cores, as tests also wait)
 set -euo pipefail
 
 # shellcheck source=scripts/_environment.sh
@@ -23,6 +23,6 @@ else
     mypy
     git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run | xargs -0 shellcheck -x
 fi
-workers=${TEST_WORKERS:-$(env -u OMP_NUM_THREADS nproc)} # with OMP_NUM_THREADS=1 nproc prints 1
+workers=${TEST_WORKERS:-$(($(env -u OMP_NUM_THREADS nproc) + 1))} # with OMP_NUM_THREADS=1 nproc prints 1
 export OMP_NUM_THREADS=1
 exec "$PYTHON" -m pytest --numprocesses "$workers" --dist worksteal --quiet --durations 15 "$@"

@@ -9,9 +9,9 @@
 # Settings: PYTHON  the interpreter of the environment, or a version such as 3.13, which uv finds (default: python3)
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/_help.sh
-source scripts/_help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_help.sh"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v uv >/dev/null || die "uv is not installed: pip install uv"
 environment=.venv-lowest
 export VIRTUAL_ENV=$PWD/$environment

@@ -273,7 +273,8 @@ class Running:
 
     def __init__(self, repo: Path, env: dict[str, str], folder: Path, *more: str) -> None:
         self._log = folder / "log"
-        command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT, *more]
+        bar = ["--disable_tqdm", "False"]  # says which step it is at, as on a terminal
+        command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT, *bar, *more]
         with self._log.open("wb") as stream:
             self.process = subprocess.Popen(
                 command, env=env, cwd=folder, stdout=stream, stderr=stream, start_new_session=True
@@ -283,8 +284,10 @@ class Running:
         return self._log.read_text(errors="replace")
 
     def wait_for(self, words: str) -> None:
+        deadline = time.monotonic() + 300
         while words not in self.output():
             assert self.process.poll() is None, self.output()[-3000:]
+            assert time.monotonic() < deadline, self.output()[-3000:]
             time.sleep(0.1)
 
 

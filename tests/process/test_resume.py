@@ -30,6 +30,8 @@ from support.shared_data import golden_folder
 from support.training_processes import TrainingRun, equal_bits, recorded_flags, trained_weights
 
 BASE = "weights/tiny-vicuna-v1.5"
+# Says which step a run is at, as on a terminal.
+BAR = ["--disable_tqdm", "False"]
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +151,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
 def test_ctrl_c_saves_and_leaves_with_130(golden: Path, tmp_path: Path) -> None:
     """A terminal also sends it to the data-loader workers, which must survive until the step ends."""
     output = tmp_path / "out"
-    run = start(golden, eight_steps(golden, "lora", output, "--save_steps", "100"))
+    run = start(golden, eight_steps(golden, "lora", output, "--save_steps", "100", *BAR))
     run.wait_for(lambda: " 2/8 " in run.output())
     trainer = run.processes[0].pid
     assert trainer is not None
@@ -202,7 +204,7 @@ def test_an_error_in_a_loaders_process_ends_the_run(golden: Path, tmp_path: Path
     images = tmp_path / "images"
     shutil.copytree(golden / "images", images, copy_function=shutil.copyfile)
     argv = eight_steps(golden, "pretrain", tmp_path / "out", "--image_folder", str(images))
-    run = start(golden, [*argv, "--num_train_epochs", "100"])
+    run = start(golden, [*argv, "--num_train_epochs", "100", *BAR])
     run.wait_for(lambda: " 2/400 " in run.output())
     images.rename(tmp_path / "gone")
     assert run.wait() == [2]
