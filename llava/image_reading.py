@@ -114,7 +114,7 @@ def open_image(source: Path | bytes, *, name: str | None = None) -> Iterator[Ima
         if isinstance(source, Path):
             require_image_file(source)
         Image.init()
-        # Pillow before 11.3 has no AVIF.
+        # A Pillow built without a library lacks its format.
         formats = [name for name in FORMATS if name in Image.OPEN]
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats) as image:
             require_size(image.size, name)

@@ -21,9 +21,6 @@ from llava.data_engine.cleaning.consistency import Answerer, check_consistency
 from llava.data_engine.cleaning.contamination import Contamination
 from llava.data_engine.cleaning.duplicates import BenchmarkIndex, SeenQuestions
 from llava.data_engine.cleaning.inputs import (
-    ACCEPTED,
-    REQUESTS,
-    RESPONSES,
     Asked,
     earlier_files,
     read_accepted,
@@ -36,13 +33,13 @@ from llava.data_engine.cleaning.references import collect_references
 from llava.data_engine.cleaning.rules import RULES, Draft, find_hostile_text, make_draft
 from llava.data_engine.cleaning.types import LearnedTypes, TypeCheck, check_keywords
 from llava.data_engine.cleaning.words import normal_words
-from llava.data_engine.loop.round import SCHEMA, file_sha256
+from llava.data_engine.loop.round import ACCEPTED, REJECTED, REQUESTS, RESPONSES, SCHEMA, file_sha256
 from llava.data_engine.question_types import find_skill
 from llava.data_engine.text import Unusable
 from llava.files import atomic_write, read_jsonl, write_json
 from llava.schema import JsonObject, Question
 
-REJECTED, REPORT = "rejected.jsonl", "clean.json"
+REPORT = "clean.json"
 _BATCH = 5_000
 # What rejected.jsonl keeps of a response that could not be parsed, in characters.
 _LONGEST_EXCERPT = 2_000

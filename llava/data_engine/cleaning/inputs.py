@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llava.data_engine.cleaning.parse import parse_response
+from llava.data_engine.loop.round import ACCEPTED, REQUESTS
 from llava.data_engine.records import parse_record
 from llava.data_engine.text import Unusable, digest
 from llava.errors import DataError, shown
 from llava.files import read_jsonl
 from llava.schema import JsonObject
 
-REQUESTS, RESPONSES, ACCEPTED = "requests.jsonl", "responses.jsonl", "accepted.jsonl"
 # Questions that the check of types learns from.
 MOST_LEARNED = 100_000
 _ROUND = re.compile(r"\d+")

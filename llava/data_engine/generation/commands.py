@@ -19,8 +19,6 @@ from llava.data_engine.generation.client import (
 )
 from llava.data_engine.generation.generate import (
     LEDGER,
-    REQUESTS,
-    RESPONSES,
     RoundBudget,
     RoundOutcome,
     describe_failures,
@@ -32,6 +30,7 @@ from llava.data_engine.generation.generate import (
 )
 from llava.data_engine.generation.ledger import Ledger, open_ledger
 from llava.data_engine.generation.prices import read_price
+from llava.data_engine.loop.round import REQUESTS, RESPONSES
 from llava.errors import SettingsError
 
 if TYPE_CHECKING:

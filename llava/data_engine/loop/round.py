@@ -21,6 +21,9 @@ from llava.schema import JsonObject
 
 SCHEMA = 1
 ROUND_FILE = "round.toml"
+# What the later steps hand on to one another, in their order.
+REQUESTS, RESPONSES = "requests.jsonl", "responses.jsonl"
+ACCEPTED, REJECTED = "accepted.jsonl", "rejected.jsonl"
 Arm = Literal["guided", "uniform"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava.data_engine.loop.plan import PLAN_FILE, read_plan
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
-from llava.data_engine.loop.round import ROUND_FILE, read_settings
+from llava.data_engine.loop.round import ACCEPTED, REJECTED, REQUESTS, RESPONSES, ROUND_FILE, read_settings
 from llava.data_engine.loop.split import SPLIT_FILE, read_parts
 from llava.errors import DataError, LlavaError, one_line
 from llava.files import read_json
@@ -20,10 +20,7 @@ SUMMARY_FILE = "summary.json"
 FILES: dict[str, Callable[[Path], JsonObject] | None] = {
     POOL_FILE: read_pool,
     PLAN_FILE: read_plan,
-    "requests.jsonl": None,
-    "responses.jsonl": None,
-    "accepted.jsonl": None,
-    "rejected.jsonl": None,
+    **dict.fromkeys((REQUESTS, RESPONSES, ACCEPTED, REJECTED)),
 }
 HEADER = (
     "round",
@@ -79,7 +76,7 @@ def _row(folder: Path) -> list[str]:
     for name in list(FILES)[2:]:
         rows = _whole_rows(folder / name)
         counts.append(f"{len(rows):,}" if rows is not None else "-")
-        if name == "responses.jsonl":
+        if name == RESPONSES:
             costs = [row.get("cost") for row in rows or ()]
             cost = sum(value for value in costs if isinstance(value, int | float))
     return [there[-1] if there else ROUND_FILE, *counts, f"${cost:,.2f}" if cost else "-"]
