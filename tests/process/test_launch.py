@@ -277,7 +277,14 @@ class Running:
         command = ["bash", str(repo / "scripts/v1_5/finetune_lora.sh"), *SHORT, *bar, *more]
         with self._log.open("wb") as stream:
             self.process = subprocess.Popen(
-                command, env=env, cwd=folder, stdout=stream, stderr=stream, start_new_session=True
+                command,
+                env=env,
+                cwd=folder,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+                # A shell lets its background jobs ignore Ctrl-C, and a child inherits that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def output(self) -> str:
