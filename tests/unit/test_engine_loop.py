@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 
 from llava.data_engine.__main__ import main
+from llava.data_engine.loop.gains import gain_interval
 from llava.data_engine.loop.plan import (
     allocate,
     correct_guessing,
-    gain_interval,
     make_plan,
     read_plan,
     shrink_accuracies,
@@ -478,24 +479,20 @@ def test_the_steps_in_a_row_and_where_they_stand(
     assert "plan: 50 requests over 3 of 3 types" in capsys.readouterr().out
     (rounds / "1/requests.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n')
     (rounds / "1/responses.jsonl").write_text('{"id": "a", "cost": 1.25}\n{"id": "b", "co')  # being written
-    gain = {"value": 2.5, "low": 0.5, "high": 4.5}
-    summary = {"rounds": [{"arms": {"guided": {"vs_base": gain}}}]}
-    (rounds / "summary.json").write_text(json.dumps(summary))
+    better = write_scores(tmp_path / "m1", run_of(dict.fromkeys(TYPES, 1.0), model="m1"))
+    command(monkeypatch, "score", rounds / "1", better)
+    gain = re.search(
+        r"score: m1 has 100.00 .* on 96 held-out questions; (\S+ \[.*\]) on m0\n", capsys.readouterr().out
+    )
+    assert gain
     (rounds / "10").mkdir()
     (rounds / "10/round.toml").write_text("requests = none\n")
     command(monkeypatch, "status", rounds)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:3] == ["1", "guided", "m0"]
     assert lines[2].split()[3:] == [
-        "responses.jsonl",
-        "2",
-        "1",
-        "-",
-        "-",
-        "$1.25",
-        "+2.50",
-        "[0.50,",
-        "4.50]",
+        *("after.json", "2", "1", "-", "-", "$1.25"),
+        *gain[1].split(),
     ]
     assert lines[3].startswith("10: ")
     command(monkeypatch, "pool", rounds / "1", metrics)  # another threshold: the plan is out of date

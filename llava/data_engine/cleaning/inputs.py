@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.data_engine.cleaning.parse import parse_response
-from llava.data_engine.loop.round import ACCEPTED, REQUESTS
+from llava.data_engine.loop.round import ACCEPTED, REQUESTS, round_number
 from llava.data_engine.records import parse_record
 from llava.data_engine.text import Unusable, digest
 from llava.errors import DataError, shown
@@ -18,7 +17,6 @@ from llava.schema import JsonObject
 
 # Questions that the check of types learns from.
 MOST_LEARNED = 100_000
-_ROUND = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +98,11 @@ def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[str
 
 def earlier_files(folder: Path) -> list[Path]:
     """Return the accepted records of the rounds with lower numbers than the folder's, in order."""
-    number = _number(folder)
-    found = [
-        path for path in folder.resolve().parent.glob(f"*/{ACCEPTED}") if 0 <= _number(path.parent) < number
+    number = round_number(folder) or 0
+    numbered = [
+        (round_number(path.parent) or 0, path) for path in folder.resolve().parent.glob(f"*/{ACCEPTED}")
     ]
-    return sorted(found, key=lambda path: (_number(path.parent), path))
-
-
-def _number(folder: Path) -> int:
-    match = _ROUND.match(folder.resolve().name)
-    return int(match[0]) if match else -1
+    return [path for other, path in sorted(numbered) if 0 < other < number]
 
 
 def read_accepted(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The sub-commands split, pool, plan and status of `llava engine`."""
+"""The sub-commands split, pool, plan, score and status of `llava engine`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llava.data_engine.loop.plan import make_plan, plan_table
 from llava.data_engine.loop.pool import describe_pool, make_pool
+from llava.data_engine.loop.score import describe_score, read_before, score_base, score_round
 from llava.data_engine.loop.similarity import MEASURES
 from llava.data_engine.loop.split import SHARES, describe_split, make_split
 from llava.data_engine.loop.status import list_status
@@ -49,6 +50,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     plan.set_defaults(command=_plan)
 
+    score = commands.add_parser("score", help="what the model trained on a round does on the hold-out")
+    score.add_argument("round", type=Path, help="the round's folder; with --base the folder of all rounds")
+    score.add_argument("metrics", type=Path, help=METRICS_HELP)
+    score.add_argument(
+        "--base", action="store_true", help="the metrics are the base model's, before any round"
+    )
+    score.set_defaults(command=_score)
+
     status = commands.add_parser("status", help="where every round stands")
     status.add_argument("rounds", type=Path, help="the folder of all rounds")
     status.set_defaults(command=_status)
@@ -83,6 +92,14 @@ def _pool(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     _print(plan_table(make_plan(arguments.round, compare=arguments.compare)))
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    if arguments.base:
+        _print(describe_score(score_base(arguments.round, arguments.metrics), None))
+    else:
+        found = score_round(arguments.round, arguments.metrics)
+        _print(describe_score(found, read_before(arguments.round.parent)))
 
 
 def _status(arguments: argparse.Namespace) -> None:

@@ -7,12 +7,12 @@ of the requests, rounded by largest remainder: the same on average, without the 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, variance
 
+from llava.data_engine.loop.gains import Pairs, gain_interval, match_verdicts, pairs_by_type
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.pool import STEP as POOL_STEP
 from llava.data_engine.loop.power import flip_rate_of, foresee
@@ -21,20 +21,21 @@ from llava.data_engine.loop.round import (
     SCHEMA,
     RoundSettings,
     file_sha256,
+    find_rounds,
     read_settings,
     read_step,
+    require_types,
     require_unchanged,
+    round_number,
 )
 from llava.data_engine.loop.split import SPLIT_FILE, Split, read_parts
-from llava.errors import DataError, SettingsError, shown
+from llava.errors import DataError, SettingsError
 from llava.files import write_json
 from llava.schema import JsonObject, Verdict
-from llava.scoring.intervals import Changes, Interval, paired_means, paired_proportions
 from llava.scoring.metrics import format_table, read_scores
 
 PLAN_FILE = "plan.json"
 STEP = "llava engine plan"
-Pairs = list[tuple[float, float]]
 
 
 def shrink_accuracies(
@@ -112,14 +113,14 @@ def make_plan(folder: Path, *, compare: Path | None = None) -> JsonObject:
     verdicts = _pool_verdicts(pool, split)
     before = find_previous(folder, settings)
     earlier = None if before is None else _pool_verdicts(read_pool(before), split)
-    given_up = _give_up(pool, settings, before, _by_type(earlier, verdicts) if earlier else {})
+    given_up = _give_up(pool, settings, before, pairs_by_type(earlier, verdicts) if earlier else {})
     flip_rate, flips = settings.flip_rate, "assumed"
     if compare is not None:
         earlier = split.select(read_scores(compare), "guide")
     if earlier is not None:
         flips = f"seen between {compare or before} and this model"
         # No flip in a small part does not mean that there are none.
-        pairs = [(old.score, new.score) for old, new in _matched(earlier, verdicts)]
+        pairs = [(old.score, new.score) for old, new in match_verdicts(earlier, verdicts)]
         flip_rate = max(flip_rate_of(pairs), 1 / len(pairs))
     plan: JsonObject = {
         "schema": SCHEMA,
@@ -160,12 +161,14 @@ def read_plan(folder: Path) -> JsonObject:
 def _load_plan(folder: Path) -> JsonObject:
     keys = {"round": int, "pool": str, "types": dict, "power": dict, "requests": int}
     plan = read_step(folder / PLAN_FILE, step=STEP, keys=keys)
-    for name, row in plan["types"].items():
-        if not isinstance(row, dict) or not {"probability", "requests", "given_up"} <= row.keys():
-            raise DataError(
-                f"{folder / PLAN_FILE}: type {name!r} is {shown(row)}; run `{STEP}` again",
-                code="wrong-schema",
-            )
+    wanted = {"probability", "requests", "given_up"}
+    require_types(
+        folder / PLAN_FILE,
+        plan["types"],
+        lambda row: isinstance(row, dict) and wanted <= row.keys(),
+        wanted=", ".join(sorted(wanted)),
+        step=STEP,
+    )
     return plan
 
 
@@ -208,11 +211,8 @@ def _divide(
 
 def find_previous(folder: Path, settings: RoundSettings) -> Path | None:
     """Return the guided round before this one, None if it is not there."""
-    for path in sorted(folder.resolve().parent.glob(f"*/{ROUND_FILE}")):
-        other = read_settings(path.parent)
-        if (other.round, other.arm) == (settings.round - 1, "guided"):
-            return folder.parent / path.parent.name
-    return None
+    earlier = [path for path in find_rounds(folder.parent) if round_number(path) == settings.round - 1]
+    return next((path for path in earlier if read_settings(path).arm == "guided"), None)
 
 
 def _give_up(
@@ -237,38 +237,11 @@ def _give_up(
     return reasons
 
 
-def gain_interval(pairs: Pairs) -> Interval:
-    """Return the 95 % interval of the mean change of points (0 to 1) from the first run to the second."""
-    if {point for pair in pairs for point in pair} <= {0.0, 1.0}:
-        after_before = [(after > 0, before > 0) for before, after in pairs]
-        both, only_after, only_before, neither = (
-            after_before.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))
-        )
-        return paired_proportions(both, only_after, only_before, neither)
-    return paired_means([Changes.between(pairs, 1.0)], 1.0)
-
-
 def _pool_verdicts(pool: JsonObject, split: Split) -> tuple[Verdict, ...]:
     """Return the guide verdicts that a pool was made of."""
     path = Path(pool["metrics"]["path"])
     require_unchanged(path, pool["metrics"]["sha256"], step=POOL_STEP)
     return split.select(read_scores(path), "guide")
-
-
-def _matched(before: Sequence[Verdict], after: Sequence[Verdict]) -> Iterator[tuple[Verdict, Verdict]]:
-    """Pair two runs over the same questions; ids may repeat."""
-
-    def key(verdict: Verdict) -> tuple[str, ...]:
-        return str(verdict.question_id), str(verdict.image), verdict.type, verdict.question
-
-    return zip(sorted(before, key=key), sorted(after, key=key), strict=True)
-
-
-def _by_type(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, Pairs]:
-    found: dict[str, Pairs] = defaultdict(list)
-    for old, new in _matched(before, after):
-        found[new.type].append((old.score, new.score))
-    return found
 
 
 def plan_table(plan: JsonObject) -> str:

@@ -10,7 +10,14 @@ from pathlib import Path
 from random import Random
 from statistics import fmean
 
-from llava.data_engine.loop.round import SCHEMA, file_sha256, read_settings, read_step, start_round
+from llava.data_engine.loop.round import (
+    SCHEMA,
+    file_sha256,
+    read_settings,
+    read_step,
+    require_types,
+    start_round,
+)
 from llava.data_engine.loop.similarity import MEASURES, pick_distinct
 from llava.data_engine.loop.split import SPLIT_FILE, read_parts
 from llava.errors import DataError, SettingsError, shown
@@ -79,7 +86,7 @@ def make_pool(
     metrics = metrics / FILE_NAME if metrics.is_dir() else metrics
     split, scores = read_parts(folder.parent), read_scores(metrics)
     guide, holdout = split.select(scores, "guide"), split.select(scores, "holdout")
-    _require_judged(guide, metrics)
+    require_judged(guide, metrics, "guide")
     for warning in scores.warnings:
         logger.warning("%s: %s", metrics, warning)
     settings = start_round(folder, model_id=scores.model_id, paper=split.paper, changes=changes)
@@ -111,8 +118,13 @@ def make_pool(
     return pool
 
 
-def _require_judged(guide: Sequence[Verdict], metrics: Path) -> None:
-    statuses = Counter(verdict.status for verdict in guide)
+def require_judged(verdicts: Sequence[Verdict], metrics: Path, part: str) -> None:
+    """Check that the truth of each question is known, and warn of questions without an answer.
+
+    Raises:
+        DataError: Only a server knows the truth of a question.
+    """
+    statuses = Counter(verdict.status for verdict in verdicts)
     if statuses["unjudged"]:
         raise DataError(
             f"{metrics}: only a server knows the truth of {statuses['unjudged']} questions; guide by another"
@@ -121,9 +133,10 @@ def _require_judged(guide: Sequence[Verdict], metrics: Path) -> None:
         )
     if statuses["unanswered"]:
         logger.warning(
-            "%s: %d guide questions without answer count as wrong, as in its scores; they are no bad cases",
+            "%s: %d %s questions without answer count as wrong, as in its scores; they are no bad cases",
             metrics,
             statuses["unanswered"],
+            part,
         )
 
 
@@ -180,13 +193,8 @@ def read_pool(folder: Path) -> JsonObject:
             f"{path}: metrics is {shown(pool['metrics'])}; wanted path and sha256; run `{STEP}` again",
             code="wrong-schema",
         )
-    for name, row in pool["types"].items():
-        if not _is_type_row(row):
-            raise DataError(
-                f"{path}: type {name!r} is {shown(row)}; wanted accuracy (0 to 1), n, holdout, kept, chance"
-                f" and a list of cases; run `{STEP}` again",
-                code="wrong-schema",
-            )
+    wanted = "accuracy (0 to 1), n, holdout, kept, chance and a list of cases"
+    require_types(path, pool["types"], _is_type_row, wanted=wanted, step=STEP)
     return pool
 
 

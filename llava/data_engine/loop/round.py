@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -148,20 +148,32 @@ def read_settings(folder: Path) -> RoundSettings:
     return _settings(values, folder)
 
 
-def _settings(values: Mapping[str, Any], folder: Path) -> RoundSettings:
+def round_number(folder: Path) -> int | None:
+    """Return the number that a round's folder is named after, None if it is no round's folder."""
     number = re.match(r"[1-9]\d{0,5}(?!\d)", folder.resolve().name)
+    return int(number[0]) if number else None
+
+
+def find_rounds(rounds: Path) -> list[Path]:
+    """Return the folders of all rounds and arms, by number and then by name."""
+    folders = [rounds / path.parent.name for path in rounds.resolve().glob(f"*/{ROUND_FILE}")]
+    return sorted(folders, key=lambda folder: (round_number(folder) or 0, folder.name))
+
+
+def _settings(values: Mapping[str, Any], folder: Path) -> RoundSettings:
+    number = round_number(folder)
     if number is None:
         raise SettingsError(
             f"{folder}: a round's folder is named after its number, as in rounds/1", code="round-name"
         )
     _require_known(values, folder / ROUND_FILE)
     try:
-        settings = RoundSettings(**({"round": int(number[0])} | dict(values)))
+        settings = RoundSettings(**({"round": number} | dict(values)))
     except SettingsError as error:
         raise SettingsError(f"{folder / ROUND_FILE}: {error}", code=error.code) from error
-    if settings.round != int(number[0]):
+    if settings.round != number:
         raise SettingsError(
-            f"{folder / ROUND_FILE}: round is {settings.round}, the folder's name says {number[0]}",
+            f"{folder / ROUND_FILE}: round is {settings.round}, the folder's name says {number}",
             code="round-name",
         )
     return settings
@@ -240,3 +252,26 @@ def read_step(path: Path, *, step: str, keys: Mapping[str, type]) -> JsonObject:
                 code="wrong-schema",
             )
     return value
+
+
+def require_types(
+    path: Path, types: JsonObject, fits: Callable[[object], bool], *, wanted: str, step: str
+) -> None:
+    """Check the rows of a step's question types.
+
+    Args:
+        path: The step's file.
+        types: Its rows, by type.
+        fits: Whether a row is as the step writes it.
+        wanted: What a row must have, for the message.
+        step: The command that writes the file.
+
+    Raises:
+        DataError: A row does not fit.
+    """
+    for name, row in types.items():
+        if not fits(row):
+            raise DataError(
+                f"{path}: type {name!r} is {shown(row)}; wanted {wanted}; run `{step}` again",
+                code="wrong-schema",
+            )

@@ -7,20 +7,28 @@ from pathlib import Path
 
 from llava.data_engine.loop.plan import PLAN_FILE, read_plan
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
-from llava.data_engine.loop.round import ACCEPTED, REJECTED, REQUESTS, RESPONSES, ROUND_FILE, read_settings
+from llava.data_engine.loop.round import (
+    ACCEPTED,
+    REJECTED,
+    REQUESTS,
+    RESPONSES,
+    ROUND_FILE,
+    find_rounds,
+    read_settings,
+)
+from llava.data_engine.loop.score import AFTER, format_gain, gain_on, read_after, read_before
 from llava.data_engine.loop.split import SPLIT_FILE, read_parts
 from llava.errors import DataError, LlavaError, one_line
-from llava.files import read_json
 from llava.json_text import JsonFaultError, parse_json
 from llava.schema import JsonObject
-from llava.scoring.metrics import format_interval, format_table
+from llava.scoring.metrics import format_table
 
-SUMMARY_FILE = "summary.json"
-# The files of a round in the order of its steps, and how the two that this package writes are checked.
-FILES: dict[str, Callable[[Path], JsonObject] | None] = {
+# The files of a round in the order of its steps, and how those that this package writes are checked.
+FILES: dict[str, Callable[[Path], object] | None] = {
     POOL_FILE: read_pool,
     PLAN_FILE: read_plan,
     **dict.fromkeys((REQUESTS, RESPONSES, ACCEPTED, REJECTED)),
+    AFTER: None,  # checked when its gain is shown
 }
 HEADER = (
     "round",
@@ -44,21 +52,22 @@ def list_status(rounds: Path) -> str:
     """
     if not rounds.is_dir():
         raise DataError(f"{rounds}: no such folder of rounds", code="missing-folder")
-    folders = [path.parent for path in sorted(rounds.glob(f"*/{ROUND_FILE}"))]
-    gains = _gains(rounds / SUMMARY_FILE)
     rows, faults = [], []
-    for folder in folders:
+    for folder in find_rounds(rounds):
         try:
             settings = read_settings(folder)
             row = _row(folder)
         except LlavaError as error:
             faults.append(f"{folder.name}: {one_line(error)}")
             continue
-        gain = gains.get((settings.round, settings.arm), "-")
-        rows.append((settings.round, [folder.name, settings.arm, settings.model_id or "-", *row, gain]))
+        try:
+            gain = _gain(folder)
+        except LlavaError as error:
+            gain = "-"
+            faults.append(f"{folder.name}: {one_line(error)}")
+        rows.append([folder.name, settings.arm, settings.model_id or "-", *row, gain])
         faults += [f"{folder.name}: {fault}" for fault in _faults(folder)]
-    rows.sort(key=lambda row: row[0])
-    table = format_table(HEADER, [row for _, row in rows])
+    table = format_table(HEADER, rows)
     return "\n".join([_about_split(rounds), *([table] if rows else ["no round yet"]), *faults])
 
 
@@ -73,7 +82,7 @@ def _about_split(rounds: Path) -> str:
 def _row(folder: Path) -> list[str]:
     there = [name for name in FILES if (folder / name).is_file()]
     counts, cost = [], 0.0
-    for name in list(FILES)[2:]:
+    for name in (REQUESTS, RESPONSES, ACCEPTED, REJECTED):
         rows = _whole_rows(folder / name)
         counts.append(f"{len(rows):,}" if rows is not None else "-")
         if name == RESPONSES:
@@ -110,16 +119,7 @@ def _faults(folder: Path) -> list[str]:
     return []
 
 
-def _gains(path: Path) -> dict[tuple[int, str], str]:
-    """Return each round's gain over the base on the hold-out, as the report wrote it."""
-    if not path.is_file():
-        return {}
-    found = {}
-    try:
-        for number, entry in enumerate(read_json(path)["rounds"], start=1):
-            for arm, score in entry["arms"].items():
-                gain = score["vs_base"]
-                found[number, arm] = f"{gain['value']:+.2f} {format_interval(gain['low'], gain['high'])}"
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path}: no summary of rounds ({error})", code="wrong-schema") from error
-    return found
+def _gain(folder: Path) -> str:
+    """Return the gain of a round's model over the base on the hold-out."""
+    after = read_after(folder)
+    return "-" if after is None else format_gain(gain_on(read_before(folder.parent), after))
