@@ -10,7 +10,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinyworld.layouts import KNOWN, WEAK, write_base, write_captions, write_engine, write_seed_bench
+from tinyworld.layouts import (
+    KNOWN,
+    WEAK,
+    write_base,
+    write_captions,
+    write_engine,
+    write_round_images,
+    write_seed_bench,
+)
 from tinyworld.questions import TYPES
 
 from llava.command import run
@@ -38,6 +46,7 @@ def main() -> None:
         help=f"their types in turn, or all (default {_joined(WEAK)})",
     )
     add("--heldout", type=int, default=250, help="held-out images, nine questions each")
+    add("--rounds", type=int, default=0, help="images for data-engine rounds, with what is in them")
     add("--captions", type=int, default=0, help="captions for stage 1 (the recipe makes some)")
     arguments = parser.parse_args()
     root, seed = arguments.root, arguments.seed
@@ -49,6 +58,8 @@ def main() -> None:
         write_engine(root, seed, arguments.engine, arguments.engine_types)
     if arguments.heldout:
         write_seed_bench(root, seed, arguments.heldout)
+    if arguments.rounds:
+        write_round_images(root, seed, arguments.rounds)
 
 
 def _types(text: str) -> tuple[int, ...]:

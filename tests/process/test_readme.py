@@ -87,7 +87,7 @@ def blocks_and_spans(text: str) -> tuple[list[str], list[str]]:
 def commands_in(text: str) -> Iterator[Command]:
     """Yield the commands of all blocks, and our own commands among the code spans."""
     lines, spans = blocks_and_spans(text)
-    for command in map(command_of, lines):
+    for command in map(command_of, [part for line in lines for part in line.split(" -- ")]):
         if command.words and command.words[0] != "export":
             yield command
     for span in spans:

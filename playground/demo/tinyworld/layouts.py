@@ -13,11 +13,11 @@ from typing import Any
 from llava.files import write_json, write_jsonl
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX, options_block, with_image_line, with_suffix
 
-from .drawing import draw
+from .drawing import CELL, SIZE, draw
 from .questions import TYPES, Asker, Question, is_askable
-from .scene import Scene, draw_scene
+from .scene import POSITIONS, SHAPES, Scene, draw_scene
 
-SPLITS = ("recipe", "pretrain", "base", "engine", "heldout")
+SPLITS = ("recipe", "pretrain", "base", "engine", "heldout", "rounds")
 _SPLIT_SEEDS = 10**9
 _SEED_SCENES = 10**6
 KNOWN = (1, 2, 3, 8)
@@ -30,6 +30,8 @@ MIX_FILE = "llava_v1_5_mix665k.json"
 ENGINE_FILE = "data_engine/dataengine_llava.json"
 CAPTIONS_FILE = "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"
 SEED_BENCH = "eval/seed_bench"
+ROUND_IMAGES = "demo/rounds"
+"""The images that a round's requests are about; what is in them stands beside the folder."""
 _MODES = ("letter", "letter", "letter", "short", "sentence")
 
 
@@ -109,6 +111,45 @@ def write_engine(root: Path, seed: int, count: int, types: Sequence[int]) -> Non
             }
         )
     write_json(root / ENGINE_FILE, rows, indent=None)
+
+
+def write_round_images(root: Path, seed: int, count: int) -> None:
+    """Images for a data-engine round, their captions and boxes in COCO's formats, and `rounds.scenes.jsonl`.
+
+    The scenes are what the offline provider (`provider.py`) sees in an image.
+    """
+    images: list[dict[str, Any]] = []
+    captions: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    annotations = []
+    for index, scene in zip(range(count), scenes("rounds", seed), strict=False):
+        name = f"{index:06d}.png"
+        _save(scene, root / ROUND_IMAGES / name)
+        images.append({"id": index, "file_name": name, "width": SIZE, "height": SIZE})
+        captions += [
+            {"id": len(captions) + number, "image_id": index, "caption": text}
+            for number, text in enumerate(_describe(scene))
+        ]
+        for thing in scene.things:
+            box = [thing.column * CELL, thing.row * CELL, CELL, CELL]
+            category = SHAPES.index(thing.shape)
+            boxes.append({"id": len(boxes), "image_id": index, "category_id": category, "bbox": box})
+        annotations.append({"image": f"{ROUND_IMAGES}/{name}", **_annotation(scene)})
+    categories = [{"id": number, "name": name} for number, name in enumerate(SHAPES)]
+    beside = root / ROUND_IMAGES
+    write_json(beside.with_suffix(".captions.json"), {"images": images, "annotations": captions}, indent=None)
+    instances = {"images": images, "annotations": boxes, "categories": categories}
+    write_json(beside.with_suffix(".instances.json"), instances, indent=None)
+    write_jsonl(beside.with_suffix(".scenes.jsonl"), annotations)
+
+
+def _describe(scene: Scene) -> list[str]:
+    """All that is in the scene, in sentences."""
+    things = [
+        f"A {thing.colour} {thing.shape} at the {POSITIONS[thing.cell]} is holding a {thing.item}."
+        for thing in scene.things
+    ]
+    return [f"This is a {scene.place}.", *things, f"The sign says {scene.word}."]
 
 
 def write_seed_bench(root: Path, seed: int, images: int) -> None:
