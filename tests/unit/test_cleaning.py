@@ -403,6 +403,13 @@ def test_without_a_reader_faults_that_no_text_shows_pass(tmp_path: Path) -> None
     assert report["accepted"] > 50
 
 
+def test_unchecked_every_record_that_can_be_read_is_accepted(tmp_path: Path) -> None:
+    write_faulty_round(tmp_path, 60, seed=1, share=0.5)
+    report = clean_round(tmp_path / "2", CleaningSettings(checked=False))
+    assert report["rejected"].keys() <= {"unparsable", "skipped", "schema"}
+    assert report["accepted"] > clean_round(tmp_path / "2", CleaningSettings())["accepted"]
+
+
 REQUEST = {
     "id": "r1",
     "round": 1,

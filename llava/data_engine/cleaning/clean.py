@@ -59,6 +59,7 @@ class CleaningSettings:
         type_check: Judges the questions' types instead of keywords and the classifier.
         answer: Answers questions for the consistency test; None leaves that test out.
         image_check: Compares pictures; None compares images by name and COCO id only.
+        checked: False accepts every record that can be read, to find out what the rules are worth.
     """
 
     seed: int = 42
@@ -67,6 +68,7 @@ class CleaningSettings:
     type_check: TypeCheck | None = None
     answer: Answerer | None = None
     image_check: ImageCheck | None = None
+    checked: bool = True
 
 
 def clean_round(folder: Path, settings: CleaningSettings) -> JsonObject:
@@ -98,6 +100,7 @@ def clean_round(folder: Path, settings: CleaningSettings) -> JsonObject:
         "schema": SCHEMA,
         "inputs": inputs,
         "seed": settings.seed,
+        "checked": settings.checked,
         "responses": responses,
         **cleaner.report(),
     }
@@ -179,6 +182,10 @@ class _Cleaner:
                 drafts.append(self._draft(request, row))
             except Unusable as fault:
                 self.reject(request, fault, row)
+        if not self._settings.checked:
+            for draft in drafts:
+                self._accept(draft)
+            return
         others = self._find_other_types(drafts)
         lookalikes = self._index.find_questions(drafts)
         for draft, other, lookalike in zip(drafts, others, lookalikes, strict=True):
@@ -205,10 +212,11 @@ class _Cleaner:
         }
 
     def _draft(self, request: str, row: JsonObject) -> Draft:
-        if hostile := find_hostile_text(row):
+        checked = self._settings.checked
+        if checked and (hostile := find_hostile_text(row)):
             raise Unusable("hostile_text", f"found {hostile}")
         draft = make_draft(row, request, self._asked[request].type)
-        for name, rule in RULES.items():
+        for name, rule in RULES.items() if checked else ():
             if detail := rule(draft):
                 raise Unusable(name, detail)
         return draft

@@ -35,6 +35,11 @@ def add_commands(commands: _SubParsersAction) -> None:
     clean.add_argument(
         "--image-root", type=Path, help="the folder that image paths start from: compare the pictures, too"
     )
+    clean.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="apply no rule, only read the records: to compare with cleaned ones",
+    )
     clean.set_defaults(command=_clean)
 
 
@@ -54,5 +59,6 @@ def _clean(arguments: Namespace) -> None:
         round=own.round,
         questions=read_benchmarks(arguments.eval_root),
         image_check=image_check,
+        checked=not arguments.unchecked,
     )
     sys.stdout.write(summarize_cleaning(clean_round(arguments.round, settings)) + "\n")
