@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import IO, Literal, get_args
 
 from llava.data_engine.formats import DEFAULT_MODES, MODES, Exchange
 from llava.data_engine.question_types import SKILLS, find_skill
 from llava.data_engine.records import UNLABELLED, EngineRecord, parse_record, read_rows
+from llava.data_engine.sampling import draw_evenly
 from llava.data_engine.text import Unusable, digest
 from llava.errors import DataError, SettingsError
 from llava.image_reading import has_image
@@ -36,7 +38,9 @@ class ConversionSettings:
         group: "image" joins the exchanges of one mode about one image into conversations of at most 10.
         skills: The question types to convert, as `qtype` ids or names; None for all.
         limit: Stop after this many usable records.
-        seed: Of the shuffled options.
+        shares: By mode, the share of the records that are asked in it; all where a mode is not named.
+        sample: Use as many records, drawn by seed, of which each type keeps its share; None uses all.
+        seed: Of the shuffled options and of what is drawn.
         image_root: The folder that must hold the images; None does not look.
         missing_images: Without an image, "skip" the record, "warn" and use it, or stop with an "error".
     """
@@ -46,6 +50,8 @@ class ConversionSettings:
     group: Group = "none"
     skills: tuple[str, ...] | None = None
     limit: int | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    sample: int | None = None
     seed: int = 42
     image_root: Path | None = None
     missing_images: MissingImages = "warn"
@@ -67,8 +73,16 @@ class ConversionSettings:
             raise SettingsError(
                 f"missing_images is {self.missing_images!r}; wanted one of {wanted}", code="unknown-choice"
             )
-        if self.limit is not None and self.limit < 1:
-            raise SettingsError(f"limit is {self.limit}; wanted 1 or more", code="out-of-range")
+        for name, count in (("limit", self.limit), ("sample", self.sample)):
+            if count is not None and count < 1:
+                raise SettingsError(f"{name} is {count}; wanted 1 or more", code="out-of-range")
+        for mode, share in self.shares.items():
+            if mode not in self.modes or not 0 < share <= 1:
+                raise SettingsError(
+                    f"the share of mode {mode} is {share}; wanted a mode that is asked, and more than 0, at"
+                    " most 1",
+                    code="out-of-range",
+                )
         if self.image_root is not None and not self.image_root.is_dir():
             raise SettingsError(f"{self.image_root}: no such folder of images", code="missing-folder")
 
@@ -78,7 +92,8 @@ class Tally:
     """Counts of one conversion, complete once all its samples have been read.
 
     Attributes:
-        records: Records read. `used` gave an exchange; `filtered` have a skill that was not selected.
+        records: Records read. `used` gave an exchange; `filtered` have a skill that was not selected;
+            `undrawn` are not in the sample, or drawn for no mode.
         exchanges: Questions with answers, by mode; `by_skill` and `letters` divide them further.
         absent: By mode, the records without the field that the mode needs.
         reasons: How many records or fields were refused (or noted) for each reason.
@@ -87,6 +102,7 @@ class Tally:
     records: int = 0
     used: int = 0
     filtered: int = 0
+    undrawn: int = 0
     images_missing: int = 0
     exchanges: Counter[str] = field(default_factory=Counter)
     by_skill: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -126,8 +142,12 @@ class Conversion:
             )
 
     def _exchanges(self) -> Iterator[tuple[EngineRecord, str, Exchange]]:
-        tally, modes = self.tally, self.settings.modes
+        tally = self.tally
         for source, index, record in self._records():
+            modes = tuple(mode for mode in self.settings.modes if self._draws(mode, record))
+            if not modes:
+                tally.undrawn += 1
+                continue
             asked = 0
             for name in modes:
                 mode = MODES[name]
@@ -152,15 +172,37 @@ class Conversion:
             for fault, lost in faults:
                 self._note(source, index, record.position, fault, lost=lost)
 
+    def _draws(self, mode: str, record: EngineRecord) -> bool:
+        share = self.settings.shares.get(mode, 1.0)
+        return share == 1 or Random(f"{self.settings.seed} {mode} {record.name}").random() < share
+
+    def _sampled(self) -> frozenset[int] | None:
+        """Return the positions to use, None for all."""
+        if self.settings.sample is None:
+            return None
+        rows = [row for source in self.settings.engine for _, row in read_rows(source)]
+        if len(rows) < self.settings.sample:
+            raise SettingsError(
+                f"sample is {self.settings.sample:,}, but there are {len(rows):,} records",
+                code="out-of-range",
+            )
+        kinds = [
+            str(row.get("qtype", row.get("question_type"))) if isinstance(row, dict) else "" for row in rows
+        ]
+        return draw_evenly(kinds, self.settings.sample, self.settings.seed)
+
     def _records(self) -> Iterator[tuple[Path, int, EngineRecord]]:
         """Yield (file, index in it, record) for every usable record."""
-        position = -1
+        position, sampled = -1, self._sampled()
         for source in self.settings.engine:
             for index, row in read_rows(source):
                 if self.tally.used == self.settings.limit:
                     return
                 position += 1
                 self.tally.records += 1
+                if sampled is not None and position not in sampled:
+                    self.tally.undrawn += 1
+                    continue
                 try:
                     record = parse_record(row, position)
                     if self._skills is not None and record.skill not in self._skills:
@@ -225,7 +267,7 @@ def _skill_names(wanted: tuple[str, ...]) -> frozenset[str]:
 def _one_per_exchange(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
     for record, mode, exchange in exchanges:
         turns = exchange.turns(opens=True)
-        yield Sample(f"engine_{mode}_{record.position}", turns, record.image, _type({record.skill}))
+        yield Sample(f"engine_{mode}_{record.name}", turns, record.image, _type({record.skill}))
 
 
 def _join_by_image(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
@@ -235,9 +277,9 @@ def _join_by_image(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> I
     record; it has no type if its questions have different ones. All exchanges are held in memory, 1.3 kB per
     record with two short exchanges.
     """
-    groups: dict[tuple[str, str], list[tuple[int, str, Exchange]]] = {}
+    groups: dict[tuple[str, str], list[tuple[str, str, Exchange]]] = {}
     for record, mode, exchange in exchanges:
-        groups.setdefault((record.image, mode), []).append((record.position, record.skill, exchange))
+        groups.setdefault((record.image, mode), []).append((record.name, record.skill, exchange))
     for (image, mode), group in groups.items():
         for start in range(0, len(group), MAX_EXCHANGES):
             batch = group[start : start + MAX_EXCHANGES]

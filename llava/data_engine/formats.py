@@ -60,10 +60,10 @@ def choice(record: EngineRecord, seed: int) -> Exchange | None:
 
 
 def choice_shuffled(record: EngineRecord, seed: int) -> Exchange | None:
-    """Return `choice` with the options in another order, which depends on seed and position only."""
+    """Return `choice` with the options in another order, which depends on seed and name only."""
     if record.choice is None:
         return None
-    rng = Random(f"{seed} {record.position}")
+    rng = Random(f"{seed} {record.name}")
     return _with_options(record.instruction, shuffled(record.choice, rng))
 
 

@@ -9,12 +9,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from llava.data_engine.records import read_rows
+from llava.data_engine.sampling import draw_evenly, stratum_of
 from llava.data_engine.text import digest
-from llava.errors import DataError
+from llava.errors import DataError, SettingsError
 from llava.files import atomic_write, require_distinct
 from llava.image_reading import has_image
 from llava.log import progress
@@ -27,11 +29,12 @@ BASE_SOURCE = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K (l
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What was written: `base` records of the base, then `added` samples, and the file's digest."""
+    """What was written: `base` of the base's `of` records, then `added` samples; and the file's digest."""
 
     base: int
     added: int
     sha256: str
+    of: int = 0
 
     @property
     def total(self) -> int:
@@ -44,13 +47,40 @@ class Mixed:
         return -(-self.total // BATCH_SIZE)
 
 
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A part of the base instead of all of it: `ratio` of its records for each new sample, drawn by seed.
+
+    With `by_type`, each question type (or first image folder, where a record has no type) keeps its share.
+    """
+
+    ratio: float
+    by_type: bool = False
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < inf:
+            raise SettingsError(f"replay is {self.ratio}; wanted a number, at least 0", code="out-of-range")
+
+    def choose(self, base: Path, count: int) -> frozenset[int]:
+        """Return which records of the base, by number from 0, come before `count` new samples."""
+        strata = [stratum_of(row) if self.by_type else "" for row in _base_rows(base)]
+        return draw_evenly(strata, round(self.ratio * count), self.seed)
+
+
 def write_samples(
-    output: Path, samples: Iterable[Sample], *, base: Path | None = None, image_root: Path | None = None
+    output: Path,
+    samples: Iterable[Sample],
+    *,
+    base: Path | None = None,
+    keep: frozenset[int] | None = None,
+    image_root: Path | None = None,
 ) -> Mixed:
     """Write `base`'s records, then `samples`, as one JSON array with one record per line.
 
-    An image that exists under `image_root` never counts as named from another folder. New ids
-    are compared with the base's, not with one another: see `each_id_once`.
+    If `keep` is given, only the base records with these numbers (from 0) are written. An image that exists
+    under `image_root` never counts as named from another folder. New ids are compared with the base's, not
+    with one another: see `each_id_once`.
 
     Raises:
         DataError: The base is missing, is no training file or has a new id, or image folders do not fit.
@@ -61,19 +91,21 @@ def write_samples(
         require_distinct((output,), (base,))
     clashes = _Clashes(base, image_root)
     checksum = sha256()
-    counts = [0, 0]
+    counts, passed = [0, 0], 0
     with atomic_write(output, binary=True) as stream:
         writer = _ArrayWriter(stream, checksum.update)
         for row in () if base is None else progress(_base_rows(base), name="base records"):
             clashes.learn(row)
-            writer.write(row)
-            counts[0] += 1
+            if keep is None or passed in keep:
+                writer.write(row)
+                counts[0] += 1
+            passed += 1
         for sample in progress(samples, name="new samples"):
             clashes.refuse(sample)
             writer.write(sample_to_row(sample))
             counts[1] += 1
         writer.close()
-    return Mixed(counts[0], counts[1], checksum.hexdigest())
+    return Mixed(counts[0], counts[1], checksum.hexdigest(), passed)
 
 
 def each_id_once(samples: Iterable[Sample]) -> Iterator[Sample]:

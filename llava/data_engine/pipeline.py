@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from llava.data_engine.convert import Conversion, ConversionSettings, Tally
-from llava.data_engine.mix import BATCH_SIZE, Mixed, each_id_once, require_base, write_samples
+from llava.data_engine.mix import BATCH_SIZE, Mixed, Replay, each_id_once, require_base, write_samples
 from llava.data_engine.question_types import SKILLS
 from llava.data_engine.records import EngineRecord, parse_record, read_rows, require_records
 from llava.data_engine.text import Unusable
@@ -56,6 +57,7 @@ def convert_files(
     output: Path,
     *,
     base: Path | None = None,
+    replay: Replay | None = None,
     report: Path | None = None,
     problems: Path | None = None,
 ) -> JsonObject:
@@ -65,6 +67,7 @@ def convert_files(
         settings: What to convert and how.
         output: The JSON array to write; it appears only when all went well.
         base: A LLaVA training file that comes first, unchanged.
+        replay: How much of the base; None for all of it.
         report: Where the returned report is kept; beside the output (`.report.json`) when None.
         problems: Where every record or field that was not used is listed, a line each, also when nothing came
             of the conversion; beside the output (`.problems.jsonl`) when None.
@@ -77,12 +80,19 @@ def convert_files(
     problems = problems or output.with_suffix(".problems.jsonl")
     require_distinct((output, report, problems), (*settings.engine, base))
     started = time.perf_counter()
-    failure = None
+    failure = keep = None
+    if base and replay:
+        require_base(base)
+        keep = replay.choose(base, _count_samples(settings))
     with atomic_write(problems) as listed:
         conversion = Conversion(settings, listed)
         try:
             mixed = write_samples(
-                output, _converted(conversion, problems), base=base, image_root=settings.image_root
+                output,
+                _converted(conversion, problems),
+                base=base,
+                keep=keep,
+                image_root=settings.image_root,
             )
         except DataError as error:
             failure = error  # the list says what is wrong with the records
@@ -90,11 +100,18 @@ def convert_files(
         raise failure
     seconds = time.perf_counter() - started
     found = _report(settings, conversion.tally, mixed, output=output, base=base, problems=problems)
+    if base and replay:
+        found["base"] |= {"of": mixed.of, "replay": asdict(replay)}
     write_json(report, found)
     logger.info("%d samples in %.1f s (%.0f/s)", mixed.total, seconds, mixed.total / seconds)
     if conversion.tally.reasons:
         logger.warning("%s lists what was not used, or used without an image", problems)
     return found
+
+
+def _count_samples(settings: ConversionSettings) -> int:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        return sum(1 for _ in Conversion(settings, nowhere).samples())
 
 
 def _converted(conversion: Conversion, problems: Path) -> Iterator[Sample]:
@@ -103,21 +120,34 @@ def _converted(conversion: Conversion, problems: Path) -> Iterator[Sample]:
         yield from conversion.samples()
 
 
-def mix_files(base: Path, samples: Sequence[Path], output: Path, *, image_root: Path | None = None) -> Mixed:
+def mix_files(
+    base: Path,
+    samples: Sequence[Path],
+    output: Path,
+    *,
+    replay: Replay | None = None,
+    image_root: Path | None = None,
+) -> Mixed:
     """Write `base`'s records, then those of the `samples` files, into `output`.
 
     Args:
         base: A LLaVA training file; it comes first, unchanged.
         samples: LLaVA files whose every record is checked.
         output: The JSON array to write; it appears only when all went well.
+        replay: How much of the base; None for all of it.
         image_root: The folder that all image paths start from, if that is to be checked.
 
     Raises:
         DataError: An input is missing or broken, or ids or image folders clash.
     """
     require_distinct((output,), (*samples, base))
-    rows = chain.from_iterable(map(read_samples, samples))
-    return write_samples(output, each_id_once(rows), base=base, image_root=image_root)
+    require_base(base)
+
+    def rows() -> Iterator[Sample]:
+        return each_id_once(chain.from_iterable(map(read_samples, samples)))
+
+    keep = replay.choose(base, sum(1 for _ in rows())) if replay else None
+    return write_samples(output, rows(), base=base, keep=keep, image_root=image_root)
 
 
 def summarize_report(report: JsonObject) -> str:
@@ -133,6 +163,8 @@ def summarize_report(report: JsonObject) -> str:
         lines.append(f"  listed in {report['problems_file']}")
     base = report["base"]
     before = f"{base['records']:,} of {base['path']} + " if base else ""
+    if report["undrawn"]:
+        lines.append(f"records not drawn: {report['undrawn']:,}")
     lines.append(f"samples: {before}{report['added']:,} new = {report['total']:,} in {report['output']}")
     lines.append(f"expected steps: {report['expected_steps']:,} at a batch of {report['batch_size']}")
     return "\n".join(lines)
@@ -156,6 +188,7 @@ def _report(
         "records": tally.records,
         "used": tally.used,
         "filtered": tally.filtered,
+        "undrawn": tally.undrawn,
         "images_missing": tally.images_missing,
         "reasons": dict(sorted(tally.reasons.items())),
         "absent": {mode: tally.absent[mode] for mode in settings.modes},

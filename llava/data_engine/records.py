@@ -18,7 +18,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from llava.data_engine.question_types import find_skill
-from llava.data_engine.text import Unusable, clean, without_outer_image_tokens
+from llava.data_engine.text import Unusable, clean, digest, without_outer_image_tokens
 from llava.errors import DataError, shown
 from llava.files import read_jsonl, stream_json_array
 from llava.image_reading import find_name_problem
@@ -43,7 +43,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
-    """One question about one image. `faults` says why a field that was given is None here."""
+    """One question about one image.
+
+    `request` is the id of the request that a round got it by, None for other records. `faults` says why a
+    field that was given is None here.
+    """
 
     position: int
     image: str
@@ -53,6 +57,17 @@ class EngineRecord:
     short_answer: str | None = None
     choice: Choice | None = None
     faults: Mapping[str, Unusable] = field(default_factory=dict)
+    request: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what tells the record from others in ids: its number in the source.
+
+        That of a round's record is a digest, which it keeps among other records: see `lineage.trace`.
+        """
+        if self.request is None:
+            return str(self.position)
+        return f"{digest(chr(10).join((self.request, self.image, self.instruction))):016x}"
 
 
 def require_records(path: Path) -> None:
@@ -103,7 +118,8 @@ def parse_record(row: object, position: int) -> EngineRecord:
         choice = _choice(row)
     except Unusable as fault:
         choice, faults["choice"] = None, fault
-    return EngineRecord(position, image, instruction, skill, answer, short_answer, choice, faults)
+    request = row.get("request") if isinstance(row.get("request"), str) else None
+    return EngineRecord(position, image, instruction, skill, answer, short_answer, choice, faults, request)
 
 
 def _from_first_engine(row: JsonObject) -> JsonObject:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from llava.data_engine.__main__ import main
 from llava.data_engine.convert import ConversionSettings
-from llava.data_engine.mix import Mixed, write_samples
+from llava.data_engine.mix import Mixed, Replay, write_samples
 from llava.data_engine.pipeline import convert_files, mix_files
 from llava.data_engine.text import digest
 from llava.errors import DataError, SettingsError
@@ -56,7 +57,7 @@ def test_the_base_comes_first_unchanged_and_in_order(base: Path, tmp_path: Path)
         "id": "engine_da_1",
         "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me é"}],
     }
-    assert mixed == Mixed(4, 2, hashlib.sha256(output.read_bytes()).hexdigest())
+    assert mixed == Mixed(4, 2, hashlib.sha256(output.read_bytes()).hexdigest(), of=4)
     lines = text.splitlines()
     assert '"value":"Me é"' in text
     assert text.count("\n") == len(rows) + 2
@@ -262,6 +263,8 @@ def test_all_flags_reach_the_conversion(
         "group": "image",
         "skills": ["1", "2"],
         "limit": 4,
+        "shares": {},
+        "sample": None,
         "seed": 7,
         "image_root": str(tmp_path),
         "missing_images": "skip",
@@ -275,6 +278,13 @@ def test_all_flags_reach_the_conversion(
         (["convert", "--engine", "no.json"], "missing-file", ["no.json", "juliozhao"]),
         (["convert", "--engine", "ENGINE", "--check-images", "skip"], "missing-flag", ["--image-root"]),
         (["convert", "--engine", "ENGINE", "--modes", "xx"], "unknown-mode", ["'xx'"]),
+        (["convert", "--engine", "ENGINE", "--modes", "da,mc=half"], "not-a-number", ["mc=half"]),
+        (["convert", "--engine", "ENGINE", "--modes", "mc=0"], "out-of-range", ["mc", "0.0"]),
+        (["convert", "--engine", "ENGINE", "--modes", "mc=nan"], "out-of-range", ["mc"]),
+        (["convert", "--engine", "ENGINE", "--sample", "99"], "out-of-range", ["99", "21"]),
+        (["mix", "--base", "BASE", "--engine", "ENGINE", "--replay", "-1"], "out-of-range", ["-1"]),
+        (["mix", "--base", "BASE", "--engine", "ENGINE", "--incremental"], "missing-flag", ["--round"]),
+        (["mix", "--base", "BASE", "--round", "no/1"], "missing-file", ["round.toml"]),
         (["convert", "--engine", "ENGINE", "--qtypes", "9", "--modes", "sa"], "no-samples", ["21 records"]),
     ],
 )
@@ -291,6 +301,53 @@ def test_errors_that_a_user_can_fix_have_a_code_and_name_the_fault(
         command(monkeypatch, *given, "--output", tmp_path / "out.json")
     assert all(fact in str(error.value) for fact in facts)
     assert not (tmp_path / "out.json").exists()
+
+
+def ids_of(path: Path) -> list[str]:
+    return [str(row.id) for row in read_samples(path)]
+
+
+def test_modes_have_shares_and_records_are_sampled_by_type(tmp_path: Path) -> None:
+    engine, out = tmp_path / "engine.jsonl", tmp_path / "out.json"
+    engine.write_text(
+        "".join(json.dumps(short_record(2 * n) | {"qtype": 1 + n % 3}) + "\n" for n in range(900))
+    )
+    settings = ConversionSettings(engine=(engine,), modes=("da", "mc"), shares={"mc": 0.3})
+    report = convert_files(settings, out)
+    assert report["exchanges"]["da"] == 900
+    assert abs(report["exchanges"]["mc"] - 270) < 60
+    first = ids_of(out)
+    convert_files(replace(settings, sample=300), out)
+    assert len({one for one in ids_of(out) if "_da_" in one}) == 300
+    assert set(ids_of(out)) < set(first)  # a record is drawn for a mode whatever else is converted
+    report = convert_files(replace(settings, modes=("mc",), sample=30), out)
+    assert report["used"] + report["undrawn"] == 900
+    report = convert_files(ConversionSettings(engine=(engine,), sample=300, modes=("da",)), out)
+    assert {name: row["da"] for name, row in report["by_skill"].items()} == dict.fromkeys(
+        report["by_skill"], 100
+    )
+
+
+def test_replay_draws_from_the_base_in_its_order(engine: Path, tmp_path: Path) -> None:
+    base, out = tmp_path / "base.json", tmp_path / "out.json"
+    said = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
+    rows = [
+        {"id": f"b{number:03}", "conversations": said, **({"type": "rare"} if number % 10 == 0 else {})}
+        for number in range(100)
+    ]
+    base.write_text(json.dumps(rows))
+    settings = ConversionSettings(engine=(engine,), modes=("da",))
+    report = convert_files(settings, out, base=base, replay=Replay(2.0, by_type=True))
+    kept = ids_of(out)[:40]
+    assert (report["base"]["records"], report["base"]["of"], report["added"]) == (40, 100, 20)
+    assert kept == sorted(kept)
+    assert sum(int(name[1:]) % 10 == 0 for name in kept) == 4
+    convert_files(settings, out, base=base, replay=Replay(2.0, by_type=True))
+    assert ids_of(out)[:40] == kept
+    convert_files(settings, out, base=base, replay=Replay(2.0, by_type=True, seed=1))
+    assert ids_of(out)[:40] != kept
+    for ratio, count in ((0.0, 0), (1e9, 100)):
+        assert convert_files(settings, out, base=base, replay=Replay(ratio))["base"]["records"] == count
 
 
 def long_record(number: int) -> dict[str, Any]:

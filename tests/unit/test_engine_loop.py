@@ -28,52 +28,10 @@ from llava.data_engine.loop.round import RoundSettings, read_settings, start_rou
 from llava.data_engine.loop.similarity import MEASURES, pick_distinct
 from llava.data_engine.loop.split import make_split, read_parts
 from llava.errors import DataError, SettingsError
-from llava.schema import Score, Scores, Verdict
+from llava.schema import Scores
 from llava.scoring.metrics import write_scores
+from support.engine_rounds import OPTIONS, TYPES, run_of
 from support.errors import raises_code
-
-SUFFIX = "Answer with the option's letter from the given choices directly."
-OPTIONS = "\nA. one\nB. two\nC. three\nD. four\n" + SUFFIX
-WORDS = [
-    "cat",
-    "tree",
-    "house",
-    "lamp",
-    "river",
-    "window",
-    "bottle",
-    "street",
-    "cloud",
-    "piano",
-    "tiger",
-    "candle",
-]
-# Type: number of questions, share that is right.
-TYPES = {"Scene Understanding": (120, 0.8), "Text Understanding": (40, 0.25), "Spatial Relation": (80, 0.5)}
-
-
-def run_of(right: dict[str, float] | None = None, *, model: str = "m0", seed: int = 1) -> Scores:
-    """A run over SEED-like questions, two about each image; the easiest ones are right."""
-    random, verdicts, number = Random(7), [], 100
-    for kind, (count, share) in TYPES.items():
-        for index in range(count):
-            wanted = (right or {}).get(kind, share)
-            is_right = Random(f"{kind} {index}").random() < wanted
-            words = " ".join(random.sample(WORDS, 4))
-            verdicts.append(
-                Verdict(
-                    question_id=number,
-                    type=kind,
-                    score=float(is_right),
-                    answer="A" if is_right else "B",
-                    truth="A",
-                    image=f"SEED-Bench-image/{number // 2}.jpg",
-                    question=f"Where is the {words}?{OPTIONS}",
-                )
-            )
-            number += 1
-    total = Score("image", 100 * sum(v.score for v in verdicts) / len(verdicts), len(verdicts), over={})
-    return Scores("seed", "image", (total,), tuple(verdicts), model_id=model)
 
 
 def changed(scores: Scores, **changes: Any) -> Scores:
