@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -26,11 +27,12 @@ from llava.data.checks.lengths import TokenLengths
 from llava.data.checks.policy import Policy, raise_refused, select_usable
 from llava.data.collate import Item
 from llava.data.index import open_index
-from llava.errors import DataError
+from llava.errors import DataError, SettingsError
 from llava.image_reading import read_image
 from llava.images import process_images
 from llava.prompts.labels import Supervised, supervise
-from llava.schema import Sample
+from llava.samples import read_records
+from llava.schema import JsonObject, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class LazySupervisedDataset(Dataset[Item]):
         self.bad_samples = bad_samples
         self.defers_errors = defers_errors
         self.token_lengths: TokenLengths | None = None
+        self._records: Sequence[JsonObject] | None = None
         self.index = open_index(self.data_path)
         self.samples, self.problems = select_usable(self.index, self.template, bad_samples)
         raise_refused(self.problems)
@@ -110,6 +113,7 @@ class LazySupervisedDataset(Dataset[Item]):
         """Return a copy of the data set with only some samples, in the given order."""
         chosen = copy.copy(self)
         chosen.samples = self.samples.select(indices)
+        chosen._records = None
         chosen.token_lengths = self.token_lengths and self.token_lengths.select(indices)
         return chosen
 
@@ -125,6 +129,28 @@ class LazySupervisedDataset(Dataset[Item]):
     def modality_lengths(self) -> np.ndarray:
         """Words of each sample, negative without an image, by which the sampler groups; int32."""
         return self.index.modality_lengths[self.samples.rows]
+
+    @property
+    def list_data_dict(self) -> Sequence[JsonObject]:
+        """The samples' records as the file has them, for code that reads the original's attribute.
+
+        Read on first use, whole. Nothing here reads it, so it cannot be changed or set, except by a subclass
+        that makes its samples of records of its own.
+        """
+        if self._records is None:
+            records = [record for _, record in read_records(self.data_path)]
+            self._records = tuple(records[row] for row in self.samples.rows)
+        return self._records
+
+    @list_data_dict.setter
+    def list_data_dict(self, records: Sequence[JsonObject]) -> None:
+        if hasattr(self, "index"):
+            raise SettingsError(
+                f"list_data_dict is read from {self.data_path} and cannot be set: write the records to a "
+                "file, and give it as data_path",
+                code="records-from-file",
+            )
+        self._records = records
 
     def location(self, index: int) -> str:
         """Return file, record and id of a sample, to open a message with."""

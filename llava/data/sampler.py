@@ -137,6 +137,8 @@ class EpochSampler(Sampler[int]):
     every rank computes the same order, dropout cannot change it, and a run that resumes in epoch 3 gets the
     order it would have had. Numbers are drawn as in the original's single process: before each order, the
     data loader draws the base seed of its workers.
+
+    A sampler that draws from elsewhere is asked once an epoch, and keeps its order while it is needed.
     """
 
     def __init__(self, inner: Sampler[int], *, seed: int) -> None:
@@ -146,6 +148,9 @@ class EpochSampler(Sampler[int]):
         self.seed = seed
         self.epoch = 0
         self._size = len(inner)
+        self._orders: dict[int, list[int]] = {}
+        self._next = 0  # the epoch to draw next, and the state of the random numbers then
+        self._random: torch.Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, counting from 0."""
@@ -155,12 +160,24 @@ class EpochSampler(Sampler[int]):
         return self._size
 
     def __iter__(self) -> Iterator[int]:
+        if self.epoch not in self._orders:
+            self._draw_orders()
+        return iter(self._orders[self.epoch])
+
+    def _draw_orders(self) -> None:
+        """Draw the orders up to this epoch's; keep it and the one before, whose end may be carried over."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            for _ in range(self.epoch + 1):
+            if self._random is None or self.epoch < self._next:
+                torch.manual_seed(self.seed)
+                self._next = 0
+            else:
+                torch.set_rng_state(self._random)
+            while self._next <= self.epoch:
                 torch.empty((), dtype=torch.int64).random_()
-                order = list(self.inner)
-        return iter(order)
+                self._orders[self._next] = list(self.inner)
+                self._next += 1
+            self._random = torch.get_rng_state()
+        self._orders = {epoch: self._orders[epoch] for epoch in self._orders if 0 <= self.epoch - epoch < 2}
 
 
 class EpochBatches(Sampler[list[int]]):

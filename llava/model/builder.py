@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llava.errors import CheckpointError, one_line
-from llava.model.fields import image_fields
+from llava.errors import CheckpointError, SettingsError, one_line
+from llava.model.fields import IMAGE_FIELDS, image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
 from llava.model.loading.checkpoint import (
@@ -84,8 +85,8 @@ def load_pretrained_model(
         device: cuda, cpu, ...; the default is cuda if there is a GPU.
         use_flash_attn: Use flash-attn if it is installed.
         kwargs: `dtype` (or `torch_dtype`), by default float16 on every device, as in the original;
-            `vision_tower_dtype`, by default the model's (the newest original uses float32 on one GPU); all
-            others go to `from_pretrained`.
+            `vision_tower_dtype`, by default the model's (the newest original uses float32 on one GPU); fields
+            of the model's config, such as `use_cache`; all others go to `from_pretrained`.
 
     Returns:
         (tokenizer, model, image processor, context length in positions). The processor is None for a plain
@@ -93,7 +94,7 @@ def load_pretrained_model(
 
     Raises:
         CheckpointError: Files are missing, damaged, or do not fit each other.
-        SettingsError: The device does not exist, or arguments contradict each other.
+        SettingsError: The device does not exist, arguments contradict each other, or name a revision.
         TypeError: `kwargs` holds a name that `from_pretrained` does not take.
     """
     tower_dtype = parse_dtype(kwargs.pop("vision_tower_dtype", None))
@@ -107,10 +108,12 @@ def load_pretrained_model(
         load_4bit=load_4bit,
         use_flash_attn=use_flash_attn,
     )
-    placement.arguments.update(kwargs)
+    _refuse_revision(kwargs, model_path)
     source = find_source(model_path, model_base)
+    fields = _take_config_fields(kwargs, source)
+    placement.arguments.update(kwargs)
     tokenizer = read_tokenizer(source)
-    model = assemble_model(source, placement, tokenizer)
+    model = assemble_model(source, placement, tokenizer, fields)
     if source.kind == "adapter":
         from llava.model import lora  # PEFT takes seconds to import, and most models have no adapter
 
@@ -123,8 +126,30 @@ def load_pretrained_model(
     return tokenizer, model.eval(), processor, _read_context_length(model.config)
 
 
+def _refuse_revision(kwargs: Mapping[str, object], model_path: str | Path) -> None:
+    # Weights of another revision would be loaded under the wanted one's name.
+    if kwargs.get("revision") not in (None, "main") and not Path(model_path).expanduser().is_dir():
+        raise SettingsError(
+            f"{model_path}: revision {kwargs['revision']!r} is not chosen here: run `hf download "
+            f"{model_path} --revision ...` and give the folder that it prints",
+            code="revision",
+        )
+
+
+def _take_config_fields(kwargs: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Remove the fields of a multimodal model's config from `kwargs` and return them."""
+    if not source.is_multimodal:
+        return {}  # transformers does it
+    config = LlavaConfig.from_pretrained(source.config_folder)
+    names = {name for name in kwargs if hasattr(config, name) or name in IMAGE_FIELDS}
+    return {name: kwargs.pop(name) for name in names - {"vocab_size"}}  # the weights decide it
+
+
 def assemble_model(
-    source: Source, placement: Placement, tokenizer: PreTrainedTokenizerBase
+    source: Source,
+    placement: Placement,
+    tokenizer: PreTrainedTokenizerBase,
+    fields: Mapping[str, object] | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Load a model with all weights except the vision tower's. An adapter is attached but not merged.
 
@@ -132,6 +157,7 @@ def assemble_model(
         source: The folders to read.
         placement: Device and precision.
         tokenizer: Gets the image tokens that the checkpoint was trained with.
+        fields: Fields of a multimodal model's config, in place of the checkpoint's.
     """
     if not source.is_multimodal:
         if source.kind == "adapter" and any("mm_projector" in name for name in read_non_lora(source.folder)):
@@ -143,7 +169,7 @@ def assemble_model(
         model, missing = _read_model(AutoModelForCausalLM, source.base, placement)
         _require_complete(source, missing)
     else:
-        model = _assemble_multimodal(source, placement)
+        model = _assemble_multimodal(source, placement, fields or {})
         _add_tokens(model, tokenizer)
     if source.kind != "adapter":
         return model
@@ -152,8 +178,11 @@ def assemble_model(
     return lora.attach_adapter(model, source.folder)
 
 
-def _assemble_multimodal(source: Source, placement: Placement) -> LlavaLlamaForCausalLM:
-    config = LlavaConfig.from_pretrained(source.config_folder)
+def _assemble_multimodal(
+    source: Source, placement: Placement, fields: Mapping[str, object]
+) -> LlavaLlamaForCausalLM:
+    own, _ = LlavaConfig.get_config_dict(source.config_folder)
+    config = LlavaConfig.from_dict({**own, **fields})
     config._name_or_path = str(source.config_folder)
     rows = config.vocab_size
     # The base's embedding tables are read in their own size, then grown to the rows that training added.

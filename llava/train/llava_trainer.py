@@ -29,6 +29,7 @@ from transformers.trainer_utils import has_length
 
 from llava.compat.state import get_mm_adapter_state_maybe_zero_3 as get_mm_adapter_state_maybe_zero_3
 from llava.compat.state import maybe_zero_3 as maybe_zero_3
+from llava.compat.trainer import TakesOldOverrides
 from llava.data.collate import NOTES, Batch, Note
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
@@ -106,7 +107,7 @@ class _Flow(TrainerCallback):
             control.should_save = False
 
 
-class LLaVATrainer(ValidatingTrainer, EpochTrainer):
+class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
     """Train a model that `assemble` or another program has prepared, and save what its kind of run needs.
 
     With arguments other than this package's own `TrainingArguments`, it computes every step as the original

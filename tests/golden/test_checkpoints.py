@@ -335,6 +335,33 @@ def test_contradicting_or_unknown_arguments_fail(golden: Path, caplog: pytest.Lo
     )
 
 
+@pytest.mark.parametrize("kind", ["full", "projector", "adapter", "language model"])
+def test_fields_of_the_config_can_be_given(kind: str, golden: Path, tmp_path: Path) -> None:
+    place: tuple[Path, Path | None] = (golden / tiny.LANGUAGE, None)
+    if kind != "language model":
+        build = {"full": tiny.self_trained, "projector": tiny.projector_only, "adapter": tiny.adapter}[kind]
+        folder = build(tmp_path / "model", golden)
+        place = folder, None if kind == "full" else golden / tiny.LANGUAGE
+    scaling = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    given: dict[str, Any] = {"use_cache": False, "rms_norm_eps": 1e-3, "rope_scaling": scaling}
+    if kind != "language model":
+        given |= {"mm_vision_select_layer": -3, "image_aspect_ratio": "pad", "max_sequence_length": 99}
+    _, model, _, length = load_pretrained_model(*place, device="cpu", attn_implementation="eager", **given)
+    assert {name: getattr(model.config, name) for name in given} == given
+    assert model.config._attn_implementation == "eager"
+    assert model.model.norm.variance_epsilon == 1e-3
+    assert float(model.model.rotary_emb.inv_freq[0]) == pytest.approx(0.5)
+    if kind != "language model":
+        assert (model.get_vision_tower().select_layer, length) == (-3, 99)
+        with pytest.raises(TypeError, match="vocab_size"):
+            load_pretrained_model(*place, device="cpu", vocab_size=100)
+
+
+def test_another_revision_than_main_is_refused() -> None:
+    with raises_code("revision", SettingsError):
+        load_pretrained_model("team/model", device="cpu", revision="v2")
+
+
 def broken(
     folder: Path, golden: Path, how: Callable[[Path], object], build: Build = tiny.self_trained
 ) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -274,6 +275,111 @@ def test_plain_arguments_train_only_a_projector(
     train_module.safe_save_model_for_hf_trainer(trainer, str(tmp_path / "y"))
     names = set(torch.load(tmp_path / "y/mm_projector.bin", weights_only=True))
     assert names == set(torch.load(golden / "viii_pretrain/mm_projector.bin", weights_only=True))
+
+
+Base: Any = LLaVATrainer
+
+
+class OldTrainer(Base):
+    """A fork's, with the methods and the parameters of transformers 4.37."""
+
+    calls: list[str]
+
+    def _get_train_sampler(self) -> Any:
+        self.calls.append("sampler")
+        return self.sampler
+
+    def create_optimizer(self) -> Any:
+        self.calls.append("optimizer")
+        return super().create_optimizer()
+
+    def training_step(self, model: Any, inputs: Any) -> Any:
+        self.calls.append("step")
+        return super().training_step(model, inputs)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        loss = super().compute_loss(model, inputs, return_outputs)
+        self.calls.append(f"loss {len(inputs['input_ids'])}")
+        return 2 * loss
+
+    def log(self, logs: dict[str, float]) -> None:
+        self.calls.append("log")
+        super().log(logs)
+
+
+class Backwards(torch.utils.data.Sampler[int]):
+    """A sampler that draws from a generator of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.generator = size, torch.Generator().manual_seed(1)
+        self.drawn: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Any:
+        self.drawn.append(torch.randperm(self.size, generator=self.generator).tolist()[::-1])
+        return iter(self.drawn[-1])
+
+
+@pytest.mark.parametrize("kind", [Backwards, None])
+def test_a_forks_trainer_overrides_with_its_older_parameters(
+    kind: type[Backwards] | None, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(golden)
+    argv = [*json.loads((golden / "viii_pretrain.json").read_text())["argv"], "--num_train_epochs", "2"]
+    argv += ["--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "2"]
+    assembled = assemble(*parse_arguments([*argv, "--output_dir", str(tmp_path / "x"), "--max_steps", "-1"]))
+    dataset = assembled.dataset
+    changes = {"max_steps": -1 if kind else 1, "num_train_epochs": 2, "logging_steps": 1}
+    own = foreign_trainer(assembled, tmp_path / "y", **changes)
+    batch = own.data_collator([dataset[0], dataset[1]])
+    wanted = own.compute_loss(own.model, dict(batch)).item()
+
+    trainer: Any = foreign_trainer(assembled, tmp_path / "y", **changes)
+    trainer.__class__, trainer.calls, trainer.sampler = OldTrainer, [], kind and kind(len(dataset))
+    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(2 * wanted)
+    seen: list[list[int]] = []
+    collate = trainer.data_collator
+    numbers = {dataset.samples[index].id: index for index in range(len(dataset))}
+    trainer.data_collator = lambda items: (seen.append([numbers[i["id"]] for i in items]), collate(items))[1]
+    trainer.calls.clear()
+    trainer.train()
+    assert {"sampler", "optimizer", "step", "loss 16", "log"} <= set(trainer.calls)
+    order = [index for one in seen for index in one]
+    if kind:  # the original's steps: the first epoch's odd batch begins the second epoch's
+        batches = -(-len(dataset) // 16)
+        assert trainer.state.global_step == 2 * (batches // 2)
+        assert order == [index for drawn in trainer.sampler.drawn for index in drawn][: len(order)]
+        assert len(trainer.sampler.drawn) == 2
+    else:
+        assert order[:16] == list(range(16))
+
+
+def test_a_fork_reads_the_records_of_the_data_set(golden: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Yes."}]
+    rows = [{"id": name, "conversations": turns, "bbox": [1, 2], "note": {"by": name}} for name in "abc"]
+    rows[1] = {"id": "b", "conversations": []}
+    for name, text in (
+        ("data.json", json.dumps(rows)),
+        ("data.jsonl", "\n\n".join(map(json.dumps, rows)) + "\n"),
+    ):
+        path = tmp_path / name
+        path.write_text(text)
+        settings = Namespace(is_multimodal=False, mm_use_im_start_end=False)
+        tokenizer = load_tokenizer(golden / tiny.LANGUAGE)
+        dataset = train_module.LazySupervisedDataset(str(path), tokenizer, settings, bad_samples="skip")
+        assert list(dataset.list_data_dict) == [rows[0], rows[2]]
+        assert len(dataset.list_data_dict) == len(dataset)
+        assert list(dataset.subset(np.array([1])).list_data_dict) == [rows[2]]
+        with raises_code("records-from-file"):
+            dataset.list_data_dict = rows[:1]
+
+    class Own(train_module.LazySupervisedDataset):
+        def __init__(self, records: Source) -> None:
+            self.list_data_dict = records
+
+    assert Own([{"id": "a"}]).list_data_dict == [{"id": "a"}]
 
 
 class _Tiny(nn.Module):

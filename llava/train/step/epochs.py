@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from functools import partial
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import seed_worker
 
@@ -32,9 +33,12 @@ class EpochTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """Return a loader of whole steps, whose workers ignore the signals that stop a run after a step."""
-        args, order = self.args, self._get_train_sampler()
-        if not isinstance(order, EpochSampler) or args.remove_unused_columns:
+        args = self.args
+        order: Sampler[int] | None = self._get_train_sampler()
+        if not isinstance(order, Sized) or args.remove_unused_columns:
             return super().get_train_dataloader()
+        if not isinstance(order, EpochSampler):  # a subclass's
+            order = EpochSampler(order, seed=args.order_seed)
         self.batches = EpochBatches(
             order,
             args.train_batch_size,
