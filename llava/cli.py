@@ -18,7 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("llava.eval.run_llava", "ask one question about one image"),
     "chat": ("llava.serve.cli", "talk about one image"),
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),
-    "report": ("llava.report", "one table of several runs' scores, or `report training`: curves"),
+    "report": (
+        "llava.report",
+        "several runs' scores in a table; `report training`: curves; `report badcases`: a page",
+    ),
 }
 
 

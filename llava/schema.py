@@ -88,6 +88,11 @@ class Verdict:
     question: str = ""
     asked: str = ""
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether the answer earns less than half of the points: a bad case."""
+        return self.score < 0.5
+
     def facet(self, name: str) -> str | None:
         """Return the facet called `name`; "type" counts as one. None when the verdict lacks it."""
         return self.type if name == "type" else self.facets.get(name)

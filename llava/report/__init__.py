@@ -2,6 +2,7 @@
 
 llava report BASE/metrics.json TUNED/metrics.json     a table, see comparison.py
 llava report training RUN OTHER_RUN                   curves as a PNG, see training.py
+llava report badcases BASE TUNED                      a page of questions that went wrong, see badcases.py
 """
 
 from llava.report.comparison import (

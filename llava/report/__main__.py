@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from llava import command
-from llava.report import comparison, training
+from llava.report import badcases, comparison, training
 
-COMMANDS = {"training": training.main}
+COMMANDS = {"training": training.main, "badcases": badcases.main}
 
 
 def main() -> None:

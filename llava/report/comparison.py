@@ -314,7 +314,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="llava report",
         description=__doc__.split("\n")[0],
-        epilog="`llava report training RUN...` draws the curves of training runs instead.",
+        epilog="`llava report training RUN...` draws the curves of training runs instead,"
+        " `llava report badcases RUN [RUN]` writes a page of the questions that went wrong.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS", help="metrics.json or a folder")
     parser.add_argument(

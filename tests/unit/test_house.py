@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(TEXT, GROUND | TEXT),
     **dict.fromkeys(PIXELS_AND_IDS, GROUND | TEXT | PIXELS_AND_IDS),
     **dict.fromkeys(TEXT_SIDE, GROUND | TEXT),
-    # New questions are compared with the benchmarks'.
-    "data_engine": GROUND | TEXT | {"benchmarks"},
+    # New questions are compared with the benchmarks', and a page shows the images of theirs.
+    **dict.fromkeys(("data_engine", "report"), GROUND | TEXT | {"benchmarks"}),
     "model": GROUND | TEXT | PIXELS_AND_IDS,
     "data": GROUND | TEXT | PIXELS_AND_IDS,
     "infer": GROUND | TEXT | PIXELS_AND_IDS | {"model"},

@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 POOL_FILE = "pool.json"
 STEP = "llava engine pool"
-# An answer with less than half of the points is a bad case.
-BAD_BELOW = 0.5
 _OPTION = re.compile(r"^[A-Z]\. ", re.MULTILINE)
 _YES_OR_NO = re.compile(r"answer (?:the question )?(?:with |using )?(?:a )?yes or no", re.IGNORECASE)
 _SUFFIXES = (SHORT_SUFFIX, LETTER_SUFFIX, LETTER_SUFFIX_CN)
@@ -145,7 +143,7 @@ def _type_row(verdicts: Sequence[Verdict], measure: str, threshold: float, rando
     points = [verdict.score for verdict in verdicts]
     accuracy = fmean(points)
     low, high = share_interval(accuracy, mean_variance(points), len(points))
-    bad = [each for each in verdicts if each.score < BAD_BELOW and each.status != "unanswered"]
+    bad = [each for each in verdicts if each.is_bad and each.status != "unanswered"]
     stems = [question_stem(verdict.question) for verdict in bad]
     kept = []
     if bad:
