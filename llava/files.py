@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -91,31 +91,49 @@ def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[Any
         DataError: The file is missing, is not JSON, its top level is not an array, or an object has a key
             twice.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file", code="missing-file")
-    decoder = json.JSONDecoder(object_pairs_hook=build_object)
-    with path.open(encoding="utf-8-sig") as stream:
-        text = _ArrayReader(path, stream, on_read)
+    with _open_json(path, on_read) as text:
         if (start := text.next_character()) != "[":
             raise DataError(f"{path}:1: found {start!r}, wanted a JSON array ('[')", code="not-an-array")
-        text.position += 1
-        if text.next_character() == "]":
-            text.position += 1
-            text.require_end()
-            return
-        while True:
-            yield text.next_value(decoder)
-            separator = text.next_character()
-            if separator not in {",", "]"}:
-                raise text.error(f"found {separator!r}, wanted ',' or ']'" if separator else "cut short")
-            text.position += 1
-            if separator == "]":
-                text.require_end()
-                return
+        yield from text.elements()
+        text.require_end()
 
 
-class _ArrayReader:
-    """A window on the text of a JSON array that moves forward as its elements are read."""
+def stream_json_lists(path: Path, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, element) for the arrays that the JSON object in `path` has under `names`, in its order.
+
+    As `stream_json_array`, for files such as COCO's: `{"images": [...], "annotations": [...]}`.
+
+    Raises:
+        DataError: The file is missing, is not JSON or not an object, an object has a key twice, or what is
+            under a name is no array.
+    """
+    seen = set()
+    with _open_json(path) as text:
+        if (start := text.next_character()) != "{":
+            raise DataError(f"{path}:1: found {start!r}, wanted a JSON object ('{{')", code="not-an-object")
+        for key in text.member_names():
+            if key in seen:
+                raise text.error(f"the key {key!r} comes twice in one object; remove one", "repeated-key")
+            seen.add(key)
+            if key not in names:
+                text.next_value()
+            elif (start := text.next_character()) == "[":
+                yield from ((key, element) for element in text.elements())
+            else:
+                raise text.error(f"{key} starts with {start!r}, wanted an array ('[')", "not-an-array")
+        text.require_end()
+
+
+@contextmanager
+def _open_json(path: Path, on_read: OnRead | None = None) -> Iterator[_JsonReader]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", code="missing-file")
+    with path.open(encoding="utf-8-sig") as stream:
+        yield _JsonReader(path, stream, on_read)
+
+
+class _JsonReader:
+    """A window on the text of a JSON file that moves forward as its values are read."""
 
     _CHARACTERS = 1 << 20
     # A token cut by the end of the window (`tru`, `\\ud8`) makes the decoder fail at most this far before it.
@@ -128,6 +146,7 @@ class _ArrayReader:
         self._window = ""
         self._lines_before = 1
         self._count = 0
+        self._decoder = json.JSONDecoder(object_pairs_hook=build_object)
         self.position = 0
 
     def next_character(self) -> str:
@@ -137,13 +156,41 @@ class _ArrayReader:
             if self.position < len(self._window) or not self._read_more():
                 return self._window[self.position : self.position + 1]
 
-    def next_value(self, decoder: json.JSONDecoder) -> Any:
+    def elements(self) -> Iterator[Any]:
+        """Yield the elements of the array that starts here, and move past it."""
+        for _ in self._items("]"):
+            yield self.next_value()
+
+    def member_names(self) -> Iterator[str]:
+        """Yield the keys of the object that starts here; the caller moves past each value."""
+        for _ in self._items("}"):
+            if not isinstance(key := self.next_value(), str) or self.next_character() != ":":
+                raise self.error(f"found {key!r}, wanted a key and ':'")
+            self.position += 1
+            yield key
+
+    def _items(self, end: str) -> Iterator[None]:
+        """Yield before each item between the bracket here and `end`; the caller moves past the item."""
+        self.position += 1
+        if self.next_character() == end:
+            self.position += 1
+            return
+        while True:
+            yield
+            separator = self.next_character()
+            if separator not in {",", end}:
+                raise self.error(f"found {separator!r}, wanted ',' or {end!r}" if separator else "cut short")
+            self.position += 1
+            if separator == end:
+                return
+
+    def next_value(self) -> Any:
         """Decode the value that starts here and move past it."""
         if not self.next_character():
             raise self.error("cut short")
         while True:
             try:
-                value, end = decoder.raw_decode(self._window, self.position)
+                value, end = self._decoder.raw_decode(self._window, self.position)
             except json.JSONDecodeError as error:
                 may_be_cut = error.msg.startswith("Unterminated string") or (
                     error.pos >= len(self._window) - self._LONGEST_TOKEN
@@ -165,9 +212,9 @@ class _ArrayReader:
                 return value
 
     def require_end(self) -> None:
-        """Raise if anything follows the array."""
+        """Raise if anything follows the value."""
         if rest := self.next_character():
-            raise self.error(f"found {rest!r} after the array")
+            raise self.error(f"found {rest!r} after the end")
 
     def error(self, message: str, code: str = "not-json") -> DataError:
         """Return an error that names the current line."""

@@ -36,7 +36,7 @@ BAD = {
 
 @pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(files._ArrayReader, "_CHARACTERS", request.param)
+    monkeypatch.setattr(files._JsonReader, "_CHARACTERS", request.param)
     return int(request.param)
 
 
@@ -85,10 +85,47 @@ def test_bytes_that_are_not_utf8_are_refused(window: int, tmp_path: Path) -> Non
 def test_a_broken_file_is_not_read_to_its_end_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text("[truX, " + "1," * 4_000_000 + "1]", encoding="utf-8")
-    text = files._ArrayReader(path, path.open(encoding="utf-8"))
+    text = files._JsonReader(path, path.open(encoding="utf-8"))
     text.next_character()
     text.position += 1
     with raises_code("not-json") as error:
-        text.next_value(json.JSONDecoder())
+        text.next_value()
     assert "file.json:1:" in str(error.value)
-    assert len(text._window) <= files._ArrayReader._CHARACTERS
+    assert len(text._window) <= files._JsonReader._CHARACTERS
+
+
+COCO = '{"info": {"a": [1]}, "images": [{"id": 1}, {"id": 2}], "x": "]}", "annotations": [] , "n": 1.5}\n'
+
+
+def test_the_arrays_of_an_object_are_streamed_in_its_order(window: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(COCO, encoding="utf-8")
+    found = list(files.stream_json_lists(path, ("annotations", "images")))
+    assert found == [("images", {"id": 1}), ("images", {"id": 2})]
+    assert list(files.stream_json_lists(path, ())) == []
+    path.write_text("{}", encoding="utf-8")
+    assert list(files.stream_json_lists(path, ("images",))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "place"),
+    [
+        ("[]", "not-an-object", ":1:"),
+        ('{"a": [1],\n"a": [2]}', "repeated-key", ":2:"),
+        ('{"a": [1,\n{"b": 1, "b": 2}]}', "repeated-key", ":2:"),
+        ('{"a":\n{}}', "not-an-array", ":2:"),
+        ('{"a": [1, 2', "not-json", "cut short"),
+        ('{"a": [1] "b": 2}', "not-json", "wanted ','"),
+        ('{"a" [1]}', "not-json", "':'"),
+        ("{3: [1]}", "not-json", "3"),
+        ('{"a": []} {}', "not-json", "after the end"),
+    ],
+)
+def test_a_broken_object_of_arrays_is_refused(
+    text: str, code: str, place: str, window: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    with raises_code(code) as error:
+        list(files.stream_json_lists(path, ("a",)))
+    assert place in str(error.value)
