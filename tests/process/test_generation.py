@@ -339,7 +339,7 @@ def test_a_wrong_price_file_is_refused(tmp_path: Path, change: str, code: str) -
         ({"round": 2}, "other-round"),
         ({"schema": "poem"}, "unknown-structure"),
         ({"seed": "x"}, "bad-request"),
-        ({"round": "one"}, "bad-request"),
+        ({"round": "one"}, "other-round"),
         ({"messages": []}, "bad-request"),
         ({"messages": [{"role": "user"}]}, "bad-request"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "path": "a"}]}]}, "bad-request"),

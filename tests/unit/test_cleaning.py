@@ -16,7 +16,8 @@ from PIL import Image
 from llava.data_engine.cleaning.blind import BlindItem, probe_blind
 from llava.data_engine.cleaning.clean import CleaningSettings, clean_round
 from llava.data_engine.cleaning.contamination import Contamination
-from llava.data_engine.cleaning.duplicates import BenchmarkImages, BenchmarkIndex, SeenQuestions
+from llava.data_engine.cleaning.duplicates import BenchmarkIndex, SeenQuestions
+from llava.data_engine.cleaning.image_hashes import BenchmarkImages
 from llava.data_engine.cleaning.parse import LONGEST_RESPONSE, parse_response
 from llava.data_engine.cleaning.positions import balance_report, shuffle_options
 from llava.data_engine.cleaning.references import collect_references, read_benchmarks, split_question
@@ -426,9 +427,9 @@ RESPONSE = {"id": "r1", "text": json.dumps(RECORD)}
         ([REQUEST], [RESPONSE | {"id": "r9"}], "other-round"),
         ([REQUEST, REQUEST | {"id": "r2", "round": 2}], [RESPONSE], "other-round"),
         ([REQUEST | {"round": 3}], [RESPONSE], "other-round"),
-        ([REQUEST, REQUEST], [RESPONSE], "doubled-request-id"),
+        ([REQUEST, REQUEST], [RESPONSE], "doubled-request"),
         ([REQUEST], [RESPONSE, RESPONSE], "doubled-response"),
-        ([REQUEST | {"image": None}], [RESPONSE], "bad-request-row"),
+        ([REQUEST | {"image": None}], [RESPONSE], "bad-request"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused_and_nothing_is_written(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.data_engine.cleaning.clean import CleaningSettings, clean_round, summarize_cleaning
-from llava.data_engine.cleaning.duplicates import BenchmarkImages
+from llava.data_engine.cleaning.image_hashes import BenchmarkImages
 from llava.data_engine.cleaning.references import list_benchmark_images, read_benchmarks
 from llava.data_engine.loop.round import read_settings
 from llava.errors import SettingsError

@@ -1,4 +1,4 @@
-"""Find repeated questions: within a round, in earlier rounds, and in the benchmarks; and repeated images.
+"""Find repeated questions: within a round, in earlier rounds, and in the benchmarks.
 
 Two questions about one image are duplicates if they ask the same and have the same answer. The same question
 about another image is none: "How many dogs are there?" can be asked of a thousand images.
@@ -9,17 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llava.data_engine.cleaning.references import Reference, image_key
+from llava.data_engine.cleaning.references import Reference, find_benchmark_image, image_key
 from llava.data_engine.cleaning.rules import Draft
 from llava.data_engine.cleaning.words import ask_the_same
-from llava.image_reading import image_path, read_image
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # Out of 100, of rapidfuzz's ratio over sorted words: one word of a question of ten may differ.
 ALIKE = 90
@@ -27,8 +20,6 @@ ALIKE = 90
 FEWEST_WORDS = 8
 SAME_OPTIONS = 3
 PERMUTATIONS, BANDS = 64, 16
-# Of the 64 bits of a perceptual hash; imagehash's authors take up to about 10 for the same picture.
-IMAGE_BITS = 6
 
 
 class SeenQuestions:
@@ -96,10 +87,7 @@ class BenchmarkIndex:
 
     def find_image(self, image: str, coco_id: object = None) -> str | None:
         """Return the benchmark that has an image of this name or COCO id, or None."""
-        keys = [image_key(image)]
-        if isinstance(coco_id, int | str) and str(coco_id).isdecimal():
-            keys.append(f"coco {int(coco_id)}")
-        return next((self.images[key] for key in keys if key in self.images), None)
+        return find_benchmark_image(self.images, image, coco_id)
 
     def _looks_like(self, draft: Draft, reference: Reference) -> bool:
         if not ask_the_same(draft.question, reference.question):
@@ -127,56 +115,3 @@ def _sort_words(text: str) -> str:
 def _shingles(question: str) -> list[str]:
     words = question.split()
     return words + [f"{first} {second}" for first, second in pairwise(words)]
-
-
-class BenchmarkImages:
-    """The benchmarks' pictures by perceptual hash, to compare a round's images with."""
-
-    def __init__(self, known: Sequence[tuple[str, Path]], image_root: Path) -> None:
-        self._names = [name for name, _ in known]
-        self._hashes = hash_images([path for _, path in known])
-        self._image_root = image_root
-        self._found: dict[str, str | None] = {}
-
-    def find(self, image: str) -> str | None:
-        """Return the benchmark that has the same picture, or None. An image is decoded once.
-
-        Raises:
-            DataError: The image is missing or cannot be decoded.
-        """
-        if image not in self._found:
-            near = find_near_images(
-                hash_images([image_path(self._image_root, image, "a request")]), self._hashes
-            )
-            self._found[image] = self._names[near[0]] if near[0] >= 0 else None
-        return self._found[image]
-
-
-def hash_images(paths: Sequence[Path]) -> NDArray[np.uint64]:
-    """Return the perceptual hash of each image, 64 bits.
-
-    Raises:
-        DataError: An image is missing or cannot be decoded.
-    """
-    import imagehash
-    import numpy as np
-
-    hashes = [
-        np.packbits(imagehash.phash(read_image(path)).hash.reshape(-1)).view(">u8")[0] for path in paths
-    ]
-    return np.array(hashes, dtype=np.uint64)
-
-
-def find_near_images(
-    hashes: NDArray[np.uint64], known: NDArray[np.uint64], *, bits: int = IMAGE_BITS
-) -> NDArray[np.int64]:
-    """Return for each image the index of the nearest known one that differs in at most `bits`, else -1."""
-    import numpy as np
-
-    found = np.full(len(hashes), -1, dtype=np.int64)
-    if len(known):
-        for row, value in enumerate(hashes):
-            distances = np.bitwise_count(known ^ value)
-            nearest = int(distances.argmin())
-            found[row] = nearest if distances[nearest] <= bits else -1
-    return found

@@ -10,6 +10,7 @@ from typing import Any
 from llava.data_engine.cleaning.parse import parse_response
 from llava.data_engine.loop.round import ACCEPTED, REQUESTS, round_number
 from llava.data_engine.records import parse_record
+from llava.data_engine.requests.rows import read_request_rows
 from llava.data_engine.text import Unusable, digest
 from llava.errors import DataError, shown
 from llava.files import read_jsonl
@@ -41,20 +42,10 @@ def read_asked(path: Path, *, number: int | None = None, whole: bool = False) ->
         DataError: A row lacks a field, an id is there twice, or the rows are of several rounds.
     """
     found: dict[str, Asked] = {}
-    rounds = set() if number is None else {str(number)}
-    for line, row in read_jsonl(path):
-        for key in ("id", "type", "image"):
+    for where, row in read_request_rows(path, number=number):
+        for key in ("type", "image"):
             if not isinstance(row.get(key), str):
-                raise DataError(
-                    f"{path}:{line}: {key} is {shown(row.get(key))}, wanted a text", code="bad-request-row"
-                )
-        if row["id"] in found:
-            raise DataError(f"{path}:{line}: request {row['id']!r} is there twice", code="doubled-request-id")
-        rounds.add(str(row.get("round")))
-        if len(rounds) > 1:
-            raise DataError(
-                f"{path}:{line}: requests of rounds {sorted(rounds)}, wanted one", code="other-round"
-            )
+                raise DataError(f"{where}: {key} is {shown(row.get(key))}; wanted a text", code="bad-request")
         info = row.get("image_info")
         coco_id = info.get("coco_id") if isinstance(info, dict) else None
         found[row["id"]] = Asked(row["type"], row["image"], coco_id, row if whole else None)

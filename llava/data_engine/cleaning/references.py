@@ -88,6 +88,20 @@ def collect_references(questions: Mapping[str, Iterable[Question]]) -> list[Refe
     return list(found.values())
 
 
+def find_benchmark_image(known: Mapping[str, str], image: str, coco_id: object = None) -> str | None:
+    """Return the benchmark that has an image of this name or COCO id, or None.
+
+    Args:
+        known: The benchmark by `image_key`.
+        image: The image's path.
+        coco_id: Its number in COCO, if it has one.
+    """
+    keys = [image_key(image)]
+    if isinstance(coco_id, int | str) and str(coco_id).isdecimal():
+        keys.append(f"coco {int(coco_id)}")
+    return next((known[key] for key in keys if key in known), None)
+
+
 def image_key(path: str) -> str:
     """Return what identifies an image by its name: the COCO id in it (without zeros), else its stem.
 

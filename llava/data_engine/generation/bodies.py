@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.data_engine.requests.rows import read_request_rows
 from llava.errors import DataError, SettingsError, shown
-from llava.files import read_jsonl
 from llava.image_reading import image_path, require_image_file
 from llava.schema import JsonObject
 
@@ -136,32 +136,18 @@ class ChatRequest:
         return {"role": message["role"], "content": content}
 
 
-def read_requests(path: Path) -> Iterator[ChatRequest]:
-    """Yield the rows of a requests.jsonl.
+def read_requests(path: Path, *, number: int | None = None) -> Iterator[ChatRequest]:
+    """Yield the requests of a requests.jsonl; `number` is that of `read_request_rows`.
 
     Raises:
         DataError: The file is missing, or a row is not a request; the message names the line.
     """
-    seen: set[str] = set()
-    first: ChatRequest | None = None
-    for number, row in read_jsonl(path, strict=True):
-        where = f"{path}:{number}"
-        request = _request(row, where)
-        if request.id in seen:
-            raise DataError(f"{where}: id {shown(request.id)} is there twice", code="doubled-request")
-        seen.add(request.id)
-        first = first or request
-        if request.round != first.round:
-            raise DataError(
-                f"{where}: round is {request.round}, but {first.round} in {first.where}", code="other-round"
-            )
-        yield request
+    for where, row in read_request_rows(path, number=number):
+        yield _request(row, where)
 
 
 def _request(row: JsonObject, where: str) -> ChatRequest:
-    name, structure, seed = row.get("id"), row.get("schema"), row.get("seed")
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: id is {shown(name)}; wanted a text", code="bad-request")
+    structure, seed = row.get("schema"), row.get("seed")
     if structure is not None and structure not in STRUCTURES:
         raise DataError(
             f"{where}: no structure {shown(structure)}; there are: {', '.join(STRUCTURES)}",
@@ -178,7 +164,7 @@ def _request(row: JsonObject, where: str) -> ChatRequest:
             " text or image_path",
             code="bad-request",
         )
-    return ChatRequest(name, messages, structure, seed, number, where)
+    return ChatRequest(row["id"], messages, structure, seed, number, where)
 
 
 def _is_message(message: object) -> bool:

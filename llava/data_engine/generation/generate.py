@@ -96,16 +96,8 @@ def read_round_requests(folder: Path) -> list[ChatRequest]:
     Raises:
         DataError: They are wrong, or are another round's than the folder's settings say.
     """
-    requests = list(read_requests(folder / REQUESTS))
-    if requests and (folder / ROUND_FILE).is_file():
-        wanted = read_settings(folder).round
-        if requests[0].round not in (None, wanted):
-            raise DataError(
-                f"{requests[0].where}: round is {requests[0].round}, but {wanted} in {folder / ROUND_FILE};"
-                " make the requests again",
-                code="other-round",
-            )
-    return requests
+    number = read_settings(folder).round if (folder / ROUND_FILE).is_file() else None
+    return list(read_requests(folder / REQUESTS, number=number))
 
 
 def plan_requests(
