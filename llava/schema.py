@@ -102,6 +102,16 @@ class Verdict:
         return all(self.facet(name) == value for name, value in over.items())
 
 
+def describe_count(count: int, official: int | None) -> str:
+    """Return `count`, as "20 of 97" if officially there are more questions.
+
+    More questions than the official ones are others: "250 (not the official 97)".
+    """
+    if official is None or count == official:
+        return str(count)
+    return f"{count} of {official}" if count < official else f"{count} (not the official {official})"
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One number of a benchmark with its 95 % interval [low, high]; all are None when it is not available.
@@ -135,8 +145,8 @@ class Score:
 
     @property
     def count(self) -> str:
-        """`n`, as "20 of 14233" if the official benchmark has another number of questions."""
-        return f"{self.n} of {self.of}" if self.is_partial else str(self.n)
+        """`n`, with the official number of questions if that is another."""
+        return describe_count(self.n, self.of if self.is_partial else None)
 
     @property
     def is_partial(self) -> bool:

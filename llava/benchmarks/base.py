@@ -17,7 +17,7 @@ from llava.benchmarks.records import is_data_fault, read_record_lines, require_i
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import write_jsonl
 from llava.prompts.wording import options_block
-from llava.schema import Answer, Question, Scores
+from llava.schema import Answer, Question, Scores, describe_count
 
 # The groups whose scores `official_sizes` names without their group.
 PLAIN_GROUPS = frozenset({"total", "type"})
@@ -260,13 +260,12 @@ class Benchmark:
         return replace(scores, scores=tuple(known))
 
     def describe_count(self, count: int, split: str) -> str:
-        """Return `count` questions of `split` as text, "3 of 14233 questions" if officially there are others.
+        """Return `count` questions of `split` as text, "3 of 14233 questions" if officially there are more.
 
         The official number is that of the score named as the split (SEED's image), else the largest.
         """
         sizes = self.official_sizes.get(split, {})
-        official = sizes.get(split, max(sizes.values(), default=count))
-        return f"{count} questions" if count == official else f"{count} of {official} questions"
+        return f"{describe_count(count, sizes.get(split, max(sizes.values(), default=None)))} questions"
 
     def write_submission(
         self,

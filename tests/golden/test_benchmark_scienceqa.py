@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava import benchmarks
-from llava.benchmarks.tasks.scienceqa import build_result_file, read_problems
+from llava.benchmarks.tasks.scienceqa import SUBJECTS, build_result_file, read_problems
 from llava.errors import DataError
 from llava.files import read_json
 from llava.schema import Answer
@@ -40,6 +40,20 @@ def test_the_result_file_is_the_originals(realdata: Path, tmp_path: Path) -> Non
     answers = SQA.read_answers(root / "answers/llava-v1.5-13b.reconstructed.jsonl")
     SQA.write_submission(root, answers, tmp_path / "result.json")
     assert read_json(tmp_path / "result.json") == read_json(root / "answers/llava-v1.5-13b_result.json")
+
+
+def test_the_official_sizes_fit_each_other_and_the_published_questions(realdata: Path) -> None:
+    sizes = SQA.official_sizes["test"]
+    subjects, grades = SUBJECTS, ("grade/1-6", "grade/7-12")
+    assert sum(sizes[name] for name in subjects) == sum(sizes[name] for name in grades) == sizes["ALL"]
+    problems = read_problems(realdata / "scienceqa")
+    contexts = [problem.text.startswith("Context: ") for problem in problems]
+    images = [problem.image is not None for problem in problems]
+    assert sizes["context/text"] == sum(contexts)
+    assert sizes["context/image"] == sizes["IMG"] == sum(images)
+    assert sizes["context/none"] == sum(
+        not (text or image) for text, image in zip(contexts, images, strict=True)
+    )
 
 
 @pytest.fixture

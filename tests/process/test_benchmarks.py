@@ -63,6 +63,17 @@ def check_intervals(scores: Scores) -> None:
         assert high - score.low > 0.1 * score.top
 
 
+@pytest.mark.parametrize(
+    ("n", "of", "text"),
+    [(20, 97, "20 of 97"), (97, 97, "97"), (250, 97, "250 (not the official 97)"), (250, None, "250")],
+)
+def test_more_questions_than_the_official_ones_are_others(n: int, of: int | None, text: str) -> None:
+    assert Score("x", 50.0, n, of=of).count == text
+    sizes = {"x": {"x": of}} if of else {}
+    assert replace(benchmarks.get("seed"), official_sizes=sizes).describe_count(n, "x") == f"{text} questions"
+    assert Score("x", None, n, of=of).count == str(n)
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
     def test_a_score_says_how_many_of_the_official_questions_it_is_over(

@@ -52,7 +52,7 @@ SOURCE = "MMBench circular evaluation; letters by steps 1 and 2 of its matching,
 UNKNOWN = "all"
 READINGS = ("", "_strict", "_first_character")
 TOTALS = [f"{kind}{reading}" for kind in ("circular", "plain") for reading in READINGS]
-# Base questions of each TSV with answers. Source: the TSVs.
+# Base questions of each TSV with answers. Source: the TSVs. The sizes of categories are not published.
 SIZES = {"dev_20230712": 1176, "dev_en_20231003": 1164, "dev_cn_20231003": 1164}
 Reading = Literal["extracted", "strict", "first character"]
 

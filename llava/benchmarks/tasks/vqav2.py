@@ -203,7 +203,7 @@ BENCHMARK = Benchmark(
         )
     },
     download="https://visualqa.org/download.html; LLaVA's eval.zip has the question files",
-    # Source: visualqa.org/download.html (VQA v2.0).
+    # Source: visualqa.org/download.html (VQA v2.0), which gives no sizes of answer and question types.
     official_sizes={
         "test-dev2015": {"overall": 107_394},
         "test2015": {"overall": 447_793},
