@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("llava.eval", "evaluate a model on benchmarks: answer, score, write submissions"),
     "ask": ("llava.eval.run_llava", "ask one question about one image"),
     "chat": ("llava.serve.cli", "talk about one image"),
+    "export": ("llava.exchange.export", "write a model for transformers, vLLM and SGLang"),
+    "import": ("llava.exchange.import_folder", "turn a llava-hf folder into the original's format"),
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),
     "report": (
         "llava.report",

@@ -50,7 +50,7 @@ def merge_lora(
         raise CheckpointError(
             f"{source.folder}: holds no adapter, so there is nothing to merge", code="not-an-adapter"
         )
-    with _new_folder(save_path) as temporary:
+    with new_model_folder(save_path) as temporary:
         tokenizer = read_tokenizer(source)
         placement = _placement(dtype, device)
         wrapped = assemble_model(source, placement, tokenizer)
@@ -81,7 +81,7 @@ def consolidate(src: str, dst: Path, *, dtype: str = "float16") -> None:
         raise CheckpointError(
             f"{source.folder}: holds no full model; merge an adapter instead", code="not-a-full-model"
         )
-    with _new_folder(dst) as temporary:
+    with new_model_folder(dst) as temporary:
         tokenizer = read_tokenizer(source)
         model = assemble_model(source, _placement(dtype, "cpu"), tokenizer)
         _make_tower_absolute(model.config, source)
@@ -90,7 +90,7 @@ def consolidate(src: str, dst: Path, *, dtype: str = "float16") -> None:
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def new_model_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` at the end of the block.
 
     An exception inside the block leaves nothing behind.

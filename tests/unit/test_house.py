@@ -18,7 +18,7 @@ GROUND = {
 TEXT = {"samples", "conversation", "prompts"}
 PIXELS_AND_IDS = {"images", "anyres", "tokenizer"}
 TEXT_SIDE = {"benchmarks", "data_engine", "report", "layout"}
-COMMANDS = {"eval", "train", "serve", "cli", "doctor"}
+COMMANDS = {"eval", "train", "serve", "exchange", "cli", "doctor"}
 FACADES = {"mm_utils", "utils", "__init__"}
 # Modules that offer names of `compat` at the original's paths.
 OFFER_COMPAT = {
