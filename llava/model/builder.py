@@ -47,6 +47,7 @@ from llava.model.loading.weights import (
     read_tensor_names,
     read_tensors,
 )
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
 from llava.model.vocabulary import add_image_tokens, grow_embeddings, load_pretrained_rows
 from llava.tokenizer import load_tokenizer
@@ -291,7 +292,7 @@ def load_tower(
     """Load the vision tower onto the projector's device; return its image processor."""
     fields, tower = image_fields(model.config), model.get_vision_tower()
     assert tower is not None
-    tower.load_model(near=source.folders)
+    load_vision_tower(tower, near=source.folders)
     if tower.hidden_size != fields.mm_hidden_size:
         raise CheckpointError(
             f"{source.config_folder}: mm_hidden_size is {fields.mm_hidden_size}, but the vision tower "

@@ -22,7 +22,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import CheckpointError, DataError
 from llava.model.fields import image_fields
 from llava.model.loading.checkpoint import read_projector
-from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.builder import build_vision_tower, load_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.overrides import find_altered, is_replaced
@@ -75,7 +75,7 @@ class LlavaMetaModel:
         config.mm_patch_merge_type = model_args.mm_patch_merge_type
 
         tower = build_vision_tower(config, delay_load=True)
-        tower.load_model(near=[Path(config.name_or_path)] if config.name_or_path else [])
+        load_vision_tower(tower, near=[Path(config.name_or_path)] if config.name_or_path else [])
         width = image_fields(config).mm_hidden_size
         if self.mm_projector is not None and width != tower.hidden_size:
             raise CheckpointError(

@@ -11,8 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationMixin, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
-from transformers.models.clip.modeling_clip import CLIPEncoder
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    GenerationMixin,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+)
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llava.command import run
@@ -185,7 +192,69 @@ def tower_of(model: Any) -> Any:
     return model.get_vision_tower()
 
 
+def read_keys(tower: Any, images: torch.Tensor) -> torch.Tensor:
+    """Keep patches by keys of the last layer, read by a hook, as PruMerge does; their number varies."""
+    keys: list[torch.Tensor] = []
+    layer = tower.vision_tower.vision_model.encoder.layers[-1]
+    handle = layer.self_attn.k_proj.register_forward_hook(lambda module, inputs, output: keys.append(output))
+    outputs = tower.vision_tower(images.to(device=tower.device, dtype=tower.dtype), output_hidden_states=True)
+    handle.remove()
+    likeness = (keys[0][:, :1] * keys[0][:, 1:]).sum(-1)[0]
+    kept = likeness.topk(2 + int((likeness > likeness.mean()).sum()) // 2).indices
+    return tower.feature_select(outputs)[:, kept].to(images.dtype)
+
+
+ATTEND = CLIPAttention.forward
+
+
+def attend_and_keep(self: Any, hidden_states: torch.Tensor, *rest: Any, **settings: Any) -> Any:
+    """An attention that leaves something behind in its layer, as VisionZip's does."""
+    self.metric = self.k_proj(hidden_states)
+    return ATTEND(self, hidden_states, *rest, **settings)
+
+
+def zip_patches(tower: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features and what was kept, as VisionZip's tower does: not what the original's returns."""
+    outputs = tower.vision_tower(
+        images.to(device=tower.device, dtype=tower.dtype), output_hidden_states=True, output_attentions=True
+    )
+    count = tower.vision_tower._info["dominant"]
+    kept = outputs.attentions[-2].sum(dim=1)[:, 0, 1:].topk(count).indices
+    metric = tower.vision_tower.vision_model.encoder.layers[-2].self_attn.metric
+    merged = (metric.mean(-1, keepdim=True) * outputs.hidden_states[-2]).mean(1, keepdim=True)
+    features = outputs.hidden_states[-2][:, 1:]
+    chosen = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+    return torch.cat([chosen, merged], dim=1).to(images.dtype), kept
+
+
+def prepare_zipped(
+    model: Any, ids: Any, positions: Any, mask: Any, past: Any, labels: Any, images: Any, sizes: Any = None
+) -> Any:
+    """The original's preparation around such a tower, for one prompt with one image in front."""
+    if images is None or ids.shape[1] == 1:
+        return ids, positions, mask, past, None, labels
+    features, _ = model.get_model().get_vision_tower().forward(images)
+    features = model.get_model().mm_projector(features)
+    place = int((ids[0] == -200).nonzero())
+    text = model.get_model().embed_tokens(ids[0, torch.arange(ids.shape[1]) != place])
+    embeds = torch.cat([text[:place], features[0], text[place:]])[None]
+    mask = None if mask is None else mask.new_ones(embeds.shape[:2])
+    return None, positions, mask, past, embeds, labels
+
+
+def zip_model(model: Any, patch: pytest.MonkeyPatch) -> None:
+    """Replace what VisionZip replaces, and in its order."""
+    clip = tower_of(model).vision_tower
+    clip.__class__ = type("Zipping", (clip.__class__,), {})
+    clip._info = {"dominant": 5}
+    patch.setattr(CLIPAttention, "forward", attend_and_keep)
+    patch.setattr(CLIPVisionTower, "forward", zip_patches)
+    patch.setattr(LlavaMetaForCausalLM, PREPARE, prepare_zipped)
+
+
 CHANGES: dict[str, Patch] = {
+    "all that VisionZip replaces": zip_model,
+    "the tower, with hooks": lambda _, patch: patch.setattr(CLIPVisionTower, "forward", read_keys),
     "the class's encode_images": lambda _, patch: patch.setattr(
         LlavaMetaForCausalLM, "encode_images", doubled(LlavaMetaForCausalLM.encode_images)
     ),
@@ -238,6 +307,48 @@ def test_the_engine_answers_as_the_changed_model_generates(
     assert answers(loaded, requests)[:-1] == texts
     assert texts != before[:-1]
     assert answers(loaded, requests[:1], batch_size=1) == texts[:1]
+
+
+class ForksTower(torch.nn.Module):
+    """A tower as a fork writes its own, with the original's methods only."""
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        super().__init__()
+        self.is_loaded, self.vision_tower_name = False, vision_tower
+        self.select_layer, self.select_feature = args.mm_vision_select_layer, "patch"
+
+    def load_model(self, device_map: Any = None) -> None:
+        self.image_processor = CLIPImageProcessorPil.from_pretrained(self.vision_tower_name)
+        self.vision_tower = CLIPVisionModel.from_pretrained(self.vision_tower_name)
+        self.is_loaded = True
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs = self.vision_tower(images.to(self.vision_tower.dtype), output_hidden_states=True)
+        return outputs.hidden_states[self.select_layer][:, 1::3].to(images.dtype)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.vision_tower.config.hidden_size)
+
+    @property
+    def num_patches(self) -> int:
+        return 16
+
+
+def test_a_forks_tower_takes_the_place_of_ours(
+    golden: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.model.multimodal_encoder.builder.CLIPVisionTower", ForksTower)
+    given = (golden / tiny.PROJECTOR, golden / tiny.LANGUAGE)
+    loaded = Loaded(*load_pretrained_model(*given, device="cpu", dtype="float32"))
+    assert type(tower_of(loaded.model)) is ForksTower
+    inputs = inputs_of(loaded, requests[0])
+    ids = loaded.model.generate(inputs["input_ids"], images=inputs["images"], **GREEDY)
+    embeds = loaded.model.splice_images(inputs["input_ids"], None, None, inputs["images"]).embeds
+    assert embeds.shape[1] == inputs["input_ids"].shape[1] - 1 + len(range(1, 17, 3))
+    wanted = loaded.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+    assert answers(loaded, requests)[0] == wanted
 
 
 def test_an_unchanged_model_is_known_as_such(loaded: Loaded, requests: list[Request]) -> None:

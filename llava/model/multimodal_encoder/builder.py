@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionModel
 
 from llava.errors import CheckpointError
+from llava.model.loading.locate import locate
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
 
@@ -35,3 +37,15 @@ def build_vision_tower(vision_tower_cfg: object, **kwargs: Any) -> CLIPVisionTow
             "no vision tower is named: config.json needs mm_vision_tower", code="missing-vision-tower"
         )
     return CLIPVisionTower(name, args=vision_tower_cfg, **kwargs)
+
+
+def load_vision_tower(tower: CLIPVisionTower, *, near: Sequence[Path]) -> None:
+    """Load a tower's weights, ours or those of another class with the original's methods.
+
+    Args:
+        tower: What `build_vision_tower` returned.
+        near: Checkpoint folders near which a relative name is also looked up; see `locate`.
+    """
+    if not tower.is_loaded:
+        tower.vision_tower_name = str(locate(tower.vision_tower_name, near=near, what="vision tower"))
+        tower.load_model()

@@ -87,17 +87,16 @@ class CLIPVisionTower(nn.Module):
         if not delay_load:
             self.load_model()
 
-    def load_model(self, near: Sequence[Path] = (), **kwargs: object) -> None:
+    def load_model(self, **kwargs: object) -> None:
         """Load the image processor and the weights. A second call does nothing.
 
         Args:
-            near: Checkpoint folders near which a relative name is also looked up; see `locate`.
             kwargs: Arguments of `from_pretrained`, such as dtype and device_map.
         """
         if self.is_loaded:
             logger.debug("%s is already loaded", self.vision_tower_name)
             return
-        folder = locate(self.vision_tower_name, near=near, what="vision tower")
+        folder = locate(self.vision_tower_name, what="vision tower")
         for path in check_weight_files(folder):
             read_tensor_names(path)  # refuses a pickle of anything but tensors
         try:
