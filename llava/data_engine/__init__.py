@@ -2,5 +2,5 @@
 
 `records` reads engine records, `formats` writes them as questions and answers, `convert` makes samples, `mix`
 appends them to base data; `pipeline` and `llava engine` join these steps. `loop` steers the
-rounds of generating records.
+rounds of generating records, `lineage` says what a round trains on, and `results` what it gained.
 """

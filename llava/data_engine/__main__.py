@@ -17,6 +17,7 @@ from llava.data_engine.lineage.training import accepted_of, keep_lineage
 from llava.data_engine.loop.commands import add_commands as add_loop
 from llava.data_engine.mix import BATCH_SIZE, Replay
 from llava.data_engine.pipeline import convert_files, mix_files, summarize_report
+from llava.data_engine.results.commands import add_commands as add_results
 from llava.errors import SettingsError
 from llava.schema import JsonObject
 
@@ -58,6 +59,7 @@ def main() -> None:
         _add_conversion(command.add_argument_group("converting engine records"))
     add_generation(commands)
     add_cleaning(commands)
+    add_results(commands)
     arguments = parser.parse_args()
     arguments.command(arguments)
 

@@ -176,7 +176,9 @@ def test_an_output_of_a_conversion_is_no_other_file_of_it(
         convert_files(
             ConversionSettings(engine=(engine,)),
             base=base,
-            **{name: tmp_path / file for name, file in outputs.items()},
+            output=tmp_path / outputs["output"],
+            report=tmp_path / outputs["report"] if "report" in outputs else None,
+            problems=tmp_path / outputs["problems"] if "problems" in outputs else None,
         )
     assert (engine.read_text(), base.read_text(encoding="utf-8")) == (before, NASTY_BASE)
     assert not (tmp_path / "y.json").exists()

@@ -18,7 +18,6 @@ from llava.data_engine.generation.client import (
     key_from_environment,
 )
 from llava.data_engine.generation.generate import (
-    LEDGER,
     RoundBudget,
     RoundOutcome,
     describe_failures,
@@ -30,7 +29,7 @@ from llava.data_engine.generation.generate import (
 )
 from llava.data_engine.generation.ledger import Ledger, open_ledger
 from llava.data_engine.generation.prices import read_price
-from llava.data_engine.loop.round import REQUESTS, RESPONSES
+from llava.data_engine.loop.round import LEDGER, REQUESTS, RESPONSES
 from llava.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from llava.data_engine.generation.bodies import ChatRequest, Sampling, read_requ
 from llava.data_engine.generation.client import CallError, ChatClient, Server
 from llava.data_engine.generation.ledger import Completion, Ledger
 from llava.data_engine.generation.prices import Price, Usage
-from llava.data_engine.loop.round import REQUESTS, RESPONSES, ROUND_FILE, read_settings
+from llava.data_engine.loop.round import LEDGER, REQUESTS, RESPONSES, ROUND_FILE, read_settings
 from llava.errors import DataError, LlavaError, SettingsError, one_line
 from llava.files import write_jsonl
 from llava.log import progress_bar
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEDGER = "ledger.sqlite"
 
 # A token is at least a byte, and about four in English. A message has a few of its own.
 _BYTES_PER_TOKEN, _TOKENS_PER_MESSAGE = 4, 16

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -184,20 +184,7 @@ class Ledger:
 
     def spending(self, round_name: str) -> Spending:
         """Return what the calls of one round have cost."""
-        rows = self._connection.execute(
-            "SELECT state, COUNT(*), TOTAL(cost) FROM attempts WHERE round = ? GROUP BY state", (round_name,)
-        )
-        found = rows.fetchall()
-        count = {state: number for state, number, _ in found}
-        dollars = {state: cost for state, _, cost in found}
-        return Spending(
-            answered=dollars.get("answered", 0.0),
-            perhaps=dollars.get("unknown", 0.0) + dollars.get("lost", 0.0),
-            open=dollars.get("open", 0.0),
-            lost=count.get("lost", 0),
-            unknown=count.get("unknown", 0),
-            refused=count.get("refused", 0),
-        )
+        return _spending(self._connection, round_name)
 
     def total(self, round_name: str) -> float:
         """Return the most dollars that a round can have cost so far, with the calls in flight."""
@@ -226,6 +213,36 @@ class Ledger:
                 " count as paid for in full",
                 count,
             )
+
+
+def read_spending(path: Path, round_name: str) -> Spending:
+    """Return what a round has cost; another process may be using the ledger.
+
+    Raises:
+        DataError: The file is no ledger.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return _spending(connection, round_name)
+    except sqlite3.Error as error:
+        raise DataError(f"{path}: no ledger ({one_line(error)})", code="not-a-ledger") from error
+
+
+def _spending(connection: sqlite3.Connection, round_name: str) -> Spending:
+    rows = connection.execute(
+        "SELECT state, COUNT(*), TOTAL(cost) FROM attempts WHERE round = ? GROUP BY state", (round_name,)
+    )
+    found = rows.fetchall()
+    count = {state: number for state, number, _ in found}
+    dollars = {state: cost for state, _, cost in found}
+    return Spending(
+        answered=dollars.get("answered", 0.0),
+        perhaps=dollars.get("unknown", 0.0) + dollars.get("lost", 0.0),
+        open=dollars.get("open", 0.0),
+        lost=count.get("lost", 0),
+        unknown=count.get("unknown", 0),
+        refused=count.get("refused", 0),
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from llava.errors import DataError
-from llava.schema import Verdict
+from llava.schema import JsonObject, Verdict
 from llava.scoring.intervals import Changes, Interval, paired_means, paired_proportions
 
 Pairs = list[tuple[float, float]]
@@ -51,6 +51,12 @@ def compare_pairs(pairs: Pairs) -> Gain:
     low, high = gain_interval(pairs)
     before, after = (100 * fmean(points) for points in zip(*pairs, strict=True))
     return Gain(len(pairs), before, after, 100 * low, 100 * high, sign_test(pairs))
+
+
+def gain_row(gain: Gain) -> JsonObject:
+    """Return a gain as JSON files keep it, with whether its interval excludes 0."""
+    names = ("n", "before", "after", "value", "low", "high", "p")
+    return {name: getattr(gain, name) for name in names} | {"clear": gain.is_clear}
 
 
 def gain_interval(pairs: Pairs) -> Interval:

@@ -184,7 +184,7 @@ def _divide(
         correct_guessing(accuracy, row["chance"]) if settings.guess else accuracy
         for accuracy, row in zip(shrunk, rows, strict=True)
     ]
-    alpha = settings.alpha if settings.arm == "guided" else 0.0
+    alpha = 0.0 if settings.arm == "uniform" else settings.alpha
     active = [index for index, name in enumerate(types) if name not in given_up]
     if not active:
         raise DataError(
@@ -220,7 +220,7 @@ def _give_up(
 ) -> dict[str, str]:
     """Return the types that get no request, with the reasons."""
     reasons = {name: "no bad case" for name, row in pool["types"].items() if not row["kept"]}
-    if before is None or not settings.give_up or settings.arm != "guided":
+    if before is None or not settings.give_up or settings.arm == "uniform":
         return reasons
     for name, row in _load_plan(before)["types"].items():
         if name in reasons or name not in pool["types"]:

@@ -24,14 +24,16 @@ ROUND_FILE = "round.toml"
 # What the later steps hand on to one another, in their order.
 REQUESTS, RESPONSES = "requests.jsonl", "responses.jsonl"
 ACCEPTED, REJECTED = "accepted.jsonl", "rejected.jsonl"
-Arm = Literal["guided", "uniform"]
+# Of all rounds: every call to a server, with its money.
+LEDGER = "ledger.sqlite"
+Arm = Literal["guided", "uniform", "retrieved"]
 
 
 # What each setting means, and the smallest and largest number it takes.
 _ABOUT: dict[str, tuple[str, float, float]] = {
     "round": ("number of the round", 1, 1e6),
     "model_id": ("the model whose bad cases guide the round; empty: any", 0, 0),
-    "arm": ("guided: by accuracy; uniform: all types evenly, for comparison", 0, 0),
+    "arm": ("guided: by accuracy; uniform: all types evenly; retrieved: data that is there already", 0, 0),
     "seed": ("of every random choice", 0, 2**32),
     "alpha": ("weight of a type = (1 - accuracy)^alpha; paper v2 0.5, v1 1, uniform 0", 0, 10),
     "shrinkage": ('accuracies towards their mean: "none", "moments", or a number of questions', 0, 1e9),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from llava.data_engine.loop.costs import read_whole_rows, round_cost
 from llava.data_engine.loop.plan import PLAN_FILE, read_plan
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.round import (
@@ -19,8 +20,6 @@ from llava.data_engine.loop.round import (
 from llava.data_engine.loop.score import AFTER, format_gain, gain_on, read_after, read_before
 from llava.data_engine.loop.split import SPLIT_FILE, read_parts
 from llava.errors import DataError, LlavaError, one_line
-from llava.json_text import JsonFaultError, parse_json
-from llava.schema import JsonObject
 from llava.scoring.metrics import format_table
 
 # The files of a round in the order of its steps, and how those that this package writes are checked.
@@ -81,31 +80,10 @@ def _about_split(rounds: Path) -> str:
 
 def _row(folder: Path) -> list[str]:
     there = [name for name in FILES if (folder / name).is_file()]
-    counts, cost = [], 0.0
-    for name in (REQUESTS, RESPONSES, ACCEPTED, REJECTED):
-        rows = _whole_rows(folder / name)
-        counts.append(f"{len(rows):,}" if rows is not None else "-")
-        if name == RESPONSES:
-            costs = [row.get("cost") for row in rows or ()]
-            cost = sum(value for value in costs if isinstance(value, int | float))
-    return [there[-1] if there else ROUND_FILE, *counts, f"${cost:,.2f}" if cost else "-"]
-
-
-def _whole_rows(path: Path) -> list[JsonObject] | None:
-    """Return the rows of a file that may be being written: the last line may be cut short."""
-    if not path.is_file():
-        return None
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if line.endswith(b"\n") and line.strip():
-            try:
-                row = parse_json(line.decode())
-            except (JsonFaultError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}:{number}: {error}", code="not-json") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: wanted a JSON object", code="not-an-object")
-            found.append(row)
-    return found
+    found = [read_whole_rows(folder / name) for name in (REQUESTS, RESPONSES, ACCEPTED, REJECTED)]
+    counts = ["-" if rows is None else f"{len(rows):,}" for rows in found]
+    cost = round_cost(folder)
+    return [there[-1] if there else ROUND_FILE, *counts, "-" if cost is None else f"${cost:,.2f}"]
 
 
 def _faults(folder: Path) -> list[str]:

@@ -1,0 +1,71 @@
+"""Write the pages of all rounds and `summary.json`: `llava engine report rounds`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from llava.data_engine.loop.costs import read_whole_rows
+from llava.data_engine.loop.round import REJECTED
+from llava.data_engine.results.final import look_at_frozen, read_final
+from llava.data_engine.results.pages import show_gain, write_pages
+from llava.data_engine.results.plot import plot_gains
+from llava.data_engine.results.summary import GUIDED, SUMMARY_FILE, summarize_rounds
+from llava.files import write_json
+from llava.schema import JsonObject
+
+PAGE = "report"
+# Examples of each rule's rejections on a round's page.
+_EXAMPLES = 2
+
+
+def report_rounds(rounds: Path, *, final: bool = False) -> str:
+    """Write `rounds`/summary.json and the pages of all rounds, and return what they say in a few lines.
+
+    Args:
+        rounds: The folder of all rounds.
+        final: Look at the frozen part, which may be done once.
+
+    Raises:
+        DataError: See `summary.summarize_rounds` and `final.look_at_frozen`.
+        SettingsError: The frozen part was looked at with other models, or there is none.
+    """
+    summary = summarize_rounds(rounds)
+    summary["final"] = look_at_frozen(rounds) if final else read_final(rounds)
+    write_json(rounds / SUMMARY_FILE, summary)
+    for entry in summary["rounds"]:
+        for arm, row in entry["arms"].items():
+            folder = rounds / row["folder"]
+            values = {"summary": summary, "entry": entry, "arm": arm, "row": row}
+            write_pages(folder / PAGE, "round", values | {"examples": _examples(folder)})
+    plot = plot_gains(summary["rounds"])
+    pages = write_pages(rounds / PAGE, "rounds", {"summary": summary, "plot": plot})
+    return "\n".join([*_lines(summary), f"report: {', '.join(map(str, pages))}"])
+
+
+def _examples(folder: Path) -> dict[str, list[JsonObject]]:
+    """Return the first rejections of each rule."""
+    found: dict[str, list[JsonObject]] = defaultdict(list)
+    for row in read_whole_rows(folder / REJECTED) or []:
+        examples = found[str(row.get("rule"))]
+        if len(examples) < _EXAMPLES:
+            record = row.get("record")
+            text = record.get("instruction") if isinstance(record, dict) else record
+            examples.append({"detail": str(row.get("detail", "")), "text": str(text or "")})
+    return dict(found)
+
+
+def _lines(summary: JsonObject) -> list[str]:
+    lines = []
+    for entry in summary["rounds"]:
+        for arm, row in entry["arms"].items():
+            if row["vs_base"] is None:
+                lines.append(f"round {entry['round']} {arm}: not scored yet")
+                continue
+            against = [f"{show_gain(row['vs_base'])} on the base"]
+            if arm == GUIDED:
+                others = [other for other in entry["arms"] if row.get(f"vs_{other}")]
+                against += [f"{show_gain(row[f'vs_{other}'])} on {other}" for other in others]
+            lines.append(f"round {entry['round']} {arm}: {row['score']:.2f}, {', '.join(against)}")
+    stop = summary["stop"]
+    return [*lines, f"{stop['verdict']}: {stop['reason']}", *summary["notes"]]
