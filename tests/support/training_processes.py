@@ -5,6 +5,7 @@ They are forked from a process that has imported the libraries, so a start takes
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -57,10 +58,13 @@ class TrainingRun:
             self.processes.append(process)
 
     def wait(self) -> list[int | None]:
-        """Wait for the processes to end and return their exit codes."""
+        """Wait for the processes to end and return their exit codes; they may not be silent for long."""
         for process in self.processes:
-            process.join(LIMIT_S)
-            assert process.exitcode is not None, f"does not end: {self.output()[-3000:]}"
+            said = None
+            while process.exitcode is None:
+                assert said != self.output(), f"does not end: {self.output()[-3000:]}"
+                said = self.output()
+                process.join(LIMIT_S)
         return [process.exitcode for process in self.processes]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -143,6 +147,7 @@ def _train_many(jobs: dict[str, list[str]], refused: Path) -> None:
 
 
 def _work(work: Callable[[], object], cwd: Path, log: Path, settings: dict[str, str]) -> None:
+    gc.freeze()  # else each of the libraries' many gc.collect() walks all that was imported
     multiprocessing.set_start_method("fork", force=True)  # data loaders as in a run that nobody forked
     os.chdir(cwd)
     os.environ.update(settings)
