@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh                         everything
 #   bash scripts/test.sh quick                   ruff and the unit tests, for an edit-run loop
-#   bash scripts/test.sh [PYTEST ARGUMENTS...]   e.g. bash scripts/test.sh tests/golden/test_tokenizer.py -x
+#   bash scripts/test.sh [PYTEST ARGUMENTS...]   pytest alone: bash scripts/test.sh tests/golden/test_tokenizer.py -x
 #
 # Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; without it the golden outputs in tests/data are used,
 #                            and tests of data that may not be shipped are skipped and counted
@@ -15,13 +15,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 use_environment train,quant,dev
 
-ruff format --check .
-ruff check .
-if [[ ${1:-} == quick ]]; then
-    set -- tests/unit "${@:2}"
-else
+if [[ $# -eq 0 || $1 == quick ]]; then
+    ruff format --check .
+    ruff check .
+fi
+if [[ $# -eq 0 ]]; then
     mypy
     git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run | xargs -0 shellcheck -x
+elif [[ $1 == quick ]]; then
+    set -- tests/unit "${@:2}"
 fi
 workers=${TEST_WORKERS:-$(($(env -u OMP_NUM_THREADS nproc) + 1))} # with OMP_NUM_THREADS=1 nproc prints 1
 export OMP_NUM_THREADS=1
