@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import itertools
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import llava
+import llava.infer.answering
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
 from llava.files import read_json
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.generate import build_generation_config
+from llava.infer.engine.load import load
 from llava.infer.engine.requests import Generation, ImageFile, ImageText, ModelChoice, Reply, Request
 from llava.infer.engine.schedule import plan_windows
 from llava.infer.jobs.names import get_model_name_from_path
@@ -69,6 +74,29 @@ def test_batched_answers_equal_one_prompt_at_a_time(golden: Path, batch_size: in
     for request, reply in zip(requests[:4], alone, strict=False):
         image = request.images[0].path if request.images else None
         assert reply.text == generate_alone(loaded, request.prompt, image, max_new_tokens=24)
+
+
+def test_python_gets_the_engines_answers(golden: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether an image comes as a path or from memory, and with any other questions beside it."""
+    choice = ModelChoice(str(repo / "playground/demo/model"), device="cpu", dtype="float32")
+    model = llava.load(choice.path, device=choice.device, dtype=choice.dtype)
+    photos = [golden / "images" / name for name in IMAGES]
+    pairs = [(str(photo), word) for photo, word in zip(photos, WORDS, strict=True)] + [(None, "Say hello.")]
+    alone = Engine(load(choice), Generation(max_new_tokens=8), batch_size=1)
+    wanted = []
+    for photo, question in pairs:
+        images = (ImageFile(Path(photo)),) if photo else ()
+        prompt = prompt_of("v1", question, "<image>\n" * len(images))
+        wanted += in_order(alone, [Request(prompt, images)])
+    assert model.answer(pairs, max_new_tokens=8) == [reply.text for reply in wanted]
+    opened = [(Image.open(photo), word) for photo, word in zip(photos, WORDS, strict=True)]
+    assert model.answer(opened, max_new_tokens=8) == [reply.text for reply in wanted[:4]]
+    assert model.answer([]) == []
+    with raises_code("empty-question") as caught:
+        model.answer([(None, "a"), (None, " ")])
+    assert "pair 1" in str(caught.value)
+    monkeypatch.chdir(repo)
+    assert doctest.testmod(llava.infer.answering).failed == 0
 
 
 def test_answers_are_the_originals(golden: Path) -> None:
