@@ -13,6 +13,7 @@ from llava.data_engine.cleaning.commands import add_commands as add_cleaning
 from llava.data_engine.convert import ConversionSettings, Group, MissingImages
 from llava.data_engine.formats import DEFAULT_MODES, MODES
 from llava.data_engine.generation.commands import add_commands as add_generation
+from llava.data_engine.lineage.commands import add_commands as add_lineage
 from llava.data_engine.lineage.training import accepted_of, keep_lineage
 from llava.data_engine.loop.commands import add_commands as add_loop
 from llava.data_engine.mix import BATCH_SIZE, Replay
@@ -59,6 +60,7 @@ def main() -> None:
         _add_conversion(command.add_argument_group("converting engine records"))
     add_generation(commands)
     add_cleaning(commands)
+    add_lineage(commands)
     add_results(commands)
     arguments = parser.parse_args()
     arguments.command(arguments)

@@ -11,6 +11,7 @@ from typing import Any
 from llava.data_engine.loop.plan import make_plan
 from llava.data_engine.loop.pool import make_pool
 from llava.data_engine.loop.round import file_sha256, read_settings
+from llava.data_engine.requests.versions import copy_templates, current_version
 from llava.files import write_json, write_jsonl
 from llava.schema import Score, Scores, Verdict
 
@@ -85,6 +86,8 @@ def fill_round(
     """Write a round as its steps would, up to the accepted records: one record of each request."""
     make_pool(folder, metrics, changes=changes)
     make_plan(folder)
+    copy_templates(folder.parent)
+    template = current_version(folder.parent, "questions")
     settings = read_settings(folder)
     cases = [
         case["question_id"]
@@ -99,7 +102,7 @@ def fill_round(
             "type": "Scene Understanding",
             "image": f"vg/VG_100K/{number}.jpg",
             "cases": cases,
-            "template": {"name": "questions", "version": "1-abc"},
+            "template": {"name": template.name, "version": template.version},
             "seed": number,
         }
         for number, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""What a round trains on."""
+"""What a round trains on, and how each of its records is followed back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from llava.data_engine.__main__ import main
+from llava.data_engine.lineage.trace import trace_record
 from llava.data_engine.lineage.training import accepted_of, read_lineage
+from llava.data_engine.loop.round import file_sha256
 from llava.errors import DataError
 from llava.scoring.metrics import write_scores
 from support.engine_rounds import fill_round, record_of, run_of
@@ -98,3 +100,81 @@ def test_records_of_another_round_and_two_folders_of_one_are_refused(rounds: Pat
     (rounds / "1-again/requests.jsonl").write_text("")
     with raises_code("two-folders", DataError):
         accepted_of(rounds / "2")
+
+
+def traced(rounds: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Mix round 2 and return the id of one of its training records."""
+    out = rounds.parent / "mix.json"
+    command(monkeypatch, "mix", "--round", rounds / "2", "--base", base, "--output", out, "--modes", "mc")
+    return str(next(row["id"] for row in mixed(out) if row["id"].startswith("engine_mc_")))
+
+
+def test_a_record_is_followed_back_to_the_scored_answers(
+    rounds: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = traced(rounds, base, monkeypatch)
+    capsys.readouterr()
+    command(monkeypatch, "trace", name, "--rounds", rounds)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:10].strip() for line in lines] == [
+        *("record", "training", "request", "prompt"), *["bad case"] * 3, "response", "answers",
+    ]  # fmt: skip
+    case = json.loads((rounds / "1/pool.json").read_text())["types"]["Scene Understanding"]["cases"][0]
+    assert str(case["question_id"]) in lines[4]
+    assert str(rounds.parent / "m0/metrics.json") in lines[-1]
+    assert lines[0].startswith(f"record     {rounds / '1/accepted.jsonl'}:1 ")
+
+
+@pytest.mark.parametrize(
+    ("file", "link"),
+    [
+        ("1/accepted.jsonl", "training"),
+        ("1/requests.jsonl", "request"),
+        ("1/responses.jsonl", "response"),
+        ("1/pool.json", "plan"),
+        ("templates/versions.jsonl", "prompt"),
+        ("../m0/metrics.json", "answers"),
+    ],
+)
+def test_a_broken_link_is_named(
+    rounds: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    link: str,
+) -> None:
+    name = traced(rounds, base, monkeypatch)
+    path = rounds / file
+    path.write_text("" if file.startswith("templates") else path.read_text() + "\n")
+    capsys.readouterr()
+    with raises_code("broken-link", DataError):
+        command(monkeypatch, "trace", name, "--rounds", rounds)
+    broken = [line for line in capsys.readouterr().out.splitlines() if "BROKEN" in line]
+    assert [line.split()[0] for line in broken] == [link]
+    assert path.name in broken[0] or "templates" in broken[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("engine_mc_17", "not-a-round-record"), ("engine_mc_0123456789abcdef", "unknown-record")],
+)
+def test_a_record_that_no_round_made_is_refused(rounds: Path, name: str, code: str) -> None:
+    with raises_code(code, DataError):
+        trace_record(rounds, name)
+
+
+def test_a_trace_shows_a_models_text_without_its_control_characters(
+    rounds: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = traced(rounds, base, monkeypatch)
+    path = rounds / "1/responses.jsonl"
+    path.write_text(path.read_text().replace("teacher", "\\u001b[2J\\u202eteacher"))
+    report = json.loads((rounds / "1/clean.json").read_text())
+    report["inputs"]["1/responses.jsonl"] = file_sha256(path)
+    (rounds / "1/clean.json").write_text(json.dumps(report))
+    capsys.readouterr()
+    command(monkeypatch, "trace", name, "--rounds", rounds)
+    out = capsys.readouterr().out
+    assert "[2J" in out
+    assert out.replace("\n", "").isprintable()
