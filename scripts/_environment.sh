@@ -45,8 +45,10 @@ END
         return
     fi
     echo "environment $environment: installing [$extras] with the tested versions (a few minutes the first time)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check \
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile \
         --constraint "$root/scripts/constraints.txt" --editable "${root}[${extras}]" ||
         die "the installation failed (see above); nothing was marked as installed: fix the cause and run this again"
+    # pip would compile on one core. Some packages hold templates that no Python compiles.
+    "$PYTHON" -m compileall -qq --workers 0 "$environment/lib" || true
     touch "$stamp"
 }
