@@ -26,7 +26,6 @@ COMMANDS = [
     ["llava/eval/eval_science_qa.py"],
     ["llava/eval/eval_textvqa.py"],
     ["llava/train/train.py"],
-    ["llava/train/train_mem.py"],
     ["playground/demo/generate.py"],
     ["scripts/convert_gqa_for_eval.py"],
     ["scripts/convert_mmbench_for_submission.py"],

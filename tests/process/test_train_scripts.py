@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava.train.arguments import parse_arguments
+from llava.train.launch import Machine, plan_launch
 
 SCRIPTS = [
     "pretrain",
@@ -85,19 +86,20 @@ def losses(output: Path) -> list[float]:
 def test_a_script_asks_for_the_published_settings(
     repo: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    # Stands in for Python at the last call: writes down its arguments, which are then parsed for real.
+    # Stands in for Python: writes down its arguments, which are then planned and parsed for real.
     recorder = tmp_path / "python"
-    recorder.write_text(
-        '#!/usr/bin/env bash\n[[ $1 == *train_mem.py ]] || exec "$REAL_PYTHON" "$@"\n'
-        'shift\nprintf "%s\\0" "$@" > "$FLAGS"\n'
-    )
+    recorder.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@" > "$FLAGS"\n')
     recorder.chmod(0o755)
     written = tmp_path / "flags"
-    env = environment(golden, PYTHON=str(recorder), REAL_PYTHON=sys.executable, FLAGS=str(written), NPROC="1")
+    env = environment(golden, PYTHON=str(recorder), FLAGS=str(written))
     result = run_script(repo, name, env, "--lora_dropout", "0.5", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     monkeypatch.chdir(tmp_path)
-    model, data, training = parse_arguments(written.read_text().split("\0")[:-1])
+    _, module, stage, *flags = written.read_text().split("\0")[:-1]
+    assert module == "llava.train.launch"
+    launch = plan_launch(stage, flags, {}, Machine(0, has_deepspeed=False))
+    assert launch.arguments[0].endswith("train_mem.py")
+    model, data, training = parse_arguments(launch.arguments[1:])
 
     lora = name in ("finetune_lora", "finetune_lora_dataengine", "finetune_task_lora")
     is_pretrain = name == "pretrain"
