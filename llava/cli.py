@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "llava.data_engine",
         "steer the data engine, convert its records, mix them into base data",
     ),
+    "features": ("llava.infer.features", "a feature vector for each image of a folder"),
     "train": ("llava.train.train", "train (the flags of scripts/v1_5/*.sh)"),
     "eval": ("llava.eval", "evaluate a model on benchmarks: answer, score, write submissions"),
     "ask": ("llava.eval.run_llava", "ask one question about one image"),

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # The formats of photos and of figures. Pillow reads these itself; for others it starts programs (Ghostscript
 # for EPS), asks the system (WMF) or uses decoders that few images ever tested. A JPEG may hold several (MPO).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 # Where Pillow refuses a file as a decompression bomb. The same holds for the square that padding makes.
 MAX_PIXELS = 178_956_970
@@ -77,6 +79,32 @@ def _stays_under(name: str) -> bool:
 def has_image(folder: Path, name: str) -> bool:
     """Return whether an image folder holds a file of this name; never raises."""
     return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises for a name that is too long
+
+
+def list_image_files(folder: Path) -> list[str]:
+    """Return the paths of the images in a folder and its sub-folders, relative to it, with "/", sorted.
+
+    An image is a file with an image's suffix, or one without any suffix (as SEED-Bench's) that is an image.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of images", code="missing-folder")
+    found = []
+    for place, _, files in os.walk(folder, followlinks=True):
+        for path in (Path(place, name) for name in files):
+            if path.suffix.lower() in SUFFIXES or (not path.suffix and _is_image(path)):
+                found.append(path.relative_to(folder).as_posix())
+    if not found:
+        raise DataError(f"{folder}: no image; wanted {', '.join(sorted(SUFFIXES))}", code="no-images")
+    return sorted(found)
+
+
+def _is_image(path: Path) -> bool:
+    with suppress(DataError), open_image(path):
+        return True
+    return False
 
 
 def require_image_file(path: Path) -> None:

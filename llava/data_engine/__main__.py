@@ -18,6 +18,7 @@ from llava.data_engine.lineage.training import accepted_of, keep_lineage
 from llava.data_engine.loop.commands import add_commands as add_loop
 from llava.data_engine.mix import BATCH_SIZE, Replay
 from llava.data_engine.pipeline import convert_files, mix_files, summarize_report
+from llava.data_engine.requests.commands import add_commands as add_requests
 from llava.data_engine.results.commands import add_commands as add_results
 from llava.errors import SettingsError
 from llava.schema import JsonObject
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="llava engine", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_loop(commands)
+    add_requests(commands)
 
     convert = commands.add_parser("convert", help="engine records -> LLaVA samples")
     convert.add_argument("--engine", type=Path, nargs="+", required=True, help=ENGINE_HELP)

@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parents[2]
 PACKAGE = REPO / "llava"
 
 GROUND = {
-    *("constants", "errors", "schema", "files", "json_text", "temporary", "image_reading"),
+    *("constants", "errors", "schema", "files", "json_text", "temporary", "image_reading", "image_features"),
     *("log", "command", "scoring"),
 }
 TEXT = {"samples", "conversation", "prompts"}

@@ -19,14 +19,16 @@ from llava.data_engine.loop.round import (
 )
 from llava.data_engine.loop.score import AFTER, format_gain, gain_on, read_after, read_before
 from llava.data_engine.loop.split import SPLIT_FILE, read_parts
+from llava.data_engine.requests.rows import require_current_plan
 from llava.errors import DataError, LlavaError, one_line
 from llava.scoring.metrics import format_table
 
-# The files of a round in the order of its steps, and how those that this package writes are checked.
+# The files of a round in the order of its steps, and how those that a plan leads to are checked.
 FILES: dict[str, Callable[[Path], object] | None] = {
     POOL_FILE: read_pool,
     PLAN_FILE: read_plan,
-    **dict.fromkeys((REQUESTS, RESPONSES, ACCEPTED, REJECTED)),
+    REQUESTS: require_current_plan,
+    **dict.fromkeys((RESPONSES, ACCEPTED, REJECTED)),
     AFTER: None,  # checked when its gain is shown
 }
 HEADER = (

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from llava.data_engine.cleaning.references import image_key
 from llava.errors import DataError
-
-SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+from llava.image_reading import list_image_files
 
 
 class ImageNames:
     """The images of a folder, found by path, file name, or id.
 
     Attributes:
-        all: Their paths under the image root, with "/", sorted.
+        by_path: Their names by their paths in the folder. A name is the path under the image root, with "/".
+        all: The names, sorted.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.all = sorted(names)
+    def __init__(self, paths: Iterable[str], start: str = "") -> None:
+        self.by_path = {path: (PurePosixPath(start) / path).as_posix() for path in paths}
+        self.all = sorted(self.by_path.values())
         self._by_key: dict[str, list[str]] = defaultdict(list)
         for name in self.all:
             path = PurePosixPath(name)
@@ -51,7 +51,7 @@ class ImageNames:
         return found[0] if found else None
 
 
-def list_images(folder: Path, root: Path) -> ImageNames:
+def find_images(folder: Path, root: Path) -> ImageNames:
     """Return the image files in a folder and its sub-folders.
 
     Args:
@@ -61,8 +61,7 @@ def list_images(folder: Path, root: Path) -> ImageNames:
     Raises:
         DataError: The folder is missing, holds no image, or does not lie in the root.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images", code="missing-folder")
+    paths = list_image_files(folder)
     try:
         start = folder.resolve().relative_to(root.resolve())
     except ValueError as error:
@@ -70,10 +69,4 @@ def list_images(folder: Path, root: Path) -> ImageNames:
             f"{folder}: does not lie in the image root {root}; paths of images start there",
             code="outside-image-root",
         ) from error
-    names = []
-    for place, _, files in os.walk(folder, followlinks=True):
-        under = start / Path(place).relative_to(folder)
-        names += [(under / name).as_posix() for name in files if Path(name).suffix.lower() in SUFFIXES]
-    if not names:
-        raise DataError(f"{folder}: no image ({', '.join(sorted(SUFFIXES))})", code="no-images")
-    return ImageNames(names)
+    return ImageNames(paths, start.as_posix())

@@ -42,9 +42,9 @@ def fingerprint_model(path: str, base: str | None) -> dict[str, str | None]:
     config = next((place for place in places if (place / "config.json").is_file()), folder)
     tower = _field(config / "config.json", "mm_vision_tower")
     return {
-        "weights": _fingerprint(folder, *({config} & {*run})),
-        "base": _fingerprint(base_folder) if base_folder else None,
-        "tower": _fingerprint(locate(tower, near=places, what="vision tower")) if tower else None,
+        "weights": fingerprint_folder(folder, *({config} & {*run})),
+        "base": fingerprint_folder(base_folder) if base_folder else None,
+        "tower": fingerprint_folder(locate(tower, near=places, what="vision tower")) if tower else None,
     }
 
 
@@ -55,8 +55,8 @@ def _field(file: Path, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _fingerprint(folder: Path, *configs: Path) -> str:
-    """Return a digest of the files in `folder`, and of the config.json in each folder of `configs`."""
+def fingerprint_folder(folder: Path, *configs: Path) -> str:
+    """Return a digest of a model's files in `folder`, and of the config.json in each folder of `configs`."""
     files = [file for file in sorted(folder.iterdir()) if _counts(file)]
     files += [place / "config.json" for place in configs if (place / "config.json").is_file()]
     weights = [file for file in files if file.suffix in _WEIGHTS]
