@@ -152,6 +152,17 @@ def test_rounds_are_in_the_order_of_their_numbers_and_those_beyond_the_plan_prov
     assert [test["passed"] for test in summary["stop"]["tests"]] == [True, False, False]
 
 
+def test_a_type_without_held_out_questions_and_rounds_without_rules_are_noted(rounds: Path) -> None:
+    for name, edit in (("1/plan.json", {}), ("2/clean.json", {"checked": False})):
+        value = json.loads((rounds / name).read_text()) | edit
+        if not edit:
+            value["types"]["Rare | type"] = value["types"]["Spatial Relation"]
+        (rounds / name).write_text(json.dumps(value))
+    notes = summary_of(rounds)["notes"]
+    assert ["Rare | type" in notes[0], "--unchecked" in notes[1], len(notes)] == [True, True, 2]
+    assert "Rare &#124; type" in (rounds / "1/report.md").read_text()
+
+
 def test_the_frozen_part_is_looked_at_once(rounds: Path) -> None:
     frozen = read_parts(rounds).parts["frozen"]
     assert summary_of(rounds)["final"] is None
@@ -173,6 +184,7 @@ def test_the_papers_way_is_labelled_everywhere(tmp_path: Path) -> None:
     fill_round(rounds / "1", base)
     score(rounds / "1", run_of(dict.fromkeys(TYPES, 1.0), model="m1"))
     text = report_rounds(rounds)
+    assert "evidence" in text
     pages = [rounds / name for name in ("report.html", "report.md", "1/report.html", "1/report.md")]
     assert all("nothing held out" in page.read_text() for page in pages)
     assert "--paper" in text

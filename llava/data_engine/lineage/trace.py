@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava.data_engine.cleaning.clean import REPORT as CLEAN_REPORT
 from llava.data_engine.lineage.training import read_lineage
 from llava.data_engine.loop.plan import STEP as PLAN_STEP
 from llava.data_engine.loop.plan import read_plan
@@ -134,7 +135,7 @@ def _add_training(trace: Trace, trained: Path, folder: Path) -> None:
 
 def _require_read_by_clean(folder: Path, name: str) -> None:
     """Check that cleaning read this file of the round as it is now."""
-    inputs = read_json(folder / "clean.json").get("inputs", {})
+    inputs = read_json(folder / CLEAN_REPORT).get("inputs", {})
     require_unchanged(folder / name, inputs.get(f"{folder.resolve().name}/{name}", ""), step=_CLEAN_STEP)
 
 

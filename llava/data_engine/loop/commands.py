@@ -10,7 +10,7 @@ from llava.data_engine.loop.plan import make_plan, plan_table
 from llava.data_engine.loop.pool import describe_pool, make_pool
 from llava.data_engine.loop.score import describe_score, read_before, score_base, score_round
 from llava.data_engine.loop.similarity import MEASURES
-from llava.data_engine.loop.split import SHARES, describe_split, make_split
+from llava.data_engine.loop.split import SHARES, describe_split, make_split, read_parts
 from llava.data_engine.loop.status import list_status
 from llava.scoring.metrics import read_scores
 
@@ -95,11 +95,13 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
+    rounds, before = arguments.round, None
     if arguments.base:
-        _print(describe_score(score_base(arguments.round, arguments.metrics), None))
+        found = score_base(rounds, arguments.metrics)
     else:
-        found = score_round(arguments.round, arguments.metrics)
-        _print(describe_score(found, read_before(arguments.round.parent)))
+        rounds = arguments.round.parent
+        found, before = score_round(arguments.round, arguments.metrics), read_before(rounds)
+    _print(describe_score(found, before, paper=read_parts(rounds).paper))
 
 
 def _status(arguments: argparse.Namespace) -> None:

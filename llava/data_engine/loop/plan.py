@@ -146,7 +146,7 @@ def read_plan(folder: Path) -> JsonObject:
     Raises:
         DataError: It is missing or damaged, or settings or pool have changed since.
     """
-    plan = _load_plan(folder)
+    plan = load_plan(folder)
     require_unchanged(folder / POOL_FILE, plan["pool"], step=STEP)
     for name, value in asdict(read_settings(folder)).items():
         if plan.get(name) != value:
@@ -158,7 +158,12 @@ def read_plan(folder: Path) -> JsonObject:
     return plan
 
 
-def _load_plan(folder: Path) -> JsonObject:
+def load_plan(folder: Path) -> JsonObject:
+    """Return a round's plan as it was made, whatever has changed since.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
     keys = {"round": int, "pool": str, "types": dict, "power": dict, "requests": int}
     plan = read_step(folder / PLAN_FILE, step=STEP, keys=keys)
     wanted = {"probability", "requests", "given_up"}
@@ -222,7 +227,7 @@ def _give_up(
     reasons = {name: "no bad case" for name, row in pool["types"].items() if not row["kept"]}
     if before is None or not settings.give_up or settings.arm == "uniform":
         return reasons
-    for name, row in _load_plan(before)["types"].items():
+    for name, row in load_plan(before)["types"].items():
         if name in reasons or name not in pool["types"]:
             continue
         if row["given_up"] and row["given_up"] != "no bad case":

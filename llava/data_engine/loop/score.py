@@ -134,13 +134,14 @@ def gain_on(before: HeldOut, after: HeldOut) -> Gain:
     return compare_pairs([(old.score, new.score) for old, new in pairs])
 
 
-def describe_score(found: HeldOut, before: HeldOut | None) -> str:
+def describe_score(found: HeldOut, before: HeldOut | None, *, paper: bool) -> str:
     """Return the outcomes on the hold-out in one line, with the gain on another model."""
+    held_out = "questions (--paper: nothing is held out)" if paper else "held-out questions"
     points = [verdict.score for verdict in found.verdicts]
     low, high = share_interval(fmean(points), mean_variance(points), len(points))
     text = (
         f"score: {found.model_id} has {100 * fmean(points):.2f} {format_interval(100 * low, 100 * high)}"
-        f" on {len(points):,} held-out questions"
+        f" on {len(points):,} {held_out}"
     )
     return text if before is None else f"{text}; {format_gain(gain_on(before, found))} on {before.model_id}"
 

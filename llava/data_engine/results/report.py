@@ -67,5 +67,7 @@ def _lines(summary: JsonObject) -> list[str]:
                 others = [other for other in entry["arms"] if row.get(f"vs_{other}")]
                 against += [f"{show_gain(row[f'vs_{other}'])} on {other}" for other in others]
             lines.append(f"round {entry['round']} {arm}: {row['score']:.2f}, {', '.join(against)}")
+    for arm, row in (summary["final"] or {"arms": {}})["arms"].items():
+        lines.append(f"frozen part, {row['folder']} {arm}: {show_gain(row['vs_base'])} on the base")
     stop = summary["stop"]
     return [*lines, f"{stop['verdict']}: {stop['reason']}", *summary["notes"]]

@@ -13,9 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
+from llava.data_engine.cleaning.clean import REPORT as CLEAN_REPORT
 from llava.data_engine.lineage.training import read_lineage
 from llava.data_engine.loop.costs import read_whole_rows, round_cost
 from llava.data_engine.loop.gains import Gain, compare_pairs, gain_row, pairs_by_type
+from llava.data_engine.loop.plan import PLAN_FILE, load_plan
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.round import (
     ACCEPTED,
@@ -76,7 +78,7 @@ def summarize_rounds(rounds: Path) -> JsonObject:
         "benchmark": split.benchmark,
         "paper": split.paper,
         "parts": {name: len(ids) for name, ids in split.parts.items()},
-        "base": {"model_id": before.model_id, **_score(before.verdicts), "types": _type_scores(before)},
+        "base": {"model_id": before.model_id, **_score(before.verdicts)},
         "rounds": found,
         "stop": judge_rounds(
             [(entry.settings.round, entry.after) for entry in leading], before, leading[0].settings.rounds
@@ -126,6 +128,7 @@ def _arm_row(
     row: JsonObject = {
         "folder": entry.folder.name,
         "requests": _count(entry.folder / REQUESTS),
+        "smallest_gain": _smallest_gain(entry.folder),
         "accepted": accepted,
         "rejected": _rejected(entry.folder),
         "records": lineage["records"] if lineage else accepted,
@@ -172,11 +175,12 @@ def _score(verdicts: Sequence[Verdict]) -> JsonObject:
     return {"n": len(points), "score": 100 * fmean(points), "low": 100 * low, "high": 100 * high}
 
 
-def _type_scores(run: HeldOut) -> JsonObject:
-    by_type: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in run.verdicts:
-        by_type[verdict.type].append(verdict)
-    return {name: _score(verdicts) for name, verdicts in sorted(by_type.items())}
+def _smallest_gain(folder: Path) -> float | None:
+    """Return the gain in points that the round's plan said the hold-out could show, None if it said none."""
+    if not (folder / PLAN_FILE).is_file():
+        return None
+    gain: float | None = load_plan(folder)["power"]["overall"]["smallest_gain"]
+    return gain
 
 
 def _count(path: Path) -> int | None:
@@ -215,6 +219,7 @@ def _notes(split: Split, entries: Sequence[ArmRound], before: HeldOut) -> list[s
             f"The rounds disagree on how many were planned ({', '.join(map(str, sorted(planned)))}); the"
             " first round's number divides the chance of a false gain."
         )
+    notes += _notes_on_data(entries, before)
     models = {entry.settings.round: entry.after for entry in entries if entry.arm == GUIDED}
     for entry in entries:
         source = before if entry.settings.round == 1 else models.get(entry.settings.round - 1)
@@ -228,11 +233,13 @@ def _notes(split: Split, entries: Sequence[ArmRound], before: HeldOut) -> list[s
     return notes
 
 
-def read_summary(rounds: Path) -> JsonObject:
-    """Return `rounds`/summary.json as the last report wrote it.
-
-    Raises:
-        DataError: There is none.
-    """
-    value: JsonObject = read_json(rounds / SUMMARY_FILE)
-    return value
+def _notes_on_data(entries: Sequence[ArmRound], before: HeldOut) -> list[str]:
+    notes, tested = [], {verdict.type for verdict in before.verdicts}
+    for entry in entries:
+        planned = load_plan(entry.folder)["types"] if (entry.folder / PLAN_FILE).is_file() else {}
+        if unseen := sorted(set(planned) - tested):
+            notes.append(f"{entry.folder.name}: no held-out question of type {', '.join(unseen)}.")
+        cleaned = entry.folder / CLEAN_REPORT
+        if cleaned.is_file() and not read_json(cleaned).get("checked", True):
+            notes.append(f"{entry.folder.name}: no rule of cleaning was applied (--unchecked).")
+    return notes
