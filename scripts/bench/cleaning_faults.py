@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from llava.data_engine.cleaning.clean import CleaningSettings, clean_round, summarize_cleaning
 from llava.files import read_jsonl
 from llava.scoring.intervals import wilson
-from support.planted_faults import NEED_A_READER, PLANTED, Round, read_facts, write_faulty_round
+from support.planted_faults import NEED_A_READER, PLANTED, read_facts, write_faulty_round
 
 LEAST_CAUGHT, MOST_LOST = 0.95, 0.02
 
@@ -46,7 +47,7 @@ def main() -> None:
         )
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         sys.stdout.write(summarize_cleaning(report) + "\n")
-        is_good = print_shares(made, rounds / "2" / "rejected.jsonl")
+        is_good = print_shares(made.planted, PLANTED, rounds / "2" / "rejected.jsonl")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(
         f"{arguments.records:,} records in {seconds:.0f} s, {arguments.records / seconds:,.0f} a second"
@@ -56,19 +57,30 @@ def main() -> None:
     sys.exit(not is_good)
 
 
-def print_shares(made: Round, rejected: Path) -> bool:
+def print_shares(
+    made: Mapping[str, str | None], allowed: Mapping[str, Container[str]], rejected: Path
+) -> bool:
     """Print the table of kinds and return whether all shares are as wanted.
 
     A fault counts as caught by a rule that may catch it; a good record is lost by any rule.
+
+    Args:
+        made: By request, the kind of fault in its response; None for a good one.
+        allowed: By kind, the rules that may catch it.
+        rejected: The round's rejected.jsonl.
     """
-    rules = {row["request"]: row["rule"] for _, row in read_jsonl(rejected)}
-    planted = Counter(made.planted.values())
+    rules: dict[str, list[str]] = {}
+    for _, row in read_jsonl(rejected):
+        rules.setdefault(row["request"], []).append(row["rule"])
+    planted = Counter(made.values())
     caught: Counter[str | None] = Counter()
-    for request, kind in made.planted.items():
-        rule = rules.get(request)
-        caught[kind] += rule is not None and (kind is None or rule in PLANTED[kind])
+    for request, kind in made.items():
+        found = rules.get(request, [])
+        caught[kind] += bool(found) and (kind is None or any(rule in allowed[kind] for rule in found))
+        # What is rejected beside the fault was good.
+        caught[None] += max(0, len(found) - 1)
     is_good = True
-    for kind in [*(kind for kind in PLANTED if planted[kind]), None]:
+    for kind in [*(kind for kind in allowed if planted[kind]), None]:
         share, (low, high) = caught[kind] / planted[kind], wilson(caught[kind], planted[kind])
         is_good &= share <= MOST_LOST if kind is None else share >= LEAST_CAUGHT
         what = f"{kind}: caught" if kind else "good records: lost"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.data_engine.cleaning.consistency import Reading
 from llava.files import write_jsonl
 from llava.schema import JsonObject, Question
 
@@ -133,7 +134,7 @@ PLANTED: dict[str, frozenset[str]] = {
     "no question": frozenset({"unparsable"}),
     "no letter": frozenset({"schema"}),
     "consistent wrong letter": frozenset({"inconsistent"}),
-    "second right option in other words": frozenset({"two_right_options", "inconsistent"}),
+    "second right option in other words": frozenset({"two_right_options"}),
 }
 # Only a reader who has the image's facts sees these.
 NEED_A_READER = ("consistent wrong letter", "second right option in other words")
@@ -293,12 +294,15 @@ class World:
         return request, self.good(request)
 
 
-def read_facts(question: str, options: Sequence[str], request: JsonObject) -> str:
-    """Answer from the image's facts: the consistency test's second reader. It takes the last right option."""
-    thing = next(iter(request["image_info"]["facts"]))
-    right = request["image_info"]["facts"][thing][request["type"]]
-    accepted = {right, SYNONYMS.get(right)}
-    return next((option for option in reversed(options) if option in accepted), "None of these")
+def read_facts(readings: Sequence[Reading]) -> list[frozenset[int] | None]:
+    """Answer from the images' facts: the consistency test's second reader."""
+    found: list[frozenset[int] | None] = []
+    for reading in readings:
+        facts = next(iter(reading.request["image_info"]["facts"].values()))
+        right = facts[reading.request["type"]]
+        accepted = {right, SYNONYMS.get(right)}
+        found.append(frozenset(n for n, option in enumerate(reading.options) if option in accepted))
+    return found
 
 
 def write_faulty_round(

@@ -6,6 +6,7 @@ is free and sees little: only an obvious give-away shows (the longest option, a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,9 +46,8 @@ def probe_blind(items: Sequence[BlindItem], *, seed: int = 42) -> JsonObject:
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import SGDClassifier
 
-    chance = 1 / OPTIONS
     if len(items) < FEWEST:
-        return {"n": len(items), "chance": chance, "accuracy": None, "flagged": False, "types": {}}
+        return guess_report(items, None)
     vectorizer = HashingVectorizer(n_features=1 << 18, token_pattern=r"\S+", norm=None, alternate_sign=False)
     features = vectorizer.transform([text for item in items for text in _texts(item)])
     labels = np.array([place == item.correct for item in items for place in range(OPTIONS)])
@@ -60,12 +60,23 @@ def probe_blind(items: Sequence[BlindItem], *, seed: int = 42) -> JsonObject:
         model = SGDClassifier(loss="log_loss", alpha=1e-4, random_state=seed)
         model.fit(features[~inside], labels[~inside])
         guesses[folds == fold] = model.decision_function(features[inside]).reshape(-1, OPTIONS).argmax(axis=1)
-    hits = guesses == np.array([item.correct for item in items])
-    types = np.array([item.type for item in items])
-    report = {
-        str(name): _share(int(hits[types == name].sum()), int((types == name).sum())) for name in set(types)
-    }
-    return {"chance": chance, **_share(int(hits.sum()), len(items)), "types": dict(sorted(report.items()))}
+    return guess_report(items, [guess == item.correct for guess, item in zip(guesses, items, strict=True)])
+
+
+def guess_report(items: Sequence[BlindItem], hits: Sequence[bool] | None) -> JsonObject:
+    """Return the share of right guesses with its interval, overall and by type.
+
+    Args:
+        items: What was guessed.
+        hits: Whether each guess was right; None where there were too few items to guess.
+    """
+    chance = 1 / OPTIONS
+    if not hits:
+        return {"n": len(items), "chance": chance, "accuracy": None, "flagged": False, "types": {}}
+    count = Counter(item.type for item in items)
+    right = Counter(item.type for item, hit in zip(items, hits, strict=True) if hit)
+    types = {name: _share(right[name], count[name]) for name in sorted(count)}
+    return {"chance": chance, **_share(right.total(), count.total()), "types": types}
 
 
 def _share(right: int, n: int) -> JsonObject:

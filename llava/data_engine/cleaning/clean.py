@@ -17,7 +17,7 @@ from string import ascii_uppercase
 from typing import IO
 
 from llava.data_engine.cleaning.blind import MOST, BlindItem, probe_blind
-from llava.data_engine.cleaning.consistency import Answerer, check_consistency
+from llava.data_engine.cleaning.consistency import Answerer, Reading, judge_reading
 from llava.data_engine.cleaning.contamination import Contamination
 from llava.data_engine.cleaning.duplicates import BenchmarkIndex, SeenQuestions
 from llava.data_engine.cleaning.inputs import (
@@ -58,6 +58,7 @@ class CleaningSettings:
         questions: The benchmarks' questions, by benchmark; see `references.read_benchmarks`.
         type_check: Judges the questions' types instead of keywords and the classifier.
         answer: Answers questions for the consistency test; None leaves that test out.
+        guess: Guesses answers without the image, as `blind.probe_blind` does, beside that probe.
         image_check: Compares pictures; None compares images by name and COCO id only.
         checked: False accepts every record that can be read, to find out what the rules are worth.
     """
@@ -67,6 +68,7 @@ class CleaningSettings:
     questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
     type_check: TypeCheck | None = None
     answer: Answerer | None = None
+    guess: Callable[[Sequence[BlindItem]], JsonObject] | None = None
     image_check: ImageCheck | None = None
     checked: bool = True
 
@@ -111,14 +113,16 @@ def clean_round(folder: Path, settings: CleaningSettings) -> JsonObject:
 def summarize_cleaning(report: JsonObject) -> str:
     """Return one line: what was read, what was accepted, what was dropped and why."""
     reasons = ", ".join(f"{rule} {count:,}" for rule, count in report["rejected"].items())
-    blind = report["blind"]
-    guessed = "too few for the blind probe"
-    if blind["accuracy"] is not None:
-        verdict = "above chance" if blind["flagged"] else "at chance"
-        guessed = f"blind probe {100 * blind['accuracy']:.1f} % ({verdict})"
+    probes = {"blind probe": report["blind"], "guessed by the provider": report.get("guessed", {})}
+    probed = "; ".join(
+        f"{name} {100 * probe['accuracy']:.1f} % ({'above' if probe['flagged'] else 'at'} chance)"
+        for name, probe in probes.items()
+        if probe.get("accuracy") is not None
+    )
+    probed = probed or "too few for the blind probe"
     return (
         f"clean: {report['responses']:,} responses, {report['accepted']:,} records accepted,"
-        f" {sum(report['rejected'].values()):,} rejected ({reasons or 'none'}); {guessed}"
+        f" {sum(report['rejected'].values()):,} rejected ({reasons or 'none'}); {probed}"
     )
 
 
@@ -188,13 +192,19 @@ class _Cleaner:
             return
         others = self._find_other_types(drafts)
         lookalikes = self._index.find_questions(drafts)
+        left = [
+            draft
+            for draft, other, lookalike in zip(drafts, others, lookalikes, strict=True)
+            if not (other or lookalike)
+        ]
+        disagreements = self._find_disagreements(left)
         for draft, other, lookalike in zip(drafts, others, lookalikes, strict=True):
             found: tuple[str, str] | None = None
             if other:
                 found = "off_type", f"asked for {draft.type}, looks like {other}"
             elif lookalike:
                 found = "benchmark_question", f"{lookalike.benchmark} {lookalike.id}: {lookalike.question}"
-            found = found or self._find_repeat(draft) or self._find_inconsistency(draft)
+            found = found or self._find_repeat(draft) or disagreements.get(id(draft))
             if found:
                 self.reject(draft.request, Unusable(*found), draft.row)
             else:
@@ -208,6 +218,7 @@ class _Cleaner:
             "rejected": dict(self._reasons.most_common()),
             "positions": {"given": balance_report(self._given), "shuffled": balance_report(self._shuffled)},
             "blind": probe_blind(self._sample, seed=self._settings.seed),
+            **({"guessed": self._settings.guess(self._sample)} if self._settings.guess else {}),
             "contamination": self._contamination.report(),
         }
 
@@ -236,11 +247,23 @@ class _Cleaner:
         earlier = self._seen.find(image, draft.question, draft.right)
         return ("duplicate", f"like {earlier!r}") if earlier else None
 
-    def _find_inconsistency(self, draft: Draft) -> tuple[str, str] | None:
-        request = self._asked[draft.request].row
-        if self._settings.answer is None or request is None:
-            return None
-        return check_consistency(draft, request, self._settings.answer)
+    def _find_disagreements(self, drafts: Sequence[Draft]) -> dict[int, tuple[str, str]]:
+        """Return what the second reader finds wrong, by the draft's identity."""
+        if self._settings.answer is None:
+            return {}
+        readings = [self._reading(draft) for draft in drafts]
+        answers = self._settings.answer(readings)
+        return {
+            id(draft): found
+            for draft, reading, answer in zip(drafts, readings, answers, strict=True)
+            if (found := judge_reading(reading, draft.correct, answer))
+        }
+
+    def _reading(self, draft: Draft) -> Reading:
+        choice, request = draft.record.choice, self._asked[draft.request].row
+        assert choice is not None
+        assert request is not None
+        return Reading(draft.record.instruction, choice.options, request)
 
     def _accept(self, draft: Draft) -> None:
         record, given = draft.record, draft.record.choice

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.data_engine.cleaning.clean import CleaningSettings, clean_round, summarize_cleaning
 from llava.data_engine.cleaning.image_hashes import BenchmarkImages
+from llava.data_engine.cleaning.inputs import read_asked
+from llava.data_engine.cleaning.provider import CHECKS, Provider
 from llava.data_engine.cleaning.references import list_benchmark_images, read_benchmarks
-from llava.data_engine.loop.round import read_settings
+from llava.data_engine.generation.commands import (
+    add_provider_flags,
+    ledger_path,
+    read_budget,
+    read_sampling,
+    read_server,
+)
+from llava.data_engine.generation.ledger import open_ledger
+from llava.data_engine.loop.round import REQUESTS, read_settings
 from llava.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -40,6 +53,15 @@ def add_commands(commands: _SubParsersAction) -> None:
         action="store_true",
         help="apply no rule, only read the records: to compare with cleaned ones",
     )
+    clean.add_argument(
+        "--ask",
+        nargs="+",
+        choices=CHECKS,
+        default=[],
+        help="ask a provider: whether each answer is the only right one (consistency), what type each"
+        " question is (types), how many answers it guesses without the image (blind)",
+    )
+    add_provider_flags(clean)
     clean.set_defaults(command=_clean)
 
 
@@ -61,4 +83,30 @@ def _clean(arguments: Namespace) -> None:
         image_check=image_check,
         checked=not arguments.unchecked,
     )
-    sys.stdout.write(summarize_cleaning(clean_round(arguments.round, settings)) + "\n")
+    with _asking(arguments, settings) as asking:
+        sys.stdout.write(summarize_cleaning(clean_round(arguments.round, asking)) + "\n")
+
+
+@contextmanager
+def _asking(arguments: Namespace, settings: CleaningSettings) -> Iterator[CleaningSettings]:
+    """Yield the settings with the checks that a provider makes."""
+    if not arguments.ask:
+        yield settings
+        return
+    sampling, server = read_sampling(arguments), read_server(arguments)
+    with open_ledger(ledger_path(arguments)) as ledger:
+        provider = Provider(
+            ledger=ledger,
+            server=server,
+            sampling=sampling,
+            budget=read_budget(arguments, sampling.model),
+            structured=not arguments.plain,
+            seed=settings.seed,
+        )
+        types = sorted({request.type for request in read_asked(arguments.round / REQUESTS).values()})
+        yield replace(
+            settings,
+            answer=provider.read if "consistency" in arguments.ask else None,
+            type_check=provider.type_check(types) if "types" in arguments.ask else None,
+            guess=provider.guess if "blind" in arguments.ask else None,
+        )

@@ -6,32 +6,39 @@ A wrong letter that the answer repeats, or a second right option in other words,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
 
-from llava.data_engine.cleaning.rules import Draft
 from llava.schema import JsonObject
 
-Answerer = Callable[[str, Sequence[str], JsonObject], str]
-"""From a question, its options and the request (image, image_info) to the option chosen, or other text."""
-NEITHER = "None of these"
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A question to read an image for: its options, and the row of requests.jsonl (image, image_info)."""
+
+    question: str
+    options: tuple[str, ...]
+    request: JsonObject
 
 
-def check_consistency(draft: Draft, request: JsonObject, answer: Answerer) -> tuple[str, str] | None:
+Answerer = Callable[[Sequence[Reading]], list[frozenset[int] | None]]
+"""From questions to the indices of the right options of each; None where the reader gave no answer."""
+
+
+def judge_reading(reading: Reading, correct: int, found: frozenset[int] | None) -> tuple[str, str] | None:
     """Return the rule that a record breaks and how, or None.
 
-    The question is asked twice: as it is, and with the right option replaced by "None of these".
-
     Args:
-        draft: The record.
-        request: Its row of requests.jsonl.
-        answer: Called once or twice.
+        reading: The question and options.
+        correct: The index of the option that the record says is right.
+        found: Those that the second reader says are right.
     """
-    choice = draft.record.choice
-    assert choice is not None
-    options = list(choice.options)
-    right = options[choice.correct]
-    if (said := answer(draft.record.instruction, options, request)) != right:
-        return "inconsistent", f"another reader says {said[:100]!r}, not {right!r}"
-    options[choice.correct] = NEITHER
-    if (said := answer(draft.record.instruction, options, request)) != NEITHER:
-        return "two_right_options", f"without {right!r} another reader says {said[:100]!r}"
-    return None
+    if found is None:
+        return "unchecked", "the second reader gave no answer"
+    if found == {correct}:
+        return None
+    said = (
+        ", ".join(f"{ascii_uppercase[place]} {reading.options[place]}" for place in sorted(found)) or "none"
+    )
+    rule = "two_right_options" if correct in found else "inconsistent"
+    return rule, f"another reader says: {said}; the record: {ascii_uppercase[correct]}"

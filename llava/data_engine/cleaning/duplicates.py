@@ -33,13 +33,8 @@ class SeenQuestions:
 
         An exactly equal question counts whatever its answer is.
         """
-        from rapidfuzz import fuzz
-
         for earlier, answer in self._by_image.get(image, ()):
-            if earlier == question:
-                return earlier
-            near = answer == right and fuzz.token_sort_ratio(earlier, question, score_cutoff=ALIKE)
-            if near and ask_the_same(earlier, question):
+            if earlier == question or (answer == right and ask_the_same(earlier, question)):
                 return earlier
         return None
 
@@ -67,8 +62,8 @@ class BenchmarkIndex:
         """Return for each draft the benchmark question that it looks like, or None.
 
         It looks like one if the words are nearly the same and nothing speaks for chance: the question has
-        eight words or more, or three of its options are the benchmark's, too. A wording that the benchmark
-        itself asks about several images counts for these images only.
+        eight words or more, or three of its options are the benchmark's, too. A stock phrase of the benchmark
+        counts for the images that it is asked about only.
         """
         from rapidfuzz import fuzz, process
 
@@ -94,7 +89,7 @@ class BenchmarkIndex:
             return False
         if image_key(draft.record.image) in reference.images:
             return True
-        if len(reference.images) > 1:
+        if reference.is_stock:
             return False
         shared = len(reference.options.intersection(draft.options))
         return shared >= SAME_OPTIONS or draft.question.count(" ") + 1 >= FEWEST_WORDS

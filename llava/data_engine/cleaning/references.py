@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from llava import benchmarks
 from llava.data_engine.cleaning.words import normal_words
+from llava.data_engine.text import digest
 from llava.errors import LlavaError
 from llava.image_reading import find_name_problem, has_image
 from llava.schema import Question
@@ -21,6 +23,8 @@ _INSTRUCTION = re.compile(
     r"(?:Answer (?:the|with)|When the provided|Reference OCR|Context:|Please answer yes or no)"
 )
 _YES_NO = re.compile(r"\s*Please answer yes or no\.?\s*$")
+# So many wordings that differ in one word only are a pattern, which a new question can fit by chance.
+_FEWEST_OF_A_PATTERN = 6
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
@@ -28,7 +32,9 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 class Reference:
     """One wording of a benchmark's question. The words are as `normal_words` returns them.
 
-    A wording that the benchmark asks about several images ("How many people are there?") names none of them.
+    A wording that the benchmark asks about several images ("How many people are there?"), or that it has with
+    other words in one place ("On which side of the car is the dog?"), is a stock phrase (`is_stock`): it says
+    nothing about which image it was asked of.
     """
 
     benchmark: str
@@ -36,6 +42,7 @@ class Reference:
     question: str
     options: frozenset[str]
     images: set[str] = field(default_factory=set)
+    is_stock: bool = False
 
 
 def read_benchmarks(eval_root: Path) -> dict[str, list[Question]]:
@@ -85,7 +92,27 @@ def collect_references(questions: Mapping[str, Iterable[Question]]) -> list[Refe
             key = (name, normal_words(text), frozenset(map(normal_words, options)))
             reference = found.setdefault(key, Reference(name, str(item.id), key[1], key[2]))
             reference.images.add(image_key(item.image) if item.image else f"question {item.id}")
-    return list(found.values())
+    references = list(found.values())
+    _mark_stock_phrases(references)
+    return references
+
+
+def _mark_stock_phrases(references: Iterable[Reference]) -> None:
+    images: dict[tuple[str, str], set[str]] = {}
+    for reference in references:
+        images.setdefault((reference.benchmark, reference.question), set()).update(reference.images)
+    patterns = Counter(pattern for wording in images for pattern in _patterns(*wording))
+    for reference in references:
+        wording = reference.benchmark, reference.question
+        most = max((patterns[pattern] for pattern in _patterns(*wording)), default=0)
+        reference.is_stock = len(images[wording]) > 1 or most >= _FEWEST_OF_A_PATTERN
+
+
+def _patterns(benchmark: str, question: str) -> Iterator[int]:
+    """Yield what is left of a question without each of its words in turn."""
+    words = question.split()
+    for place in range(len(words)):
+        yield digest(" ".join([benchmark, *words[:place], "", *words[place + 1 :]]))
 
 
 def find_benchmark_image(known: Mapping[str, str], image: str, coco_id: object = None) -> str | None:

@@ -65,6 +65,7 @@ _SOURCE = re.compile(
     re.IGNORECASE,
 )
 _TELLS = re.compile(r"\b(?:(?:the\s+)?(?:correct|right)\s+answer\s+is|answer\s*:|hint\s*:)", re.IGNORECASE)
+_TAIL = re.compile(r"[,(;:\u2013\u2014]")
 # Words that a question needs although they may be the answer.
 _NO_LEAK = frozenset({"yes", "no", "none", "left", "right", "true", "false"})
 
@@ -153,13 +154,23 @@ def letter(draft: Draft) -> str | None:
 
 
 def leaked(draft: Draft) -> str | None:
-    """Find the correct option in the question, unless it names another one, too ("red or blue")."""
+    """Find the correct option in the question, unless it names another one, too ("red or blue").
+
+    The whole answer is a leak, and so is the right option behind the last comma or bracket ("..., left?").
+    """
     if told := _TELLS.search(draft.record.instruction):
         return told.group()
-    right = draft.right
-    if right in _NO_LEAK or not says(draft.question, right):
+    right, question = draft.right, draft.question
+    if not says(question, right):
         return None
-    return None if any(says(draft.question, option) for option in draft.wrong) else f"it says {right!r}"
+    tail = normal_words(_TAIL.split(draft.record.instruction)[-1])
+    if tail in (right, f"it is {right}") or (draft.answer != right and says(question, draft.answer)):
+        return f"it says {right!r}"
+    # "top" is no other option where it stands in "top left" only.
+    rest = f" {question} ".replace(f" {right} ", " , ")
+    if right in _NO_LEAK or any(says(rest, option) for option in draft.wrong):
+        return None
+    return f"it says {right!r}"
 
 
 def mentions_source(draft: Draft) -> str | None:

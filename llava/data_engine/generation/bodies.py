@@ -37,7 +37,22 @@ STRUCTURES: dict[str, JsonObject] = {
         "properties": {"questions": {"type": "array", "items": _RECORD}},
         "required": ["questions"],
         "additionalProperties": False,
-    }
+    },
+    # What cleaning asks: the right options of a question, and its type.
+    "letters": {
+        "type": "object",
+        "properties": {
+            "letters": {"type": "array", "items": {"type": "string", "enum": ["A", "B", "C", "D"]}}
+        },
+        "required": ["letters"],
+        "additionalProperties": False,
+    },
+    "type": {
+        "type": "object",
+        "properties": {"type": {"type": "string"}},
+        "required": ["type"],
+        "additionalProperties": False,
+    },
 }
 """The structures that a request's `schema` may name, as JSON Schema."""
 

@@ -48,17 +48,9 @@ def add_commands(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add = parser.add_argument
     add("round", type=Path, metavar="ROUND", help="the round's folder, as rounds/1")
-    add("--base-url", help=f"of the server (default: {URL_VARIABLE})")
-    add("--model", help=f"its name on the server (default: {MODEL_VARIABLE})")
     add("--image-root", type=Path, default=Path(), help="the folder that image paths start from (default: .)")
-    add("--text-only", action="store_true", help="send the texts without the images")
-    add("--plain", action="store_true", help="ask for no structured output")
-    add("--prices", type=Path, help="a TOML file with the model's price")
-    add("--budget", type=float, metavar="DOLLARS", help="the most that all runs of this round may cost")
     add("--estimate", action="store_true", help="say what it would cost, and stop")
-    add("--ledger", type=Path, help=f"of calls and money (default: {LEDGER} beside the round's folder)")
-    _add_server(parser.add_argument_group("server"))
-    _add_sampling(parser.add_argument_group("sampling"))
+    add_provider_flags(parser)
     batch = parser.add_argument_group("batch files").add_argument
     batch("--batch", choices=("write", "read"), help="write files for a batch service, or read its answers")
     batch("--results", type=Path, nargs="+", help="with --batch read: the files of the service")
@@ -67,9 +59,23 @@ def add_commands(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_generate)
 
 
+def add_provider_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that asks a server: which, how, and for how much."""
+    _add_server(parser.add_argument_group("server"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    add = parser.add_argument_group("money").add_argument
+    add("--prices", type=Path, help="a TOML file with the model's price")
+    add("--budget", type=float, metavar="DOLLARS", help="the most that all runs of this round may cost")
+    add("--ledger", type=Path, help=f"of calls and money (default: {LEDGER} beside the round's folder)")
+
+
 def _add_server(group: argparse._ArgumentGroup) -> None:
     usual = Server("http://")
     add = group.add_argument
+    add("--base-url", help=f"of the server (default: {URL_VARIABLE})")
+    add("--model", help=f"its name on the server (default: {MODEL_VARIABLE})")
+    add("--text-only", action="store_true", help="send the texts without the images")
+    add("--plain", action="store_true", help="ask for no structured output")
     add("--concurrency", type=int, default=usual.concurrency, help="calls at a time (default %(default)s)")
     add("--rate", type=float, help="the most calls a minute (default: no limit)")
     add("--timeout", type=float, default=usual.timeout, help="seconds for one attempt (default %(default)s)")
@@ -94,32 +100,57 @@ def _number_or_none(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def read_sampling(arguments: argparse.Namespace) -> Sampling:
+    """Return what the flags say about the answers.
+
+    Raises:
+        SettingsError: No model is named, or a number is out of range.
+    """
     model = arguments.model or os.environ.get(MODEL_VARIABLE, "")
     if not model:
         raise SettingsError(f"no model is named; give --model or set {MODEL_VARIABLE}", code="missing-model")
-    sampling = Sampling(
+    return Sampling(
         model=model,
         max_tokens=arguments.max_tokens,
         limit_field=arguments.limit_field,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         images=not arguments.text_only,
-        image_root=arguments.image_root,
+        image_root=arguments.image_root or Path(),
     )
+
+
+def read_budget(arguments: argparse.Namespace, model: str) -> RoundBudget:
+    """Return the money of the round that the flags name."""
     price = read_price(arguments.prices, model) if arguments.prices else None
+    return RoundBudget(arguments.round.resolve().name, price, arguments.budget)
+
+
+def ledger_path(arguments: argparse.Namespace) -> Path:
+    """Return where the round's calls are written down."""
+    path: Path | None = arguments.ledger
+    return path or arguments.round.resolve().parent / LEDGER
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    sampling = read_sampling(arguments)
+    budget = read_budget(arguments, sampling.model)
     folder: Path = arguments.round
-    budget = RoundBudget(folder.resolve().name, price, arguments.budget)
-    with open_ledger(arguments.ledger or folder.resolve().parent / LEDGER) as ledger:
+    with open_ledger(ledger_path(arguments)) as ledger:
         if arguments.estimate or arguments.batch:
             _without_server(arguments, folder, ledger, sampling, budget)
         else:
-            server = _server(arguments)
+            server = read_server(arguments)
             outcome = generate_round(folder, ledger, server, sampling, budget, structured=not arguments.plain)
             sys.stdout.write(_summary(folder, outcome, ledger, budget))
 
 
-def _server(arguments: argparse.Namespace) -> Server:
+def read_server(arguments: argparse.Namespace) -> Server:
+    """Return the server that the flags and the environment name.
+
+    Raises:
+        SettingsError: There is none, or a number is out of range.
+    """
     return Server(
         url=arguments.base_url or os.environ.get(URL_VARIABLE, ""),
         key=key_from_environment(),

@@ -169,6 +169,20 @@ class RoundRun:
         self._stop: LlavaError | None = None
         self.outcome = RoundOutcome()
 
+    def answer(self, plans: list[PlannedCall]) -> None:
+        """Ask for those of `plans` that the ledger has no answer to; two of the same content are asked once.
+
+        Raises:
+            SettingsError: The budget is not enough. What was answered is in the ledger.
+            DataError: One request after the other failed.
+        """
+        missing = list({plan.key: plan for plan in plans if self._ledger.find(plan.key) is None}.values())
+        self.outcome.requests += len(plans)
+        self.outcome.cached += len(plans) - len(missing)
+        if missing:
+            require_money(missing, self._ledger, self._budget)
+            asyncio.run(self.run(missing))
+
     async def run(self, plans: list[PlannedCall]) -> None:
         """Ask for all of `plans`, as many at a time as the server allows.
 
@@ -325,15 +339,10 @@ def generate_round(
         SettingsError: The budget is not enough.
     """
     plans = plan_requests(read_round_requests(folder), ledger, sampling, budget)
-    # Two requests of the same content are asked once.
-    missing = list({plan.key: plan for plan in plans if ledger.find(plan.key) is None}.values())
     generation = RoundRun(ledger, server, sampling, budget, structured=structured, sleep=sleep)
     outcome = generation.outcome
-    outcome.requests, outcome.cached = len(plans), len(plans) - len(missing)
     try:
-        if missing:
-            require_money(missing, ledger, budget)
-            asyncio.run(generation.run(missing))
+        generation.answer(plans)
     finally:
         written = write_responses(folder / RESPONSES, plans, ledger, priced=budget.price is not None)
     if plans and not written:
