@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from llava.command import run
@@ -54,8 +55,9 @@ def main() -> None:
     add("--mistakes", type=float, default=0.3, help="the share of the responses with a mistake (default 0.3)")
     add("--misreadings", type=float, default=0.005, help="of the second reader (default 0.005)")
     add("--seed", type=int, default=0, help="of the images, the questions and the mistakes (default 0)")
+    add("--work", type=Path, help="an empty folder to work in and to keep")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
+    with nullcontext(flags.work) if flags.work else tempfile.TemporaryDirectory() as work:
         data, folder = Path(work) / "data", Path(work) / "rounds/1"
         write_round_images(data, flags.seed, -(-flags.requests // len(TYPES)))
         write_seed_bench(data, flags.seed, 250)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from llava.data_engine.cleaning.parse import LONGEST_RESPONSE, parse_response
 from llava.data_engine.cleaning.positions import balance_report, shuffle_options
 from llava.data_engine.cleaning.references import collect_references, read_benchmarks, split_question
 from llava.data_engine.cleaning.rules import RULES, Draft, find_hostile_text, make_draft
-from llava.data_engine.cleaning.types import LearnedTypes, check_keywords
+from llava.data_engine.cleaning.types import LearnedTypes, TypedQuestion, check_keywords
 from llava.data_engine.cleaning.words import ask_the_same, normal_words
 from llava.data_engine.loop.round import start_round
 from llava.data_engine.records import Choice, parse_record
@@ -345,17 +346,20 @@ def test_options_are_shuffled_evenly_and_the_right_one_stays_right() -> None:
 
 
 def test_types_are_judged_by_keywords_and_by_what_the_round_teaches() -> None:
-    questions = ["How many dogs?", "How many dogs?", "What color is it?", "What does the sign say?"]
-    types = ["Instances Counting", "Scene Understanding", "Instances Counting", "Spatial Relation"]
-    assert [bool(found) for found in check_keywords(questions, types)] == [False, True, True, True]
-    learned = [f"What kind of place {n} is this?" for n in range(300)] + [
-        f"Who rides {n} now?" for n in range(300)
+    asked = [
+        TypedQuestion("r", "How many dogs?", "Instances Counting"),
+        TypedQuestion("r", "How many dogs?", "Scene Understanding"),
+        TypedQuestion("r", "What color is it?", "Instances Counting"),
+        TypedQuestion("r", "What does the sign say?", "Spatial Relation"),
     ]
-    labels = ["scene"] * 300 + ["action"] * 300
-    check = LearnedTypes(learned, labels)
-    assert check(learned, labels) == [None] * 600
-    assert check(learned[:3], ["action"] * 3) == ["scene"] * 3
-    assert LearnedTypes(learned[:60], labels[:60])(learned[:2], ["action"] * 2) == [None, None]
+    assert [bool(found) for found in check_keywords(asked)] == [False, True, True, True]
+    learned = [TypedQuestion(f"s{n}", f"What kind of place {n} is this?", "scene") for n in range(300)]
+    learned += [TypedQuestion(f"a{n}", f"Who rides {n} now?", "action") for n in range(300)]
+    wrong = [replace(question, type="action") for question in learned[:3]]
+    check = LearnedTypes(learned)
+    assert check(learned) == [None] * 600
+    assert check(wrong) == ["scene"] * 3
+    assert LearnedTypes(learned[:60])(wrong) == [None] * 3
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from llava.data_engine.cleaning.parse import parse_response
 from llava.data_engine.cleaning.positions import balance_report, shuffle_options
 from llava.data_engine.cleaning.references import collect_references
 from llava.data_engine.cleaning.rules import RULES, Draft, find_hostile_text, make_draft
-from llava.data_engine.cleaning.types import LearnedTypes, TypeCheck, check_keywords
+from llava.data_engine.cleaning.types import LearnedTypes, TypeCheck, TypedQuestion, check_keywords
 from llava.data_engine.cleaning.words import normal_words
 from llava.data_engine.loop.round import ACCEPTED, REJECTED, REQUESTS, RESPONSES, SCHEMA, file_sha256
 from llava.data_engine.question_types import find_skill
@@ -82,10 +82,10 @@ def clean_round(folder: Path, settings: CleaningSettings) -> JsonObject:
         DataError: A file is missing or damaged, or the responses are of another round.
     """
     asked = read_asked(folder / REQUESTS, number=settings.round, whole=settings.answer is not None)
-    responses, questions, types = sample_questions(folder / RESPONSES, asked)
+    responses, questions = sample_questions(folder / RESPONSES, asked)
     checks = [settings.type_check] if settings.type_check else [check_keywords]
     if not settings.type_check:
-        checks.append(LearnedTypes(questions, types, seed=settings.seed))
+        checks.append(LearnedTypes(questions, seed=settings.seed))
     earlier = earlier_files(folder)
     seen = SeenQuestions()
     for path in earlier:
@@ -233,8 +233,8 @@ class _Cleaner:
         return draft
 
     def _find_other_types(self, drafts: Sequence[Draft]) -> list[str | None]:
-        questions, types = [draft.record.instruction for draft in drafts], [draft.type for draft in drafts]
-        verdicts = [check(questions, types) for check in self._checks]
+        questions = [TypedQuestion(draft.request, draft.record.instruction, draft.type) for draft in drafts]
+        verdicts = [check(questions) for check in self._checks]
         return [next(filter(None, found), None) for found in zip(*verdicts, strict=True)]
 
     def _find_repeat(self, draft: Draft) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.data_engine.cleaning.parse import parse_response
+from llava.data_engine.cleaning.types import MOST_TRAINED, TypedQuestion
 from llava.data_engine.loop.round import ACCEPTED, REQUESTS, round_number
 from llava.data_engine.records import parse_record
 from llava.data_engine.requests.rows import read_request_rows
@@ -17,7 +18,7 @@ from llava.files import read_jsonl
 from llava.schema import JsonObject
 
 # Questions that the check of types learns from.
-MOST_LEARNED = 100_000
+MOST_LEARNED = 2 * MOST_TRAINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ def read_asked(path: Path, *, number: int | None = None, whole: bool = False) ->
     return found
 
 
-def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[str], list[str]]:
-    """Check every response; return their number, and questions with types (about 100,000).
+def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[TypedQuestion]]:
+    """Check every response; return their number, and about `MOST_LEARNED` questions with their types.
 
     Raises:
         DataError: A response answers no request of this round, or a request has two responses.
@@ -71,8 +72,7 @@ def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[str
             raise DataError(f"{path}:{line}: request {name!r} has two responses", code="doubled-response")
         seen.add(name)
     step = max(1, len(seen) // MOST_LEARNED)
-    questions: list[str] = []
-    types: list[str] = []
+    questions: list[TypedQuestion] = []
     for _, row in read_jsonl(path):
         if digest(row["id"]) % step:
             continue
@@ -81,10 +81,9 @@ def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[str
         except Unusable:
             continue
         texts = (item.get("instruction", item.get("question")) for item in rows)
-        found = [text for text in texts if isinstance(text, str)]
-        questions += found
-        types += [asked[row["id"]].type] * len(found)
-    return len(seen), questions, types
+        kind = asked[row["id"]].type
+        questions += [TypedQuestion(row["id"], text, kind) for text in texts if isinstance(text, str)]
+    return len(seen), questions
 
 
 def earlier_files(folder: Path) -> list[Path]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
 from llava.data_engine.cleaning.blind import BlindItem, guess_report
 from llava.data_engine.cleaning.consistency import Reading
+from llava.data_engine.cleaning.types import TypeCheck, TypedQuestion
 from llava.data_engine.generation.bodies import ChatRequest, Sampling
 from llava.data_engine.generation.client import Server
 from llava.data_engine.generation.generate import RoundBudget, RoundRun, plan_requests
@@ -70,20 +71,20 @@ class Provider:
         texts = self._ask((self._about_image(*prompt) for prompt in prompts), "letters")
         return [parse_letters(text, len(item.options)) for text, item in zip(texts, readings, strict=True)]
 
-    def type_check(self, names: Sequence[str]) -> Callable[..., list[str | None]]:
+    def type_check(self, names: Sequence[str]) -> TypeCheck:
         """Return a `TypeCheck` that knows the types `names`. A question without an answer passes."""
 
-        def check(questions: Sequence[str], types: Sequence[str]) -> list[str | None]:
+        def check(questions: Sequence[TypedQuestion]) -> list[str | None]:
             listed = "\n".join(f"- {name}" for name in names)
             asked = (
-                _TYPE.format(first=names[0], neither=NEITHER, types=listed, question=question)
+                _TYPE.format(first=names[0], neither=NEITHER, types=listed, question=question.text)
                 for question in questions
             )
             known = {name.casefold(): name for name in (*names, NEITHER)}
             said = (known.get(parse_type(text).casefold()) for text in self._ask(asked, "type"))
             return [
-                found if found not in (None, wanted) else None
-                for found, wanted in zip(said, types, strict=True)
+                found if found not in (None, question.type) else None
+                for found, question in zip(said, questions, strict=True)
             ]
 
         return check
