@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.data_engine.cleaning.consistency import Reading
-from llava.files import write_jsonl
+from llava.files import atomic_write, write_jsonl
 from llava.schema import JsonObject, Question
 
 NOUNS = [
@@ -334,8 +334,12 @@ def write_faulty_round(
             planted[request["id"]] = kind
             yield request, {"id": request["id"], "text": world.write(row)}
 
-    pairs = list(rows())
-    write_jsonl(folder / "requests.jsonl", (request for request, _ in pairs))
-    write_jsonl(folder / "responses.jsonl", (response for _, response in pairs))
+    with (
+        atomic_write(folder / "requests.jsonl") as requests,
+        atomic_write(folder / "responses.jsonl") as responses,
+    ):
+        for request, response in rows():
+            requests.write(json.dumps(request) + "\n")
+            responses.write(json.dumps(response) + "\n")
     write_jsonl(rounds / "1" / "accepted.jsonl", earlier)
     return Round(planted, world.questions())

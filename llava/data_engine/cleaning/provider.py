@@ -19,6 +19,7 @@ from llava.data_engine.generation.bodies import ChatRequest, Sampling
 from llava.data_engine.generation.client import Server
 from llava.data_engine.generation.generate import RoundBudget, RoundRun, plan_requests
 from llava.data_engine.generation.ledger import Ledger
+from llava.data_engine.question_types import SKILLS
 from llava.schema import JsonObject
 
 CHECKS = ("consistency", "types", "blind")
@@ -80,7 +81,9 @@ class Provider:
                 _TYPE.format(first=names[0], neither=NEITHER, types=listed, question=question.text)
                 for question in questions
             )
-            known = {name.casefold(): name for name in (*names, NEITHER)}
+            # Models also name a type that is not in the list.
+            other = (skill.name for skill in SKILLS)
+            known = {name.casefold(): name for name in (*other, *names, NEITHER)}
             said = (known.get(parse_type(text).casefold()) for text in self._ask(asked, "type"))
             return [
                 found if found not in (None, question.type) else None

@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from llava import benchmarks
 from llava.data_engine.cleaning.words import normal_words
-from llava.data_engine.text import digest
 from llava.errors import LlavaError
 from llava.image_reading import find_name_problem, has_image
 from llava.schema import Question
@@ -23,8 +23,11 @@ _INSTRUCTION = re.compile(
     r"(?:Answer (?:the|with)|When the provided|Reference OCR|Context:|Please answer yes or no)"
 )
 _YES_NO = re.compile(r"\s*Please answer yes or no\.?\s*$")
-# So many wordings that differ in one word only are a pattern, which a new question can fit by chance.
-_FEWEST_OF_A_PATTERN = 6
+# Shorter questions ("What color is the car?") are written twice by chance.
+FEWEST_WORDS = 8
+_MOST_WORDS = 24
+# So many wordings that differ in two words only are a pattern, which a new question can fit by chance.
+_FEWEST_OF_A_PATTERN = 10
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
@@ -32,9 +35,9 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 class Reference:
     """One wording of a benchmark's question. The words are as `normal_words` returns them.
 
-    A wording that the benchmark asks about several images ("How many people are there?"), or that it has with
-    other words in one place ("On which side of the car is the dog?"), is a stock phrase (`is_stock`): it says
-    nothing about which image it was asked of.
+    A wording that the benchmark asks about several images ("How many people are there?"), or that it has many
+    times with two other words ("On which side of the car is the dog?"), is a stock phrase (`is_stock`): it
+    says nothing about which image it was asked of.
     """
 
     benchmark: str
@@ -109,10 +112,11 @@ def _mark_stock_phrases(references: Iterable[Reference]) -> None:
 
 
 def _patterns(benchmark: str, question: str) -> Iterator[int]:
-    """Yield what is left of a question without each of its words in turn."""
+    """Yield what is left of a question without two of its words, for each two; none of short questions."""
     words = question.split()
-    for place in range(len(words)):
-        yield digest(" ".join([benchmark, *words[:place], "", *words[place + 1 :]]))
+    if FEWEST_WORDS <= len(words) <= _MOST_WORDS:
+        for first, second in combinations(range(len(words)), 2):
+            yield hash((benchmark, *words[:first], "", *words[first + 1 : second], "", *words[second + 1 :]))
 
 
 def find_benchmark_image(known: Mapping[str, str], image: str, coco_id: object = None) -> str | None:

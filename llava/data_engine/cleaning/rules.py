@@ -65,6 +65,8 @@ _SOURCE = re.compile(
     re.IGNORECASE,
 )
 _TELLS = re.compile(r"\b(?:(?:the\s+)?(?:correct|right)\s+answer\s+is|answer\s*:|hint\s*:)", re.IGNORECASE)
+# Between fields that are searched together: no pattern reaches over it.
+_BETWEEN = "\n|\n"
 _TAIL = re.compile(r"[,(;:\u2013\u2014]")
 # Words that a question needs although they may be the answer.
 _NO_LEAK = frozenset({"yes", "no", "none", "left", "right", "true", "false"})
@@ -72,11 +74,10 @@ _NO_LEAK = frozenset({"yes", "no", "none", "left", "right", "true", "false"})
 
 def find_hostile_text(row: object) -> str | None:
     """Return the first text in a record that a page or a prompt would obey: tags, markers, control text."""
-    for text in _texts(row):
-        # Full-width brackets become plain ones.
-        if found := _HOSTILE.search(text if text.isascii() else unicodedata.normalize("NFKC", text)):
-            return repr(found.group().strip())
-    return None
+    text = _BETWEEN.join(_texts(row))
+    # Full-width brackets become plain ones.
+    found = _HOSTILE.search(text if text.isascii() else unicodedata.normalize("NFKC", text))
+    return repr(found.group().strip()) if found else None
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -177,10 +178,9 @@ def mentions_source(draft: Draft) -> str | None:
     """Find words about descriptions, captions, boxes or coordinates: the model read, it did not look."""
     record = draft.record
     options = record.choice.options if record.choice else ()
-    for text in (record.instruction, *options, record.answer or "", record.short_answer or ""):
-        if found := _SOURCE.search(text):
-            return found.group()
-    return None
+    texts = (record.instruction, *options, record.answer or "", record.short_answer or "")
+    found = _SOURCE.search(_BETWEEN.join(texts))
+    return found.group() if found else None
 
 
 RULES: dict[str, Rule] = {

@@ -40,7 +40,7 @@ _STRICT = {
 }
 FEWEST_PER_TYPE = 50
 # How sure a classifier must be of another type, and how likely the type asked for may be at most.
-SURE, UNLIKELY = 0.5, 0.1
+SURE, UNLIKELY = 0.6, 0.1
 MOST_TRAINED = 10_000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 
 _WORD = re.compile(r"\w+(?:[.,']\w+)*")
 _NUMBERS = {
@@ -16,6 +17,8 @@ _NUMBERS = {
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
+# Options come again and again, and several rules look at the same question.
+@lru_cache(maxsize=1 << 16)
 def normal_words(text: str) -> str:
     """Return the words of `text` with one space between: lower case, digits for numbers, no articles.
 
