@@ -157,7 +157,7 @@ def test_types_and_guesses_by_a_provider(tmp_path: Path) -> None:
         provider = provider_at(server.url, ledger)
         assert provider.type_check(["counting", "reading"])(questions) == [None, "counting", None]
         report = provider.guess(items)
-    assert report["flagged"] and report["n"] == 30 and report["accuracy"] == 1
+    assert (report["flagged"], report["n"], report["accuracy"]) == (True, 30, 1)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,4 @@ def test_letters_are_read_from_what_a_model_writes(text: str | None, found: set[
 
 
 def test_a_type_is_read_from_what_a_model_writes() -> None:
-    assert [parse_type(text) for text in ('{"type": "a"}', " a.\n", None, '{"type": 3}')][:3] == [
-        "a",
-        "a",
-        "",
-    ]
+    assert [parse_type(text) for text in ('{"type": "a"}', " a.\n", None)] == ["a", "a", ""]
