@@ -104,6 +104,7 @@ def fill_round(
             "cases": cases,
             "template": {"name": template.name, "version": template.version},
             "seed": number,
+            "plan": file_sha256(folder / "plan.json"),
         }
         for number, name in enumerate(names)
     ]

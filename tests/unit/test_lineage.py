@@ -132,6 +132,7 @@ def test_a_record_is_followed_back_to_the_scored_answers(
         ("1/requests.jsonl", "request"),
         ("1/responses.jsonl", "response"),
         ("1/pool.json", "plan"),
+        ("1/plan.json", "plan"),
         ("templates/versions.jsonl", "prompt"),
         ("../m0/metrics.json", "answers"),
     ],

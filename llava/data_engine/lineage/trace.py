@@ -14,8 +14,8 @@ from pathlib import Path
 
 from llava.data_engine.cleaning.clean import REPORT as CLEAN_REPORT
 from llava.data_engine.lineage.training import read_lineage
+from llava.data_engine.loop.plan import PLAN_FILE, read_plan
 from llava.data_engine.loop.plan import STEP as PLAN_STEP
-from llava.data_engine.loop.plan import read_plan
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.pool import STEP as POOL_STEP
 from llava.data_engine.loop.round import (
@@ -109,14 +109,15 @@ def _follow(trace: Trace, folder: Path, line: int, row: JsonObject) -> None:
             "request", f"{folder / REQUESTS}:{number} {request['id']}, type {_quoted(request.get('type'))}"
         )
         _add_prompt_and_cases(trace, folder, request)
+        with trace.link("plan"):
+            read_plan(folder)
+            require_unchanged(folder / PLAN_FILE, request.get("plan", ""), step="llava engine requests")
     with trace.link("response"):
         _require_read_by_clean(folder, RESPONSES)
         number, response = _find(folder / RESPONSES, row["request"])
         cost = response.get("cost")
         money = "cost not known" if cost is None else f"${cost:.4f}"
         trace.add("response", f"{folder / RESPONSES}:{number} by {_quoted(response.get('model'))}, {money}")
-    with trace.link("plan"):
-        read_plan(folder)
     with trace.link("answers"):
         metrics = read_pool(folder)["metrics"]
         require_unchanged(Path(metrics["path"]), metrics["sha256"], step=POOL_STEP)
@@ -136,7 +137,8 @@ def _add_training(trace: Trace, trained: Path, folder: Path) -> None:
 def _require_read_by_clean(folder: Path, name: str) -> None:
     """Check that cleaning read this file of the round as it is now."""
     inputs = read_json(folder / CLEAN_REPORT).get("inputs", {})
-    require_unchanged(folder / name, inputs.get(f"{folder.resolve().name}/{name}", ""), step=_CLEAN_STEP)
+    recorded = next((sha256 for path, sha256 in inputs.items() if Path(path).name == name), "")
+    require_unchanged(folder / name, recorded, step=_CLEAN_STEP)
 
 
 def _find(path: Path, name: str) -> tuple[int, JsonObject]:
