@@ -6,6 +6,7 @@ Imports nothing of this package: `llava` is whatever the process's PYTHONPATH sa
 from __future__ import annotations
 
 import importlib
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -54,6 +55,19 @@ def run_predict(file: str, image: str) -> None:
     predictor.setup()
     settings = {"top_p": 1.0, "temperature": 1e-3, "max_tokens": 8}
     print("".join(predictor.predict(Path(image), QUESTION, **settings)))
+
+
+def run_judged(file: str, *arguments: str) -> None:
+    """Run a program that asks OpenAI's models, with stand-ins for `openai` (below 1) and `ray`."""
+    reply = {"choices": [{"message": {"content": "8 4\nThe first is better."}}]}
+    openai: Any = ModuleType("openai")
+    openai.ChatCompletion = SimpleNamespace(create=lambda **asked: reply)
+    openai.error = SimpleNamespace(RateLimitError=ConnectionError)
+    ray: Any = ModuleType("ray")
+    ray.init, ray.get = lambda: None, list
+    ray.remote = lambda **resources: lambda function: SimpleNamespace(remote=function)
+    sys.modules |= {"openai": openai, "ray": ray}
+    run_program(file, *arguments)
 
 
 def run_lmms_eval(model: str, image: str) -> None:
@@ -109,12 +123,48 @@ def write_logits(model: str, base: str, out: str) -> None:
     torch.save(logits, out)
 
 
+def write_steps(out: str, trainer: str, *numbers: str) -> None:
+    """Train a tiny language model and write the learning rate after each step, as logged.
+
+    Args:
+        out: A JSON file.
+        trainer: The module and name of a Trainer.
+        numbers: Samples, samples in a batch, batches in a step, and epochs.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+    samples, batch, accumulation = map(int, numbers[:3])
+    module, name = trainer.rsplit(".", 1)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    # A share of the steps; renamed in transformers 5.
+    warm = "warmup_ratio" if hasattr(TrainingArguments, "warmup_ratio") else "warmup_steps"
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": float(numbers[3]),
+        **{"lr_scheduler_type": "cosine", warm: 0.1, "learning_rate": 1e-3, "logging_steps": 1},
+        **{"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True},
+    }
+    row = {"input_ids": [1, 2, 3], "labels": [1, 2, 3]}
+    run = getattr(importlib.import_module(module), name)(
+        model=LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)),
+        args=TrainingArguments(output_dir=f"{out}.run", **settings),
+        train_dataset=[row] * samples,
+    )
+    run.train()
+    rates = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+    if run.args.process_index == 0:
+        Path(out).write_text(json.dumps({"steps": run.state.global_step, "rates": rates}))
+
+
 RUNS = SimpleNamespace(
     program=run_program,
     predict=run_predict,
+    judged=run_judged,
     lmms_eval=run_lmms_eval,
     vlmevalkit=run_vlmevalkit,
     logits=write_logits,
+    steps=write_steps,
 )
 
 if __name__ == "__main__":

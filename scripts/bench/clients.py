@@ -6,7 +6,8 @@
 Each DIR is a checkout of that project. Its files run as they are, with this package as `llava`; answers must
 equal those of this package's own commands. What a checkout imports besides must be installed beside this
 package. `--transformers4` is the Python of an environment with transformers 4.37.2: there the original loads
-what this package writes, and its logits must be this package's. Without a GPU everything runs on the CPU.
+what this package writes, and its logits must be this package's; and its Trainer makes as many steps with the
+same learning rates. Without a GPU everything runs on the CPU.
 Exit code 1 if something fails.
 """
 
@@ -16,28 +17,24 @@ import argparse
 import base64
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from client_runs import QUESTION
-from PIL import Image
+from client_scores import scoring_checks
+from client_workshop import DEMO, LIMIT_S, REPO, ClientError, Workshop, environment
 from safetensors.torch import load_file
 
 from llava.command import run
-from llava.files import read_json, write_json, write_jsonl
+from llava.files import read_json, write_json
 
-REPO = Path(__file__).resolve().parents[2]
-DEMO = REPO / "playground/demo"
-COLOURS = ("red", "green", "blue", "white")
-LIMIT_S = 400.0
 # Of the largest logit: merging an adapter rounds to float16, and attention differs in the last bits.
 TOLERANCE = 2e-3
 TRAINING = """--version v1 --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2
@@ -45,76 +42,12 @@ TRAINING = """--version v1 --mm_projector_type mlp2x_gelu --mm_vision_select_lay
     --max_steps 2 --per_device_train_batch_size 2
     --eval_strategy no --save_strategy no --learning_rate 1e-4 --logging_steps 1 --model_max_length 512
     --report_to none --use_cpu True"""
+# Samples, samples in a batch, batches in a step, epochs, ranks.
+SCHEDULES = (
+    *((48, 5, 3, 2, 1), (48, 5, 3, 2, 2), (33, 4, 2, 1.5, 1)),
+    *((13, 4, 3, 2, 2), (26, 5, 2, 2.3, 1), (100, 8, 4, 3, 2)),
+)
 KINDS = {"lora": "--lora_enable True", "projector": "--tune_mm_mlp_adapter True", "full": ""}
-
-
-class ClientError(Exception):
-    """A program failed or gave another result than it should."""
-
-
-class Workshop:
-    """A temporary folder with the demo's model, images and questions, in which programs run."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.model = root / "llava-v1.5-tiny"
-        self.images = root / "images"
-        shutil.copytree(DEMO / "model", self.model)
-        config = read_json(self.model / "config.json")
-        write_json(self.model / "config.json", {**config, "mm_vision_tower": str(DEMO / "tower")})
-        self.images.mkdir()
-        for colour in COLOURS:
-            Image.new("RGB", (60, 48), colour).save(self.images / f"{colour}.png")
-        self.image = str(self.images / "red.png")
-        asked = [
-            {"question_id": number, "image": f"{colour}.png", "text": QUESTION, "category": "default"}
-            for number, colour in enumerate(COLOURS)
-        ]
-        write_jsonl(root / "questions.jsonl", asked)
-        turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": "a colour"}]
-        rows = [
-            {"id": str(row["question_id"]), "image": row["image"], "conversations": turns} for row in asked
-        ]
-        write_json(root / "train.json", rows)
-        write_json(root / "science.json", rows)
-        self._write_table()
-
-    def _write_table(self) -> None:
-        lines = ["index\tquestion\thint\tA\tB\tC\tD\timage"]
-        for number, colour in enumerate(COLOURS):
-            picture = base64.b64encode((self.images / f"{colour}.png").read_bytes()).decode()
-            lines.append(f"{number}\tWhich colour?\t\tred\tblue\t\t\t{picture}")
-        (self.root / "mmbench.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def call(
-        self, *command: object, python: str = sys.executable, package: Path = REPO, paths: Sequence[Path] = ()
-    ) -> str:
-        """Run a command here, with `package` as `llava`, and return what it printed.
-
-        Raises:
-            ClientError: It failed; the message is its last line.
-        """
-        try:
-            ended = subprocess.run(
-                [python, *map(str, command)], cwd=self.root, env=environment(package, *paths),
-                capture_output=True, text=True, timeout=LIMIT_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise ClientError(f"took more than {LIMIT_S:.0f} s") from error
-        if ended.returncode:
-            lines = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
-            raise ClientError(lines[-1] if lines else f"exit code {ended.returncode}")
-        return ended.stdout
-
-    def harness(self, kind: str, *arguments: object, **settings: str | Path | Sequence[Path]) -> str:
-        """Run a function of client_runs.py in a process of its own."""
-        return self.call(REPO / "scripts/bench/client_runs.py", kind, *arguments, **settings)  # type: ignore[arg-type]
-
-
-def environment(*paths: Path) -> dict[str, str]:
-    """Return the environment of a process that imports from `paths`."""
-    joined = os.pathsep.join(map(str, paths))
-    return {**os.environ, "PYTHONPATH": joined, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 # ---- the original's programs
@@ -125,8 +58,7 @@ def llava_checks(checkout: Path, shop: Workshop) -> Iterator[tuple[str, Callable
     for name in ("model_vqa", "model_vqa_loader", "model_vqa_mmbench", "model_vqa_science"):
         yield f"llava/eval/{name}.py", functools.partial(check_answers, checkout, shop, name)
     yield "llava/eval/run_llava.py", functools.partial(check_run_llava, checkout, shop)
-    for name in ("eval_pope", "eval_textvqa"):
-        yield f"llava/eval/{name}.py", functools.partial(check_scores, checkout, shop, name)
+    yield from scoring_checks(checkout, shop)
     yield "llava/serve/{controller,model_worker}.py", functools.partial(check_serving, checkout, shop)
     yield "predict.py", functools.partial(check_predict, checkout, shop)
     for kind in KINDS:
@@ -159,33 +91,6 @@ def check_run_llava(checkout: Path, shop: Workshop) -> str:
     if theirs.splitlines()[-1:] != ours.splitlines()[-1:]:
         raise ClientError(f"answered {theirs!r}, our command {ours!r}")
     return f"answered {ours.splitlines()[-1]!r} as our command"
-
-
-def check_scores(checkout: Path, shop: Workshop, name: str) -> str:
-    """Compare what a scoring program prints with what our command prints."""
-    labels = shop.root / "pope_labels"
-    labels.mkdir(exist_ok=True)
-    rows = [{"question_id": number, "label": "yes" if number % 2 else "no"} for number in range(len(COLOURS))]
-    write_jsonl(labels / "coco_pope_default.json", rows)
-    answers = [
-        {"question_id": number, "text": "Yes" if number else "no", "prompt": f"colour {number}?\nShort."}
-        for number in range(len(COLOURS))
-    ]
-    write_jsonl(shop.root / "answers.jsonl", answers)
-    truth = [
-        {"image_id": number, "question": f"Colour {number}?", "answers": ["yes"] * 10}
-        for number in range(len(COLOURS))
-    ]
-    write_json(shop.root / "truth.json", {"data": truth})
-    flags = ["--result-file", "answers.jsonl"]
-    if name == "eval_pope":
-        flags += ["--annotation-dir", str(labels), "--question-file", "questions.jsonl"]
-    else:
-        flags += ["--annotation-file", "truth.json"]
-    printed = [shop.call(folder / f"llava/eval/{name}.py", *flags) for folder in (checkout, REPO)]
-    if printed[0].split() != printed[1].split():
-        raise ClientError(f"printed {printed[0]!r}, our command {printed[1]!r}")
-    return "the same lines as our command's"
 
 
 def check_serving(checkout: Path, shop: Workshop) -> str:
@@ -334,6 +239,32 @@ def file_checks(checkout: Path, python: str, shop: Workshop) -> Iterator[tuple[s
         yield f"what training writes, {kind}", functools.partial(check, kind, None)
 
 
+def step_checks(checkout: Path, python: str, shop: Workshop) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the check of each of `SCHEDULES`."""
+    for numbers in SCHEDULES:
+        name = "steps of {} samples, batch {}, accumulation {}, {} epochs, {} ranks".format(*numbers)
+        yield name, functools.partial(check_steps, checkout, python, shop, *numbers)
+
+
+def check_steps(checkout: Path, python: str, shop: Workshop, *numbers: float) -> str:
+    """Compare the steps and the learning rates of a run with those of transformers 4.37.2's Trainer."""
+    *schedule, ranks = numbers
+    sides = {
+        "transformers.Trainer": (python, checkout),
+        "llava.train.llava_trainer.LLaVATrainer": (sys.executable, REPO),
+    }
+    found = []
+    for trainer, (interpreter, package) in sides.items():
+        launcher: list[object] = ["-m", "torch.distributed.run", "--nproc_per_node", ranks]
+        launcher = [*launcher, "--master_port", free_port()] if ranks > 1 else []
+        run = [*launcher, REPO / "scripts/bench/client_runs.py", "steps", "steps.json", trainer, *schedule]
+        shop.call(*run, python=interpreter, package=package)
+        found.append(read_json(shop.root / "steps.json"))
+    if found[0] != found[1]:
+        raise ClientError(f"{found[0]}, our trainer {found[1]}")
+    return f"{found[0]['steps']} steps with the same learning rates"
+
+
 # ---- evaluation suites
 
 
@@ -369,6 +300,7 @@ def main() -> None:
             checks += llava_checks(flags.llava.resolve(), shop)
         if flags.transformers4:
             checks += file_checks(flags.llava.resolve(), flags.transformers4, shop)
+            checks += step_checks(flags.llava.resolve(), flags.transformers4, shop)
         if flags.lmms_eval:
             checks.append(("lmms-eval", functools.partial(check_lmms_eval, flags.lmms_eval.resolve(), shop)))
         if flags.vlmevalkit:

@@ -277,6 +277,29 @@ def test_plain_arguments_train_only_a_projector(
     assert names == set(torch.load(golden / "viii_pretrain/mm_projector.bin", weights_only=True))
 
 
+# As the Trainer of transformers 4.37.2 counts, seen by running it: scripts/bench/clients.py.
+@pytest.mark.parametrize(
+    ("samples", "batch", "accumulation", "epochs", "steps"),
+    [(48, 5, 3, 2, 6), (33, 4, 2, 1.5, 6), (26, 5, 2, 2.3, 7)],
+)
+def test_a_run_has_the_originals_number_of_steps(
+    samples: int, batch: int, accumulation: int, epochs: float, steps: int, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = transformers.LlamaConfig(vocab_size=8, **sizes)
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        use_cpu=True,
+        report_to=[],
+    )
+    trainer: Any = LLaVATrainer(transformers.LlamaForCausalLM(config), args, train_dataset=[{}] * samples)
+    loader = trainer.get_train_dataloader()
+    assert trainer.set_initial_training_values(args, loader)[-1] == steps
+
+
 Base: Any = LLaVATrainer
 
 
