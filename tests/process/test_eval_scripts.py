@@ -444,6 +444,9 @@ NEEDS_ARGUMENTS = [
     ("scripts/quickstart.sh", [], {"SHARDS": "abc"}),
     ("playground/demo/control.sh", ["fast"], {}),
     ("playground/demo/recipe.sh", ["fast"], {}),
+    ("playground/demo/rounds.sh", ["fast"], {}),
+    ("scripts/v1_5/dataengine_round.sh", ["1"], {}),
+    ("scripts/v1_5/dataengine_round.sh", [], {"ROUNDS": "two"}),
 ]
 
 
