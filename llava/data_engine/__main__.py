@@ -18,6 +18,7 @@ from llava.data_engine.lineage.training import accepted_of, keep_lineage
 from llava.data_engine.loop.commands import add_commands as add_loop
 from llava.data_engine.mix import BATCH_SIZE, Replay
 from llava.data_engine.pipeline import convert_files, mix_files, summarize_report
+from llava.data_engine.prompting.commands import add_commands as add_prompting
 from llava.data_engine.requests.commands import add_commands as add_requests
 from llava.data_engine.results.commands import add_commands as add_results
 from llava.errors import SettingsError
@@ -64,6 +65,7 @@ def main() -> None:
     add_cleaning(commands)
     add_lineage(commands)
     add_results(commands)
+    add_prompting(commands)
     arguments = parser.parse_args()
     arguments.command(arguments)
 

@@ -160,7 +160,8 @@ class ChatServer:
 def text_of(body: Json) -> str:
     """Return the text of the last message, which tests make different for each request."""
     content = body["messages"][-1]["content"]
-    return content if isinstance(content, str) else content[0]["text"]
+    texts = [{"text": content}] if isinstance(content, str) else [part for part in content if "text" in part]
+    return str(texts[0]["text"])
 
 
 def completion(text: str, model: str = "m", prompt: int = 100, answer: int = 50) -> Json:

@@ -22,6 +22,7 @@ from llava.data_engine.cleaning.contamination import Contamination
 from llava.data_engine.cleaning.duplicates import BenchmarkIndex, SeenQuestions
 from llava.data_engine.cleaning.inputs import (
     Asked,
+    complete_record,
     earlier_files,
     read_accepted,
     read_asked,
@@ -30,11 +31,10 @@ from llava.data_engine.cleaning.inputs import (
 from llava.data_engine.cleaning.parse import parse_response
 from llava.data_engine.cleaning.positions import balance_report, shuffle_options
 from llava.data_engine.cleaning.references import collect_references
-from llava.data_engine.cleaning.rules import RULES, Draft, find_hostile_text, make_draft
+from llava.data_engine.cleaning.rules import Draft, check_record, make_draft
 from llava.data_engine.cleaning.types import LearnedTypes, TypeCheck, TypedQuestion, check_keywords
 from llava.data_engine.cleaning.words import normal_words
 from llava.data_engine.loop.round import ACCEPTED, REJECTED, REQUESTS, RESPONSES, SCHEMA, file_sha256
-from llava.data_engine.question_types import find_skill
 from llava.data_engine.text import Unusable
 from llava.files import atomic_write, read_jsonl, write_json
 from llava.schema import JsonObject, Question
@@ -137,14 +137,8 @@ def _read_records(
         except Unusable as fault:
             reject(name, fault, str(text)[:_LONGEST_EXCERPT])
             continue
-        request = asked[name]
-        skill = find_skill(request.type)
-        kind = {"qtype": skill.id} if skill else {"question_type": request.type}
         for row in rows:
-            kept = {
-                key: value for key, value in row.items() if key not in ("qtype", "question_type", "image_id")
-            }
-            yield name, {**kept, "image": request.image, **kind}
+            yield name, complete_record(row, asked[name])
 
 
 class _Cleaner:
@@ -223,14 +217,8 @@ class _Cleaner:
         }
 
     def _draft(self, request: str, row: JsonObject) -> Draft:
-        checked = self._settings.checked
-        if checked and (hostile := find_hostile_text(row)):
-            raise Unusable("hostile_text", f"found {hostile}")
-        draft = make_draft(row, request, self._asked[request].type)
-        for name, rule in RULES.items() if checked else ():
-            if detail := rule(draft):
-                raise Unusable(name, detail)
-        return draft
+        check = check_record if self._settings.checked else make_draft
+        return check(row, request, self._asked[request].type)
 
     def _find_other_types(self, drafts: Sequence[Draft]) -> list[str | None]:
         questions = [TypedQuestion(draft.request, draft.record.instruction, draft.type) for draft in drafts]

@@ -10,6 +10,7 @@ from typing import Any
 from llava.data_engine.cleaning.parse import parse_response
 from llava.data_engine.cleaning.types import MOST_TRAINED, TypedQuestion
 from llava.data_engine.loop.round import ACCEPTED, REQUESTS, round_number
+from llava.data_engine.question_types import find_skill
 from llava.data_engine.records import parse_record
 from llava.data_engine.requests.rows import read_request_rows
 from llava.data_engine.text import Unusable, digest
@@ -51,6 +52,14 @@ def read_asked(path: Path, *, number: int | None = None, whole: bool = False) ->
         coco_id = info.get("coco_id") if isinstance(info, dict) else None
         found[row["id"]] = Asked(row["type"], row["image"], coco_id, row if whole else None)
     return found
+
+
+def complete_record(row: JsonObject, request: Asked) -> JsonObject:
+    """Return a record as a model wrote it, with the image and the type of its request."""
+    skill = find_skill(request.type)
+    kind = {"qtype": skill.id} if skill else {"question_type": request.type}
+    kept = {key: value for key, value in row.items() if key not in ("qtype", "question_type", "image_id")}
+    return {**kept, "image": request.image, **kind}
 
 
 def sample_questions(path: Path, asked: dict[str, Asked]) -> tuple[int, list[TypedQuestion]]:

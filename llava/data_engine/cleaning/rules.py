@@ -187,3 +187,20 @@ RULES: dict[str, Rule] = {
     rule.__name__: rule for rule in (skipped, four_options, letter, leaked, mentions_source)
 }
 """The rules in their order; the first that finds something is the reason."""
+
+
+def check_record(row: JsonObject, request: str, kind: str) -> Draft:
+    """Return the record as the rules see it, if none of them rejects it.
+
+    The arguments are those of `make_draft`.
+
+    Raises:
+        Unusable: With the rule's name as the reason.
+    """
+    if hostile := find_hostile_text(row):
+        raise Unusable("hostile_text", f"found {hostile}")
+    draft = make_draft(row, request, kind)
+    for name, rule in RULES.items():
+        if detail := rule(draft):
+            raise Unusable(name, detail)
+    return draft

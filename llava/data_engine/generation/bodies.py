@@ -53,6 +53,28 @@ STRUCTURES: dict[str, JsonObject] = {
         "required": ["type"],
         "additionalProperties": False,
     },
+    # What improving a prompt asks: a verdict on a question, and a change of a rule.
+    "verdict": {
+        "type": "object",
+        "properties": {
+            "passed": {"type": "boolean"},
+            "tag": {"type": "string"},
+            "note": {"type": "string"},
+        },
+        "required": ["passed", "tag", "note"],
+        "additionalProperties": False,
+    },
+    "rule_change": {
+        "type": "object",
+        "properties": {
+            "action": {"type": "string", "enum": ["add", "change", "remove"]},
+            "rule": {"type": "integer"},
+            "text": {"type": "string"},
+            "why": {"type": "string"},
+        },
+        "required": ["action", "rule", "text", "why"],
+        "additionalProperties": False,
+    },
 }
 """The structures that a request's `schema` may name, as JSON Schema."""
 

@@ -29,6 +29,7 @@ class PromptVersion:
         parent: The `version` that it was made from; None for the first.
         note: Why it was made.
         pass_rates: By type, {"passed", "of"}, where it was tried.
+        kept: False for a candidate that was not accepted; it is no one's parent.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PromptVersion:
     parent: str | None = None
     note: str = ""
     pass_rates: JsonObject = field(default_factory=dict)
+    kept: bool = True
 
     @property
     def version(self) -> str:
@@ -73,7 +75,8 @@ def read_versions(rounds: Path) -> list[PromptVersion]:
                     f"{path}:{line}: {key} is {shown(row.get(key))}, wanted {kind.__name__}",
                     code="bad-version",
                 )
-        one = PromptVersion(**{key: row[key] for key in _FIELDS}, parent=row.get("parent"))
+        kept = row.get("kept", True) is True
+        one = PromptVersion(**{key: row[key] for key in _FIELDS}, parent=row.get("parent"), kept=kept)
         if row.get("version") != one.version:
             raise DataError(
                 f"{path}:{line}: version is {shown(row.get('version'))}, but {one.version} by its text",
@@ -94,6 +97,7 @@ def write_versions(rounds: Path, versions: Sequence[PromptVersion]) -> None:
                 "number": one.number,
                 "version": one.version,
                 "parent": one.parent,
+                "kept": one.kept,
                 "note": one.note,
                 "pass_rates": one.pass_rates,
                 "diff": _diff(texts.get((one.name, str(one.parent)), ""), one.text),
@@ -122,7 +126,7 @@ def current_version(rounds: Path, name: str) -> PromptVersion:
     own = [one for one in versions if one.name == name]
     if known := next((one for one in own if one.text == text), None):
         return known
-    parent = own[-1].version if own else None
+    parent = next((one.version for one in reversed(own) if one.kept), None)
     new = PromptVersion(name=name, number=len(own) + 1, text=text, parent=parent)
     write_versions(rounds, [*versions, new])
     return new

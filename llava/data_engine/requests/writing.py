@@ -107,26 +107,22 @@ class RequestWriter:
         Raises:
             DataError: The image cannot be read, or the template asks a value for what it does not have.
         """
-        info = self._describe(draft)
-        system, user = self._template.fill(self._slots(draft, info))
-        content: object = user
-        if self._settings.attach:
-            content = [{"type": "image_path", "path": draft.image}, {"type": "text", "text": user}]
         row: JsonObject = {
             "round": self._own.round,
             "arm": self._own.arm,
             "type": draft.type,
             "image": draft.image,
-            "image_info": info,
+            "image_info": self._describe(draft),
             "near": draft.near.get("question_id") if draft.near else None,
             "cases": [case.get("question_id") for case in draft.cases],
             "template": self._version,
             "questions": self._settings.questions,
+            "attached": self._settings.attach,
+            "model_answers": self._settings.model_answers,
             "seed": draft.seed,
             "plan": self._plan,
-            "messages": [{"role": SYSTEM, "content": system}, {"role": USER, "content": content}],
-            "schema": STRUCTURE,
         }
+        row |= {"messages": make_messages(self._template, row, draft.cases), "schema": STRUCTURE}
         text = json.dumps(row, sort_keys=True)
         return {"id": hashlib.sha256(text.encode()).hexdigest()[:_DIGITS], **row}
 
@@ -140,26 +136,43 @@ class RequestWriter:
                 info[key] = [info[key][place] for place in places]
         return {"width": size[0], "height": size[1], **info}
 
-    def _slots(self, draft: RequestDraft, info: JsonObject) -> JsonObject:
-        skill = find_skill(draft.type)
-        return {
-            "type": OwnText(skill.name) if skill else draft.type,
-            "definition": OwnText(skill.definition if skill else ""),
-            "cases": [self._show(case) for case in draft.cases],
-            "questions": self._settings.questions,
-            "attached": self._settings.attach,
-            **{key: info.get(key, []) for key in ("regions", "objects", "captions", "texts")},
-            "scene": info.get("scene"),
-        }
 
-    def _show(self, case: JsonObject) -> JsonObject:
-        """Return what a prompt says of a bad case; a letter becomes its option's text."""
-        question, options = split_question(case["question"])
-        texts = dict(zip(ascii_uppercase, options, strict=False))
-        answer = case.get("answer") if self._settings.model_answers else None
-        return {
-            "question": question,
-            "options": list(options),
-            "truth": texts.get(str(case.get("truth")), case.get("truth") or ""),
-            "model_answer": texts.get(str(answer).strip(" ."), answer or ""),
-        }
+def make_messages(template: PromptTemplate, row: JsonObject, cases: Sequence[JsonObject]) -> list[JsonObject]:
+    """Return the messages of a request: a template filled in with what the request's row says.
+
+    Args:
+        template: The template.
+        row: The request's row, which needs no messages yet.
+        cases: Its bad cases, as the pool has them.
+
+    Raises:
+        DataError: The template asks a value for what it does not have.
+    """
+    skill, info = find_skill(row["type"]), row["image_info"]
+    slots = {
+        "type": OwnText(skill.name) if skill else row["type"],
+        "definition": OwnText(skill.definition if skill else ""),
+        "cases": [_show(case, with_answer=row["model_answers"]) for case in cases],
+        "questions": row["questions"],
+        "attached": row["attached"],
+        **{key: info.get(key, []) for key in ("regions", "objects", "captions", "texts")},
+        "scene": info.get("scene"),
+    }
+    system, user = template.fill(slots)
+    content: object = user
+    if row["attached"]:
+        content = [{"type": "image_path", "path": row["image"]}, {"type": "text", "text": user}]
+    return [{"role": SYSTEM, "content": system}, {"role": USER, "content": content}]
+
+
+def _show(case: JsonObject, *, with_answer: bool) -> JsonObject:
+    """Return what a prompt says of a bad case; a letter becomes its option's text."""
+    question, options = split_question(case["question"])
+    texts = dict(zip(ascii_uppercase, options, strict=False))
+    answer = case.get("answer") if with_answer else None
+    return {
+        "question": question,
+        "options": list(options),
+        "truth": texts.get(str(case.get("truth")), case.get("truth") or ""),
+        "model_answer": texts.get(str(answer).strip(" ."), answer or ""),
+    }
