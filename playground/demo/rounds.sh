@@ -33,7 +33,7 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 if [[ ! -e $data/seed-$SEED.done ]]; then
     "$PYTHON" playground/demo/generate.py --root "$data" --seed "$SEED" --engine 0 --rounds 5200 --heldout 500 \
-        --base 2000 --base-types 2,8,2,8,2,8,1,3,7,9
+        --base 3200 --base-types 2,8,2,8,2,8,1,3,7,9
     touch "$data/seed-$SEED.done"
 fi
 
@@ -44,7 +44,7 @@ export REQUEST_FLAGS="--images $images --coco-captions $images.captions.json --c
     --attach-image --questions 1"
 # In a world of a few hundred wordings every question is also the benchmark's; the images are never the same.
 export CLEAN_FLAGS="--eval-root $data/none ${CLEAN_FLAGS:-}"
-export MIX_FLAGS="--modes mc,mcp --replay 0.5" RECORDS=1900 INCREMENTAL=1
+export MIX_FLAGS="--modes mc,mcp --replay 0.8" RECORDS=1900 INCREMENTAL=1
 export TRAIN_FLAGS="--bf16 False --gradient_checkpointing False --dataloader_num_workers 0 --report_to none --logging_steps 20 \
     --lora_r 16 --lora_alpha 32 --lora_dropout 0 --learning_rate 2e-3 --mm_projector_lr 1e-3"
 "$PYTHON" playground/demo/provider.py --data "$data" --seed "$SEED" --mistakes "${MISTAKES:-0.1}" -- \
