@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 import math
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from transformers import DynamicLayer
 
 from llava.errors import DataError, SettingsError
 from llava.infer.engine.budget import Budget, estimate_position_bytes, measure_budget
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.greedy import Continuation, continue_prompt
-from llava.infer.engine.kv_cache import PreallocatedLayer
+from llava.infer.engine.kv_cache import SHARED, SlotCache
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.packed import PromptGroup, continue_groups, count_fitting_groups
+from llava.infer.engine.packed import PromptGroup, continue_groups
 from llava.infer.engine.requests import Generation, ImageFile, Reply, Request
 from llava.infer.jobs.prompting import prompt_of
 from support.errors import raises_code
@@ -31,7 +34,7 @@ from support.tiny_model import tiny_model
 
 REPO = Path(__file__).resolve().parents[2]
 IMAGES = ["a_640x480.png", "b_333x500.png", "c_100x37.png"]
-SUFFIXES = [(), (5,), (9, 8, 7, 6, 400, 401, 402), (5,), (300, 301), tuple(range(500, 530))]
+RESTS = [(), (5,), (9, 8, 7, 6, 400, 401, 402), (5,), (300, 301), tuple(range(500, 530))]
 
 
 def groups_of(loaded: Loaded) -> list[PromptGroup]:
@@ -39,7 +42,7 @@ def groups_of(loaded: Loaded) -> list[PromptGroup]:
     words = loaded.model.get_input_embeddings()
     long, short, whole = (words(torch.arange(3, 3 + length)).detach() for length in (40, 11, 25))
     return [
-        PromptGroup(long, tuple(range(10, 16)), tuple(SUFFIXES)),
+        PromptGroup(long, tuple(range(10, 16)), tuple(RESTS)),
         PromptGroup(short, (0, 1), ((77,), (78, 79, 80))),
         PromptGroup(whole, (2,), ((),)),
     ]
@@ -57,88 +60,163 @@ def continued_alone(
             stop_ids=stop_ids,
         )
         for group in groups
-        for name, rest in zip(group.indices, group.suffixes, strict=True)
+        for name, rest in zip(group.indices, group.rests, strict=True)
     }
 
 
 @pytest.fixture
-def passes(golden: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The (groups, positions) of each pass through the tiny model's layers."""
+def passes(golden: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions of each pass through the tiny model's layers."""
     decoder = tiny_model(golden).model.get_decoder()
-    forward, shapes = decoder.forward, []
+    forward, sizes = decoder.forward, []
 
     def watched(**inputs: Any) -> Any:
         if inputs["inputs_embeds"] is not None:
-            shapes.append(tuple(inputs["inputs_embeds"].shape[:2]))
+            assert len(inputs["inputs_embeds"]) == 1
+            sizes.append(inputs["inputs_embeds"].shape[1])
         return forward(**inputs)
 
     monkeypatch.setattr(decoder, "forward", watched)
-    return shapes
+    return sizes
 
 
-@pytest.mark.parametrize("budget", [Budget(1, 1), Budget(20, 100), Budget(1000, 4), Budget(1000, 1000)])
-def test_prompts_continue_in_groups_as_each_does_alone(golden: Path, budget: Budget) -> None:
+def random_groups(loaded: Loaded, draw: random.Random) -> list[PromptGroup]:
+    """Groups of random numbers of prompts, lengths of prefixes and rests, and ids."""
+    words, groups, count = loaded.model.get_input_embeddings(), [], 0
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(3, 600) for _ in range(length))
+
+    for _ in range(draw.randint(2, 4)):
+        size = draw.randint(1, 3)
+        prefix = words(torch.tensor(ids(draw.randint(1, 60)))).detach()
+        rests = tuple(ids(draw.choice([0, 1, 5, 20])) for _ in range(size))
+        groups.append(PromptGroup(prefix, tuple(range(count, count + size)), rests))
+        count += size
+    return groups
+
+
+BUDGETS = [(1, 1, 1), (20, 100, 100), (64, 500, 7), (1000, 200, 4), (1000, 100_000, 1000)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prompts_of_random_shapes_continue_as_each_does_alone(golden: Path, seed: int) -> None:
+    loaded, draw = tiny_model(golden), random.Random(seed)
+    groups = random_groups(loaded, draw)[: 2 if seed == 0 else 4]
+    free = continued_alone(loaded, groups, steps=256 if seed == 0 else 20)
+    stop_ids = {one.ids[draw.randint(0, len(one.ids) - 1)] for one in list(free.values())[::3]}
+    wanted = {name: cut(one, stop_ids) for name, one in free.items()}
+    lengths = {len(ids) for ids in wanted.values()}
+    assert len(lengths) > 2
+    steps = max(len(one.ids) for one in free.values())
+    for limits in (draw.choice(BUDGETS[1:3]), draw.choice(BUDGETS[3:])):
+        found = dict(
+            continue_groups(
+                loaded.model, iter(groups), Budget(*limits), max_new_tokens=steps, stop_ids=stop_ids
+            )
+        )
+        assert {name: one.ids for name, one in found.items()} == wanted
+
+
+def cut(one: Continuation, stop_ids: Collection[int]) -> list[int]:
+    """Return the ids before the first stop id."""
+    return list(itertools.takewhile(lambda token: token not in stop_ids, one.ids))
+
+
+def test_margins_are_those_of_each_prompt_alone(golden: Path) -> None:
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
-    wanted = continued_alone(loaded, groups, steps=20)
-    found = dict(continue_groups(loaded.model, groups, budget, max_new_tokens=20, stop_ids=()))
-    assert found.keys() == wanted.keys()
-    for name, one in found.items():
-        assert one.ids == wanted[name].ids
-        assert one.margin == pytest.approx(wanted[name].margin, abs=1e-4)
+    wanted = continued_alone(loaded, groups, steps=8)
+    for limits in BUDGETS:
+        found = dict(continue_groups(loaded.model, groups, Budget(*limits), max_new_tokens=8, stop_ids=()))
+        assert found.keys() == wanted.keys()
+        for name, one in found.items():
+            assert one.ids == wanted[name].ids
+            assert one.margin == pytest.approx(wanted[name].margin, abs=1e-4)
+            assert one.lead == pytest.approx(wanted[name].lead, abs=1e-5)
 
 
-def test_a_prefix_is_read_once_and_its_prompts_without_padding(
-    golden: Path, passes: list[tuple[int, int]]
+def test_every_position_is_read_once_and_none_is_padding(golden: Path, passes: list[int]) -> None:
+    loaded = tiny_model(golden)
+    budget = Budget(1000, 10_000, 1000)
+    list(continue_groups(loaded.model, groups_of(loaded), budget, max_new_tokens=3, stop_ids=()))
+    assert passes == [40 + 11 + 25, sum(map(len, RESTS)) + 4, 9, 9]
+
+
+def test_a_prefix_is_read_within_the_budget_and_answers_go_on_together(
+    golden: Path, passes: list[int]
 ) -> None:
     loaded = tiny_model(golden)
-    group = groups_of(loaded)[0]
-    list(continue_groups(loaded.model, [group], Budget(1000, 1000), max_new_tokens=3, stop_ids=()))
-    assert passes == [(1, 40), (1, sum(map(len, SUFFIXES))), (1, len(SUFFIXES)), (1, len(SUFFIXES))]
+    budget = Budget(12, 10_000, 99)
+    list(continue_groups(loaded.model, groups_of(loaded), budget, max_new_tokens=4, stop_ids=()))
+    # The first group's prompts take turns, because their rests have more ids than a pass.
+    assert passes[:3] == [40, 11, 25]
+    assert sum(passes) == 40 + 11 + 25 + sum(map(len, RESTS)) + 4 + 9 * 3
+    assert passes[3:6] == [11, 4, 5 + 2 + 1]
 
 
-def test_finished_prompts_and_groups_are_dropped(golden: Path, passes: list[tuple[int, int]]) -> None:
+def test_a_group_enters_when_another_has_finished(golden: Path, passes: list[int]) -> None:
+    loaded = tiny_model(golden)
+    words = loaded.model.get_input_embeddings()
+    groups = [
+        PromptGroup(words(torch.arange(3, 3 + length)).detach(), (name,), ((),))
+        for name, length in enumerate((20, 21, 22, 23))
+    ]
+    free = continued_alone(loaded, groups, steps=30)
+    stop_ids = {free[1].ids[4]}
+    wanted = {name: cut(one, stop_ids) for name, one in free.items()}
+    assert len(wanted[1]) < len(wanted[0]) == 30
+    passes.clear()
+    taken: list[int] = []
+
+    def source() -> Iterator[PromptGroup]:
+        for group in groups:
+            taken.append(len(passes))
+            yield group
+
+    budget = Budget(25, 110, 2)
+    found = dict(continue_groups(loaded.model, source(), budget, max_new_tokens=30, stop_ids=stop_ids))
+    assert {name: one.ids for name, one in found.items()} == wanted
+    assert taken[:2] == [0, 0]
+    assert passes[:2] == [20, 21]
+    entered = passes.index(22)
+    assert len(wanted[1]) <= entered < 30
+    assert set(passes[2:entered]) == {2}
+
+
+def test_prompts_before_a_broken_one_are_finished(golden: Path) -> None:
     loaded = tiny_model(golden)
     groups = groups_of(loaded)
-    free = continued_alone(loaded, groups, steps=12)
-    stop_ids = {free[name].ids[1] for name in (0, 1, 2, 12)}
-    wanted = continued_alone(loaded, groups, 12, stop_ids)
-    assert {len(one.ids) for one in wanted.values()} > {1, 12}
-    passes.clear()
-    found = dict(
-        continue_groups(loaded.model, groups, Budget(1000, 1000), max_new_tokens=12, stop_ids=stop_ids)
-    )
-    assert {name: one.ids for name, one in found.items()} == {name: one.ids for name, one in wanted.items()}
-    assert passes[0] == (3, 40)
-    assert [groups for groups, _ in passes[2:]] == sorted((groups for groups, _ in passes[2:]), reverse=True)
-    assert passes[-1][0] == 1
-    assert passes[-1][1] < passes[2][1]
+
+    def source() -> Iterator[PromptGroup]:
+        yield from groups[:2]
+        raise DataError("broken", code="broken")
+
+    replies = continue_groups(loaded.model, source(), Budget(50, 60, 3), max_new_tokens=3, stop_ids=())
+    found = [name for name, _ in itertools.islice(replies, 8)]
+    assert sorted(found) == [0, 1, *range(10, 16)]
+    with raises_code("broken", DataError):
+        next(replies)
 
 
-def test_a_budget_limits_prefixes_and_suffixes(golden: Path, passes: list[tuple[int, int]]) -> None:
-    loaded = tiny_model(golden)
-    groups = groups_of(loaded)
-    assert [count_fitting_groups(groups, Budget(tokens, 99)) for tokens in (1, 79, 80, 120)] == [1, 1, 2, 3]
-    assert count_fitting_groups(groups, Budget(1000, 2)) == 2
-    list(continue_groups(loaded.model, groups[:1], Budget(1000, 2), max_new_tokens=2, stop_ids=()))
-    assert max(width for _, width in passes[1::2]) <= sum(map(len, SUFFIXES))
-    passes.clear()
-    list(continue_groups(loaded.model, groups[:1], Budget(12, 99), max_new_tokens=1, stop_ids=()))
-    assert passes == [(1, 40), (1, 11), (1, 30)]
-
-
-def test_a_preallocated_layer_holds_what_transformers_layer_holds() -> None:
-    torch.manual_seed(0)
-    ours, theirs = PreallocatedLayer(), DynamicLayer()
-    for columns in (5, 1, 300, 1, 1):
-        keys, values = torch.randn(2, 3, 4, columns, 6).unbind()
-        for one, other in zip(ours.update(keys, values), theirs.update(keys, values), strict=True):
-            assert torch.equal(one, other)
-    assert ours.get_seq_length() == 308
-    first = theirs.keys[:, :, :5].clone()
-    ours.keep_first(5)
-    ours.keep_groups(torch.tensor([2, 0]))
-    assert torch.equal(ours.keys, first[[2, 0]])
+def test_a_cache_keeps_what_is_in_the_slots_that_stay() -> None:
+    cache = SlotCache(torch.device("cpu"))
+    like = torch.zeros(1, 2, 1, 3)
+    cache.reserve(3, 4)
+    keys, values = cache.layer(0, like)
+    for slot in range(3):
+        cache.start_slot(slot, slot + 1)
+        keys[slot], values[slot] = slot + 1, -slot - 1
+    cache.arrange([0, 2])
+    used = keys.shape[2]
+    cache.reserve(2, 300)
+    keys, values = cache.layer(0, like)
+    assert keys.shape == values.shape == (*cache.owners.shape[:1], 2, cache.owners.shape[1], 3)
+    assert cache.owners.shape[1] >= 300
+    assert keys[:2, 0, :4, 0].tolist() == [[1] * 4, [3] * 4]
+    assert values[:2, 1, :4, 2].tolist() == [[-1] * 4, [-3] * 4]
+    assert keys[:, :, used:].count_nonzero() == 0
+    assert [(row == SHARED).sum().item() for row in cache.owners[:2]] == [1, 3]
 
 
 def requests_about(golden: Path, count: int = 13) -> list[Request]:
@@ -214,14 +292,11 @@ def test_close_calls_of_half_precision_are_computed_again_and_counted(
 @pytest.mark.parametrize(
     ("dtype", "reach"), [(torch.float32, 1.9e-4), (torch.float16, 0.195), (torch.bfloat16, 0.78)]
 )
-def test_a_close_call_is_measured_by_the_logits_scale_and_the_precision(
-    golden: Path, dtype: torch.dtype, reach: float
-) -> None:
+def test_a_close_call_is_measured_by_the_precision(golden: Path, dtype: torch.dtype, reach: float) -> None:
     tiny = tiny_model(golden)
     engine = Engine(dataclasses.replace(tiny, model=copy.deepcopy(tiny.model).to(dtype)), Generation())
-    for scale, within in ((25.0, reach), (50.0, 2 * reach)):
-        assert engine._is_doubtful(Reply("", 0.97 * within, scale))
-        assert not engine._is_doubtful(Reply("", 1.03 * within, scale))
+    assert engine._is_doubtful(Reply("", lead=0.97 * reach / 25))
+    assert not engine._is_doubtful(Reply("", lead=1.03 * reach / 25))
     assert not engine._is_doubtful(Reply("sampled"))
 
 
@@ -255,7 +330,7 @@ def test_running_out_of_memory_halves_the_budget(
     else:
         short = ShortOfMemory(loaded.model.encode_views, 2)
         monkeypatch.setattr(loaded.model, "encode_views", short)
-    with caplog.at_level(logging.INFO, logger="llava.infer.engine.engine"):
+    with caplog.at_level(logging.INFO, logger="llava.infer.engine.budget"):
         assert texts(Engine(loaded, generation), requests) == wanted
     assert short.failed > 0
     messages = [record.message for record in caplog.records if "out of memory" in record.message]
@@ -270,20 +345,31 @@ def test_too_little_memory_for_one_prompt_is_a_users_error(
     never = ShortOfMemory(loaded.model.get_decoder().forward, 0)
     monkeypatch.setattr("llava.infer.engine.engine.find_change", lambda model: None)
     monkeypatch.setattr(loaded.model.get_decoder(), "forward", never)
-    with raises_code("out-of-memory", SettingsError):
-        texts(Engine(loaded, Generation(max_new_tokens=1)), requests_about(golden))
+    for batch_size in (None, 1):
+        engine = Engine(loaded, Generation(max_new_tokens=1), batch_size=batch_size)
+        with raises_code("out-of-memory", SettingsError):
+            texts(engine, requests_about(golden))
 
 
 def test_a_gpus_budget_follows_its_free_memory(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model(golden)
     assert measure_budget(loaded, None).positions == measure_budget(loaded, 3).positions == 512
     assert measure_budget(loaded, 3).prompts == 3
-    position_bytes = estimate_position_bytes(loaded.model)
-    assert 2 * 4 * 2 * 128 * 4 < position_bytes < 100_000  # keys and values of 4 layers, 128 wide, in float32
+    assert measure_budget(loaded, None).cached == 32 * 1024
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000 * 4096))
+    assert measure_budget(loaded, None).cached == 10_000
+    kept, passing = estimate_position_bytes(loaded.model)
+    assert kept == 2 * 4 * 128 * 4  # keys and values of 4 layers, 128 wide, in float32
+    assert passing < 100_000
     monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
-    for free, tokens in ((10**7, 512), (4000 * position_bytes, 2000), (10**11, 16384)):
+    for free, limits in (
+        (10**6, (512, 512)),
+        (4000 * (kept + passing), (2000, 2000)),
+        (10**11, (16384, (10**11 // 2 - 16384 * passing) // kept)),
+    ):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
-        assert measure_budget(loaded, None).positions == tokens
+        budget = measure_budget(loaded, None)
+        assert (budget.positions, budget.cached) == limits
 
 
 def test_the_speed_comparison_finds_equal_answers(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""Limit how many positions and prompts go into one forward pass."""
+"""Limit how many positions a pass and the cache have, and halve the limits when memory runs out."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import psutil
 import torch
 
 from llava.errors import SettingsError
@@ -16,18 +19,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A few hundred positions keep a CPU busy; with more, attention within a group costs more than it saves.
+Result = TypeVar("Result")
+
+# A few hundred positions keep a CPU busy, so it reads one image's prefix in a pass.
 _CPU_POSITIONS = 512
+# A step of decoding reads all weights, for one prompt as for many. With 32 that is little beside the cache.
+_CPU_CACHED = 32 * 1024
 _MAX_POSITIONS = 16384
 _MIN_POSITIONS = 512
 _SHARE_OF_FREE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Budget:
-    """The most positions, padding included, and the most prompts of one pass. One prompt always fits."""
+    """What may be in memory at a time. One prompt always fits.
+
+    Attributes:
+        positions: The most positions of a pass.
+        cached: The most positions in the cache, unused ones included.
+        prompts: The most prompts in progress.
+    """
 
     positions: int
+    cached: int
     prompts: int
 
     @property
@@ -35,36 +49,71 @@ class Budget:
         """The most groups of a window: enough to fill a pass, few enough to keep their images in memory."""
         return max(min(self.positions // 512, self.prompts, 32), 8)
 
-    def halved(self) -> Budget:
-        """Return half of this budget, for use after memory ran out.
+    def halve(self) -> None:
+        """Halve all limits and release what memory PyTorch keeps, after memory ran out.
 
         Raises:
             SettingsError: The budget is a single prompt already.
         """
-        if self.positions <= 1 and self.prompts <= 1:
-            raise SettingsError(
-                "out of memory with a single prompt at a time; free some memory, load in 4 or 8 bits, or use "
-                "a device with more",
-                code="out-of-memory",
-            )
-        return Budget(max(self.positions // 2, 1), max(min(self.prompts, self.positions) // 2, 1))
+        if max(self.positions, self.prompts) <= 1:
+            raise _nothing_left()
+        self.prompts = max(min(self.prompts, self.positions) // 2, 1)
+        self.positions, self.cached = max(self.positions // 2, 1), max(self.cached // 2, 1)
+        logger.info(f"out of memory: from here on {self.positions} positions at a time")
+        torch.cuda.empty_cache()
+
+
+def try_in_memory(work: Callable[[], Result]) -> Result | None:
+    """Return what `work` returns, or None if memory ran out.
+
+    By then the error is gone, and with it all tensors that its frames hold.
+    """
+    with suppress(torch.OutOfMemoryError):
+        return work()
+    return None
+
+
+def try_alone(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns, for a single prompt.
+
+    Raises:
+        SettingsError: Memory ran out, also after all that PyTorch kept was released.
+    """
+    result = try_in_memory(work)
+    if result is None:
+        torch.cuda.empty_cache()
+        result = try_in_memory(work)
+    if result is None:
+        raise _nothing_left()
+    return result
+
+
+def _nothing_left() -> SettingsError:
+    return SettingsError(
+        "out of memory with a single prompt at a time; free some memory, load in 4 or 8 bits, or use "
+        "a device with more",
+        code="out-of-memory",
+    )
 
 
 def measure_budget(loaded: Loaded, batch_size: int | None) -> Budget:
     """Return what fits into the device's free memory, with at most `batch_size` prompts if it is given."""
-    positions = _CPU_POSITIONS
+    cached_bytes, pass_bytes = estimate_position_bytes(loaded.model)
     if loaded.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(loaded.device)
-        positions = int(_SHARE_OF_FREE * free / estimate_position_bytes(loaded.model))
-        positions = min(max(positions, _MIN_POSITIONS), _MAX_POSITIONS)
+        room = _SHARE_OF_FREE * free
+        positions = min(max(int(room / (cached_bytes + pass_bytes)), _MIN_POSITIONS), _MAX_POSITIONS)
+        cached = max(int((room - positions * pass_bytes) / cached_bytes), positions)
         logger.info(f"{free / 2**30:.1f} GiB free on {loaded.device}: up to {positions} positions at a time")
-    return Budget(positions, batch_size or positions)
+    else:
+        room = _SHARE_OF_FREE * psutil.virtual_memory().available
+        positions, cached = _CPU_POSITIONS, min(_CPU_CACHED, int(room / cached_bytes))
+    return Budget(positions, cached, batch_size or positions)
 
 
-def estimate_position_bytes(model: PreTrainedModel) -> int:
-    """Estimate the memory of one position: keys and values (twice), and one layer's activations."""
-    config = model.config
+def estimate_position_bytes(model: PreTrainedModel) -> tuple[int, int]:
+    """Estimate the memory of a position in the cache, and of one in a pass: one layer's activations."""
+    config, size = model.config, model.dtype.itemsize
     heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-    cached = 2 * 2 * config.num_hidden_layers * heads
-    activations = 8 * config.hidden_size + 4 * config.intermediate_size
-    return int((cached + activations) * model.dtype.itemsize)
+    cached = 2 * config.num_hidden_layers * heads
+    return cached * size, (8 * config.hidden_size + 4 * config.intermediate_size) * size

@@ -6,23 +6,24 @@ See the package's docstring for the terms. Shapes: L positions, D width, P patch
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import PretrainedConfig
 from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.errors import DataError, SettingsError
-from llava.infer.engine.budget import measure_budget
+from llava.errors import DataError
+from llava.infer.engine.budget import measure_budget, try_alone, try_in_memory
 from llava.infer.engine.generate import ask_model, find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.packed import PromptGroup, continue_groups, count_fitting_groups
+from llava.infer.engine.packed import PromptGroup, continue_groups
 from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
-from llava.infer.engine.schedule import Group, plan_windows
+from llava.infer.engine.schedule import Group, Window, plan_windows
 from llava.model.overrides import find_change
 from llava.model.splice import splice
 from llava.prompts.encode import tokenizer_image_token
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 # whose margin is below this many steps is computed again on its own. scripts/bench/README.md has the reasons.
 _ROUNDING_STEPS = {torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}
 
-# Implementations of attention that take additive masks, which prompts in one row need.
-_MASKED_ATTENTION = ("sdpa", "eager", "packed")
+# Implementations of attention that compute what `attention` does with slots.
+_USUAL_ATTENTION = ("sdpa", "packed")
 
 Features = dict[ImageSource, torch.Tensor]
 
@@ -85,23 +86,14 @@ class Engine:
         windows = plan_windows(
             [request.images for request in requests], prompts, lengths, self._budget.groups
         )
-        features: Features = {}
         names = {source: request.name for request in reversed(requests) for source in request.images}
-        is_changed = self._notice_changes()
-        for window, images in decode_ahead(windows, names, self._load_pixels):
-            if is_changed:
-                replies = self._ask_one_by_one(window.groups, requests, prompts, images)
-            else:
-                new = {source: image for source, image in images.items() if source not in features}
-                features |= self._encode_images(new)
-                replies = self._answer_groups(window.groups, requests, prompts, features)
-            for index, reply in replies:
-                if self._is_doubtful(reply):
-                    reply = self._answer_again(requests[index], prompts[index], images)
-                contents = (images[source].content for source in requests[index].images)
-                yield index, replace(reply, images=tuple(content for content in contents if content))
-            for source in window.last:
-                features.pop(source, None)
+        windows_read = decode_ahead(windows, names, self._load_pixels)
+        pixels: dict[int, list[Pixels]] = {}  # of the requests in progress
+        for index, reply in self._answer_windows(windows_read, requests, prompts, pixels):
+            images = pixels.pop(index)
+            if self._is_doubtful(reply):
+                reply = self._answer_again(requests[index], prompts[index], images)
+            yield index, replace(reply, images=tuple(image.content for image in images if image.content))
         if self.asked_again:
             logger.info(
                 f"{self.asked_again} of {len(requests)} answers were close calls, computed again on their own"
@@ -112,7 +104,7 @@ class Engine:
         images = {image: self._load_pixels(image) for image in request.images}
         ids = self._tokenize(request)
         if self._notice_changes():
-            return self._ask_model(request, ids, images, streamer)
+            return self._ask_model(ids, [images[source] for source in request.images], streamer)
         prompt = self._embed(request, ids, self._encode_images(images))
         return Reply(self._decode(generate(self._loaded, prompt, self._generation, streamer=streamer)))
 
@@ -120,35 +112,86 @@ class Engine:
         """Return whether other code has changed the model: shortcuts would pass over what it does."""
         change = find_change(self._loaded.model)
         attention = self.config._attn_implementation
-        if attention not in _MASKED_ATTENTION:
+        if attention not in _USUAL_ATTENTION:
             change = f"attention is computed by {attention}"
         if change is not None and change != self._change:
             logger.warning(f"{change}: each prompt is answered on its own, by the model's own generate")
         self._change = change
         return change is not None
 
-    def _ask_one_by_one(
+    def _answer_windows(
         self,
-        groups: Sequence[Group],
+        windows: Iterable[tuple[Window, dict[ImageSource, Pixels]]],
         requests: Sequence[Request],
         prompts: Sequence[Sequence[int]],
-        images: Mapping[ImageSource, Pixels],
+        pixels: dict[int, list[Pixels]],
     ) -> Iterator[tuple[int, Reply]]:
-        """Yield (index in `requests`, reply) for all requests of the groups, by the model's `generate`."""
-        for group in groups:
+        """Yield (index in `requests`, reply) for all requests of the windows.
+
+        The images of each request are put into `pixels`, by the request's index, before its reply comes.
+        """
+        is_changed = self._notice_changes()
+        opened = self._open_groups(windows, pixels, encode=not is_changed)
+        if not is_changed and not self._one_at_a_time:
+            for index, continuation in continue_groups(
+                self._loaded.model,
+                (self._embed_group(group, requests, prompts, features) for group, features in opened),
+                self._budget,
+                max_new_tokens=self._generation.max_new_tokens,
+                stop_ids=self._stop_ids,
+            ):
+                yield index, self._make_reply(continuation)
+            return
+        for group, features in opened:
             for index in group.requests:
-                yield index, self._ask_model(requests[index], prompts[index], images)
+                if is_changed:
+                    yield index, self._ask_model(prompts[index], pixels[index])
+                else:
+                    yield index, self._answer_one(self._embed(requests[index], prompts[index], features))
+
+    def _open_groups(
+        self,
+        windows: Iterable[tuple[Window, dict[ImageSource, Pixels]]],
+        pixels: dict[int, list[Pixels]],
+        *,
+        encode: bool,
+    ) -> Iterator[tuple[Group, Features]]:
+        """Yield the groups of the windows with the features of their images, if these are to be encoded."""
+        features: Features = {}
+        for window, images in windows:
+            if encode:
+                new = {source: image for source, image in images.items() if source not in features}
+                features |= self._encode_images(new)
+            for group in window.groups:
+                for index in group.requests:
+                    pixels[index] = [images[source] for source in group.images]
+                yield group, features
+            for source in window.last:
+                features.pop(source, None)
+
+    def _embed_group(
+        self,
+        group: Group,
+        requests: Sequence[Request],
+        prompts: Sequence[Sequence[int]],
+        features: Features,
+    ) -> PromptGroup:
+        """Embed the prefix of a group."""
+        first = group.requests[0]
+        prefix = self._embed(requests[first], prompts[first][: group.shared], features)
+        rests = tuple(tuple(prompts[index][group.shared :]) for index in group.requests)
+        for index, rest in zip(group.requests, rests, strict=True):
+            self._require_room(requests[index], len(prefix) + len(rest))
+        return PromptGroup(prefix, group.requests, rests)
 
     def _ask_model(
         self,
-        request: Request,
         ids: Sequence[int],
-        images: Mapping[ImageSource, Pixels],
+        images: Sequence[Pixels],
         streamer: BaseStreamer | None = None,
     ) -> Reply:
-        """Answer a request by the model's own `generate`."""
-        pixels = [images[source] for source in request.images]
-        return Reply(self._decode(ask_model(self._loaded, ids, pixels, self._generation, streamer)))
+        """Answer a prompt about these images by the model's own `generate`."""
+        return Reply(self._decode(ask_model(self._loaded, ids, images, self._generation, streamer)))
 
     def _tokenize(self, request: Request) -> list[int]:
         ids = tokenizer_image_token(request.prompt, self._loaded.tokenizer, IMAGE_TOKEN_INDEX)
@@ -198,10 +241,9 @@ class Engine:
             patches = model.get_vision_tower().num_patches
             count = max(min(self._budget.positions // patches, self._budget.prompts), 1)
             stacked = torch.stack([images[source].tensor for source in plain[:count]])
-            try:
-                encoded = model.encode_views(stacked.to(device, model.dtype))
-            except torch.cuda.OutOfMemoryError as error:
-                self._halve_budget(error)
+            encoded = try_in_memory(partial(model.encode_views, stacked.to(device, model.dtype)))
+            if encoded is None:
+                self._budget.halve()
                 continue
             features |= zip(plain[:count], encoded, strict=True)
             del plain[:count]
@@ -220,91 +262,36 @@ class Engine:
         self._require_room(request, len(spliced.embeds[0]))
         return spliced.embeds[0]
 
-    def _answer_groups(
-        self,
-        groups: Sequence[Group],
-        requests: Sequence[Request],
-        prompts: Sequence[Sequence[int]],
-        features: Features,
-    ) -> Iterator[tuple[int, Reply]]:
-        """Yield (index in `requests`, reply) for all requests of the groups."""
-        if self._one_at_a_time:
-            for group in groups:
-                for index in group.requests:
-                    yield index, self._answer_one(self._embed(requests[index], prompts[index], features))
-            return
-        waiting = []
-        for group in groups:
-            first, ids = requests[group.requests[0]], prompts[group.requests[0]]
-            prefix = self._embed(first, ids[: group.shared], features)
-            suffixes = tuple(tuple(prompts[index][group.shared :]) for index in group.requests)
-            for index, suffix in zip(group.requests, suffixes, strict=True):
-                self._require_room(requests[index], len(prefix) + len(suffix))
-            waiting.append(PromptGroup(prefix, group.requests, suffixes))
-        for index, continuation in self._continue(waiting):
-            yield index, self._make_reply(continuation)
-
-    def _continue(self, waiting: list[PromptGroup]) -> Iterator[tuple[int, Continuation]]:
-        """Yield from `continue_groups` for all groups, halving the budget whenever memory runs out."""
-        while waiting:
-            batch = waiting[: count_fitting_groups(waiting, self._budget)]
-            done = set()
-            try:
-                for index, continuation in continue_groups(
-                    self._loaded.model,
-                    batch,
-                    self._budget,
-                    max_new_tokens=self._generation.max_new_tokens,
-                    stop_ids=self._stop_ids,
-                ):
-                    done.add(index)
-                    yield index, continuation
-            except torch.cuda.OutOfMemoryError as error:
-                self._halve_budget(error)
-            left = [group.without(done) for group in batch]
-            waiting = [group for group in left if group.indices] + waiting[len(batch) :]
-
-    def _halve_budget(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Halve the budget after memory ran out; raise a `SettingsError` if it is a single prompt already."""
-        try:
-            self._budget = self._budget.halved()
-        except SettingsError as exhausted:
-            raise exhausted from error
-        logger.info(f"out of memory: from here on {self._budget.positions} positions at a time")
-        if self._loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def _answer_one(self, prompt: torch.Tensor) -> Reply:
         """Answer one prompt, (L, D), on its own."""
         if not self._generation.is_greedy:
-            return Reply(self._decode(generate(self._loaded, prompt, self._generation)))
-        continuation = continue_prompt(
+            return Reply(self._decode(try_alone(partial(generate, self._loaded, prompt, self._generation))))
+        work = partial(
+            continue_prompt,
             self._loaded.model,
             prompt,
             max_new_tokens=self._generation.max_new_tokens,
             stop_ids=self._stop_ids,
         )
-        return self._make_reply(continuation)
+        return self._make_reply(try_alone(work))
 
-    def _answer_again(
-        self, request: Request, ids: Sequence[int], images: Mapping[ImageSource, Pixels]
-    ) -> Reply:
+    def _answer_again(self, request: Request, ids: Sequence[int], images: Sequence[Pixels]) -> Reply:
         """Answer a request with no other prompt or image in the batch."""
         self.asked_again += 1
         features: Features = {}
-        for source in request.images:
-            features |= self._encode_images({source: images[source]})
+        for source, image in zip(request.images, images, strict=True):
+            features |= self._encode_images({source: image})
         return self._answer_one(self._embed(request, ids, features))
 
     def _is_doubtful(self, reply: Reply) -> bool:
         """Return whether rounding in the batch could have changed the reply."""
-        if not self._exact or self._one_at_a_time or reply.margin is None or reply.scale is None:
+        if not self._exact or self._one_at_a_time or reply.lead is None:
             return False
         dtype = self._loaded.model.dtype
-        return reply.margin < _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps * reply.scale
+        return reply.lead < _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps
 
     def _make_reply(self, continuation: Continuation) -> Reply:
-        return Reply(self._decode(continuation.ids), continuation.margin, continuation.scale)
+        return Reply(self._decode(continuation.ids), continuation.margin, continuation.lead)
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)

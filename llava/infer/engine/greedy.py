@@ -23,12 +23,12 @@ class Continuation:
     Attributes:
         ids: The new token ids, without the stop id.
         margin: The smallest difference between the top-1 and top-2 logits over all steps.
-        scale: The largest absolute logit over all steps.
+        lead: The smallest margin relative to the largest absolute logit of its step.
     """
 
     ids: list[int] = field(default_factory=list)
-    margin: float = float("inf")
-    scale: float = 0.0
+    margin: float = math.inf
+    lead: float = math.inf
 
 
 @torch.inference_mode()
@@ -77,7 +77,7 @@ def append_likeliest(
     tokens: list[int | None] = []
     for continuation, token, margin, scale in zip(continuations, chosen, margins, scales, strict=True):
         continuation.margin = min(continuation.margin, margin)
-        continuation.scale = max(continuation.scale, scale)
+        continuation.lead = min(continuation.lead, margin / scale if scale else 0.0)
         is_end = token in stop_ids
         if not is_end:
             continuation.ids.append(token)

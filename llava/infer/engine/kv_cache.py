@@ -1,66 +1,71 @@
-"""A key-value cache in preallocated buffers.
+"""Keep the keys and values of many groups, each group in a slot of its own.
 
-transformers' DynamicLayer concatenates at every step, which copies the whole prefix for each new token.
-Shapes: G groups, H heads, C columns (positions read so far), Q new columns, E features of a head.
+Shapes: S slots, H heads, C columns (a column holds one position), E features of a head, T new positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from transformers import Cache, DynamicLayer
+
+# Owners of columns that do not belong to a single prompt.
+SHARED, UNUSED = -1, -2
 
 
-class PreallocatedLayer(DynamicLayer):
-    """A cache layer that writes new columns into its buffers and returns views of them."""
+class SlotCache:
+    """Keys and values of every layer, (S, H, C, E), and which prompt owns each column.
 
-    def __init__(self, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None  # (G, H, capacity, E) each
-        self._columns = 0
+    Attributes:
+        owners: (S, C). The index of the prompt that a column belongs to, `SHARED` for a prefix, or `UNUSED`.
+        positions: (S, C). The position of each column in its prompt.
+    """
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (G, H, Q, E); return those of all columns, (G, H, C, E)."""
-        start, stop = self._columns, self._columns + key_states.shape[-2]
-        if self._buffers is None:
-            self.lazy_initialization(key_states, value_states)
-            self._buffers = key_states, value_states  # spare capacity is allocated on the next call
-            self._set_columns(stop)
-            return self.keys, self.values
-        if stop > self._buffers[0].shape[-2]:
-            grown = _allocate(key_states, stop), _allocate(value_states, stop)
-            for old, new in zip(self._buffers, grown, strict=True):
-                new[:, :, :start] = old[:, :, :start]
-            self._buffers = grown
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:stop] = states
-        self._set_columns(stop)
-        return self.keys, self.values
+    def __init__(self, device: torch.device) -> None:
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.owners = torch.empty(0, 0, dtype=torch.long, device=device)
+        self.positions = torch.empty(0, 0, dtype=torch.long, device=device)
 
-    def keep_first(self, columns: int) -> None:
-        """Drop all but the first columns."""
-        self._set_columns(columns)
+    def reserve(self, slots: int, columns: int) -> None:
+        """Make room for this many slots and columns, with columns to spare if there are too few."""
+        old_slots, old_columns = self.owners.shape
+        columns = columns + columns // 8 + 32 if columns > old_columns else old_columns
+        shape = max(slots, old_slots), columns
+        self.owners, self.positions = _grow(self.owners, shape, UNUSED), _grow(self.positions, shape, 0)
 
-    def keep_groups(self, groups: torch.Tensor) -> None:
-        """Drop all groups but those at the indices `groups`, (groups kept,)."""
-        assert self._buffers is not None
-        keys, values = self._buffers
-        chosen = groups.to(keys.device)
-        self._buffers = keys.index_select(0, chosen), values.index_select(0, chosen)
-        self._set_columns(self._columns)
+    def layer(self, number: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of a layer, made like `like`, (1, H, T, E), if there are none yet."""
+        heads, features = like.shape[1], like.shape[3]
+        (slots, columns), empty = self.owners.shape, like.new_empty(0, heads, 0, features)
+        keys, values = self._layers.get(number, (empty, empty))
+        shape = (slots, heads, columns, features)
+        # Zeros, not free memory: a masked column that holds NaN would make the sum NaN.
+        self._layers[number] = _grow(keys, shape, 0), _grow(values, shape, 0)
+        return self._layers[number]
 
-    def _set_columns(self, columns: int) -> None:
-        assert self._buffers is not None
-        self._columns = columns
-        self.keys, self.values = (buffer[:, :, :columns] for buffer in self._buffers)
+    def start_slot(self, slot: int, columns: int) -> None:
+        """Mark the first columns of a slot as its prefix and all others as unused."""
+        self.owners[slot, :columns] = SHARED
+        self.owners[slot, columns:] = UNUSED
+        self.positions[slot, :columns] = torch.arange(columns, device=self.positions.device)
 
-
-def preallocated_cache() -> Cache:
-    """Return an empty cache of preallocated layers."""
-    return Cache(layer_class_to_replicate=PreallocatedLayer)
+    def arrange(self, order: Sequence[int]) -> None:
+        """Put slot `order[0]` first, `order[1]` second, and so on. Slots that are not named are lost."""
+        moves = [(new, old) for new, old in enumerate(order) if new != old]
+        if moves:
+            to, origin = map(list, zip(*moves, strict=True))
+            for tensor in (
+                self.owners,
+                self.positions,
+                *(part for pair in self._layers.values() for part in pair),
+            ):
+                tensor[to] = tensor[origin]
 
 
-def _allocate(states: torch.Tensor, columns: int) -> torch.Tensor:
-    groups, heads, _, features = states.shape
-    return states.new_empty(groups, heads, columns + columns // 4 + 64, features)
+def _grow(tensor: torch.Tensor, shape: tuple[int, ...], fill: int) -> torch.Tensor:
+    """Return the tensor, or a copy of this larger shape with `fill` in the new places."""
+    if tensor.shape == shape:
+        return tensor
+    grown = tensor.new_full(shape, fill)
+    grown[tuple(slice(size) for size in tensor.shape)] = tensor
+    return grown

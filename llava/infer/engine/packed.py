@@ -1,29 +1,27 @@
 """Continue many prompts greedily, reading the prefix of each group once.
 
-A group is one row of the batch: first its prefix, then the remaining ids of all its prompts side by side. A
-mask lets each prompt see the prefix and itself only, and each prompt's position ids continue from the prefix.
-So nothing of the prefix is copied, and there is no padding between the prompts of a group.
+README.md has a drawing of it. A group occupies a slot of the cache: first its prefix, then what its prompts
+read after it, side by side. Slots become free as groups finish, and the next groups enter.
 
-Shapes: G groups, P positions of a prefix, Q new positions of a pass, C columns (positions read so far),
-N prompts, D width.
+Shapes: P positions of a prefix, T new positions of a pass, N prompts, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from llava.infer.engine.budget import Budget
+from llava.errors import LlavaError
+from llava.infer.engine.attention import PrefixPass, RestPass, attending_in_slots
+from llava.infer.engine.budget import Budget, try_in_memory
 from llava.infer.engine.finite import explain_not_finite
 from llava.infer.engine.greedy import Continuation, append_likeliest
-from llava.infer.engine.kv_cache import preallocated_cache
-
-# Owners of columns that do not belong to a single prompt.
-_SHARED, _PADDING = -1, -2
+from llava.infer.engine.kv_cache import SlotCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,44 +31,59 @@ class PromptGroup:
     Attributes:
         prefix: Embeddings of the prefix, (P, D), P > 0.
         indices: What the prompts are called in the results; unique numbers from 0 up.
-        suffixes: The token ids that follow the prefix in each prompt, possibly none.
+        rests: The token ids that follow the prefix in each prompt, possibly none.
     """
 
     prefix: torch.Tensor
     indices: tuple[int, ...]
-    suffixes: tuple[tuple[int, ...], ...]
-
-    def without(self, indices: Collection[int]) -> PromptGroup:
-        """Return the group without the prompts of these indices."""
-        kept = [(i, ids) for i, ids in zip(self.indices, self.suffixes, strict=True) if i not in indices]
-        return PromptGroup(self.prefix, tuple(i for i, _ in kept), tuple(ids for _, ids in kept))
+    rests: tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
 class _Prompt:
-    """A prompt in progress: its group's row, how many positions are read, and the ids to read next."""
+    """A prompt in progress: how many positions are read, and the ids to read next."""
 
     index: int
-    group: int
     length: int
     ids: Sequence[int]
     continuation: Continuation = field(default_factory=Continuation)
 
 
-def count_fitting_groups(groups: Sequence[PromptGroup], budget: Budget) -> int:
-    """Count how many of the first groups fit into one pass with their prefixes; at least one."""
-    longest = 0
-    for count, group in enumerate(groups, start=1):
-        longest = max(longest, len(group.prefix))
-        if count > 1 and (count * longest > budget.positions or count > budget.prompts):
-            return count - 1
-    return len(groups)
+class _Slot:
+    """A group in the cache: its prompts in progress, and those that wait until these have finished."""
+
+    def __init__(self, group: PromptGroup) -> None:
+        self.group = group
+        self.end = group.prefix[:0]  # (1, D) hidden state at the end of the prefix, once it is read
+        self.columns = 0  # how many are in use
+        self.active: list[_Prompt] = []
+        self.waiting = deque(zip(group.indices, group.rests, strict=True))
+
+    def start_prompts(self, positions: int, prompts: int) -> None:
+        """Let the next prompts start: at most so many, with so many ids in total, but at least one."""
+        self.columns = len(self.group.prefix)
+        while self.waiting and len(self.active) < max(prompts, 1):
+            index, ids = self.waiting[0]
+            positions -= len(ids)
+            if self.active and positions < 0:
+                break
+            self.active.append(_Prompt(index, self.columns, ids))
+            self.waiting.popleft()
+
+    def count_new(self) -> int:
+        """Count the positions that its prompts read next."""
+        return sum(len(prompt.ids) for prompt in self.active)
+
+    def unfinished(self) -> PromptGroup:
+        """Return the group without its finished prompts."""
+        rests = dict(zip(self.group.indices, self.group.rests, strict=True))
+        left = [prompt.index for prompt in self.active] + [index for index, _ in self.waiting]
+        return PromptGroup(self.group.prefix, tuple(left), tuple(rests[index] for index in left))
 
 
-@torch.inference_mode()
 def continue_groups(
     model: PreTrainedModel,
-    groups: Sequence[PromptGroup],
+    groups: Iterable[PromptGroup],
     budget: Budget,
     *,
     max_new_tokens: int,
@@ -79,142 +92,189 @@ def continue_groups(
     """Yield (index, continuation) for every prompt: its most likely tokens until a stop id or the limit.
 
     Args:
-        model: A causal language model of transformers whose attention takes additive masks (sdpa, eager).
-        groups: The prompts. All prefixes are read in one pass, suffixes in passes that `budget` limits.
-        budget: The most positions and prompts of a pass.
+        model: A causal language model of transformers.
+        groups: The prompts; a group is taken from them when there is room for it. If they raise a
+            `LlavaError`, the prompts before it are finished first.
+        budget: What may be in memory at a time. It is halved, and prompts start again, if memory runs out.
         max_new_tokens: The most tokens to generate, stop id included.
         stop_ids: Ids that end an answer.
+
+    Raises:
+        CheckpointError: The model's logits are NaN or infinite.
+        SettingsError: A single prompt does not fit into memory.
     """
-    head = model.get_output_embeddings()
-    reader = _GroupReader(model, [group.prefix for group in groups])
-    batches = _split_into_batches(groups, budget)
-    for batch in batches:
-        reader.reset_to_prefixes()
-        active = batch
-        hidden = reader.read(active)
-        for remaining in reversed(range(max_new_tokens)):
-            with explain_not_finite(model, [group.prefix for group in groups]):
-                tokens = append_likeliest(head(hidden), [prompt.continuation for prompt in active], stop_ids)
-            for prompt, token in zip(active, tokens, strict=True):
-                prompt.ids = () if token is None else (token,)
-            active = [prompt for prompt in active if prompt.ids]
-            if not active or not remaining:
-                break
-            if batch is batches[-1]:
-                reader.drop_finished_groups(active)
-            hidden = reader.read(active)
-        yield from ((prompt.index, prompt.continuation) for prompt in batch)
+    batch = _Batch(model, groups, budget, max_new_tokens, stop_ids)
+    while batch.fill():
+        if not try_in_memory(batch.advance):
+            batch.restart()
+            budget.halve()
+        yield from batch.take_finished()
 
 
-class _GroupReader:
-    """Runs the model over groups of prompts and keeps its cache, with the owner of each cached column."""
+class _Batch:
+    """The groups in progress. The prompts of the first `_settled` slots have read their rests."""
 
-    def __init__(self, model: PreTrainedModel, prefixes: Sequence[torch.Tensor]) -> None:
-        """Read the prefixes, (P, D) each.
-
-        They are padded on the right, which causal attention never sees, so this pass needs no mask.
-        """
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        groups: Iterable[PromptGroup],
+        budget: Budget,
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+    ) -> None:
+        self._model, self._budget = model, budget
+        self._max_new_tokens, self._stop_ids = max_new_tokens, stop_ids
         self._embed, self._decoder = model.get_input_embeddings(), model.get_decoder()
-        self._cache = preallocated_cache()
-        embeds = pad_sequence(list(prefixes), batch_first=True)
-        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=embeds.device)
-        self._positions = torch.arange(embeds.shape[1], device=embeds.device).repeat(len(prefixes), 1)
-        self._owners = torch.where(self._positions < lengths[:, None], _SHARED, _PADDING)
-        self._prefix_columns = embeds.shape[1]
-        hidden = self._run(embeds, self._positions, None)
-        self._prefix_ends = hidden[range(len(prefixes)), (lengths - 1).tolist()]  # (G, D)
+        self._groups = iter(groups)
+        self._next: PromptGroup | None = None  # waits for room
+        self._failure: LlavaError | None = None
+        self._cache = SlotCache(self._embed.weight.device)
+        self._slots: list[_Slot] = []
+        self._settled = 0
+        self._finished: list[tuple[int, Continuation]] = []
 
-    def reset_to_prefixes(self) -> None:
-        """Drop everything from the cache but the prefixes."""
-        self._owners = self._owners[:, : self._prefix_columns]
-        self._positions = self._positions[:, : self._prefix_columns]
-        for layer in self._cache.layers:
-            layer.keep_first(self._prefix_columns)
+    def fill(self) -> bool:
+        """Let prompts start as far as the budget allows; return whether any are in progress."""
+        free = self._budget.prompts - sum(len(slot.active) for slot in self._slots)
+        for slot in self._slots[self._settled :]:
+            slot.start_prompts(self._budget.positions, free)
+            free -= len(slot.active)
+        while free > 0 or not self._slots:
+            self._next = self._next or self._take_group()
+            if self._next is None:
+                break
+            slot = _Slot(self._next)
+            slot.start_prompts(self._budget.positions, free)
+            columns = max(one.columns + one.count_new() for one in (slot, *self._slots))
+            if self._slots and (len(self._slots) + 1) * columns > self._budget.cached:
+                break
+            self._slots.append(slot)
+            free -= len(slot.active)
+            self._next = None
+        if self._failure and not self._slots:
+            raise self._failure
+        return bool(self._slots)
 
-    def drop_finished_groups(self, active: Sequence[_Prompt]) -> None:
-        """Drop the groups without an active prompt, if they are half or more, and renumber the others."""
-        kept = sorted({prompt.group for prompt in active})
-        if 2 * len(kept) > len(self._owners):
-            return
-        for prompt in active:
-            prompt.group = kept.index(prompt.group)
-        self._owners, self._positions = self._owners[kept], self._positions[kept]
-        for layer in self._cache.layers:
-            layer.keep_groups(torch.tensor(kept))
+    @torch.inference_mode()
+    def advance(self) -> bool:
+        """Read what has started, then a token of every unfinished answer; free the slots that are done."""
+        self._reserve()
+        read = sum(len(slot.end) for slot in self._slots)
+        for first, stop in self._split([len(slot.group.prefix) for slot in self._slots], read):
+            self._read_prefixes(first, stop)
+        for number in range(self._settled, len(self._slots)):
+            self._cache.start_slot(number, self._slots[number].columns)
+        for first, stop in self._split([slot.count_new() for slot in self._slots], self._settled):
+            self._continue_prompts(first, stop)
+        if any(slot.active for slot in self._slots):
+            self._reserve()
+            self._continue_prompts(0, len(self._slots))
+        settled = [number for number, slot in enumerate(self._slots) if slot.active]
+        again = [number for number, slot in enumerate(self._slots) if slot.waiting and not slot.active]
+        order = _fill_gaps(settled) + again
+        self._settled, self._slots = len(settled), [self._slots[number] for number in order]
+        self._cache.arrange(order)
+        return True
 
-    def read(self, prompts: Sequence[_Prompt]) -> torch.Tensor:
-        """Read the next ids of the prompts; return the hidden states at their ends, (N, D)."""
-        columns: list[list[tuple[int, int, int]]] = [[] for _ in self._owners]  # (id, owner, position)
-        last_columns = []
-        for prompt in prompts:
-            start, prompt.length = prompt.length, prompt.length + len(prompt.ids)
-            positions = range(start, prompt.length)
-            columns[prompt.group] += [
-                (token, prompt.index, position) for token, position in zip(prompt.ids, positions, strict=True)
-            ]
-            last_columns.append(len(columns[prompt.group]) - 1)
-        # A prompt without a suffix ends where its prefix does.
-        hidden = self._prefix_ends[[prompt.group for prompt in prompts]]
-        reading = [number for number, prompt in enumerate(prompts) if prompt.ids]
-        if reading:
-            new = self._read_columns(columns)
-            hidden[reading] = new[[prompts[n].group for n in reading], [last_columns[n] for n in reading]]
+    def restart(self) -> None:
+        """Empty the cache. All prompts in progress start again."""
+        first = [slot.unfinished() for slot in self._slots]
+        if self._next:
+            first.append(self._next)
+        self._groups = chain([group for group in first if group.indices], self._groups)
+        self._next, self._slots, self._settled = None, [], 0
+        self._cache = SlotCache(self._embed.weight.device)
+
+    def take_finished(self) -> list[tuple[int, Continuation]]:
+        """Return what has finished since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _reserve(self) -> None:
+        """Make room in the cache for what the prompts in progress read next."""
+        columns = max(slot.columns + slot.count_new() for slot in self._slots)
+        self._cache.reserve(len(self._slots), columns)
+
+    def _take_group(self) -> PromptGroup | None:
+        try:
+            return next(self._groups, None)
+        except LlavaError as error:
+            self._failure = error
+            return None
+
+    def _split(self, sizes: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, stop) of the slots from `first` on that go into a pass each, by their sizes."""
+        total = 0
+        for number in range(first, len(sizes)):
+            total += sizes[number]
+            if number > first and total > self._budget.positions:
+                yield first, number
+                first, total = number, sizes[number]
+        if first < len(sizes):
+            yield first, len(sizes)
+
+    def _read_prefixes(self, first: int, stop: int) -> None:
+        slots = self._slots[first:stop]
+        lengths = [len(slot.group.prefix) for slot in slots]
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        hidden = self._run(
+            torch.cat([slot.group.prefix for slot in slots]),
+            positions.to(self._embed.weight.device),
+            PrefixPass(self._cache, first, lengths),
+        )
+        for slot, states in zip(slots, hidden.split(lengths), strict=True):
+            slot.end = states[-1:].clone()
+
+    def _continue_prompts(self, first: int, stop: int) -> None:
+        """Read the next ids of the prompts in these slots, and append the likeliest token to each."""
+        slots = self._slots[first:stop]
+        ends = iter(self._read_rests(first, stop))
+        # A prompt without a rest ends where its prefix does.
+        hidden = [next(ends) if prompt.ids else slot.end for slot in slots for prompt in slot.active]
+        prompts = [prompt for slot in slots for prompt in slot.active]
+        with explain_not_finite(self._model, [slot.group.prefix for slot in slots]):
+            logits = self._model.get_output_embeddings()(torch.cat(hidden))
+            tokens = append_likeliest(logits, [prompt.continuation for prompt in prompts], self._stop_ids)
+        for prompt, token in zip(prompts, tokens, strict=True):
+            is_last = len(prompt.continuation.ids) == self._max_new_tokens
+            prompt.ids = () if token is None or is_last else (token,)
+        self._finished += [(prompt.index, prompt.continuation) for prompt in prompts if not prompt.ids]
+        for slot in slots:
+            slot.active = [prompt for prompt in slot.active if prompt.ids]
+
+    def _read_rests(self, first: int, stop: int) -> Sequence[torch.Tensor]:
+        """Read the next ids of the prompts in these slots; return hidden states (1, D) at their ends."""
+        new: list[tuple[int, int, int, int, int, int]] = []
+        ends = []
+        for number, slot in enumerate(self._slots[first:stop]):
+            place = 0
+            for prompt in slot.active:
+                for token in prompt.ids:
+                    new.append((token, number, place, slot.columns, prompt.index, prompt.length))
+                    place, slot.columns, prompt.length = place + 1, slot.columns + 1, prompt.length + 1
+                if prompt.ids:
+                    ends.append(len(new) - 1)
+        if not new:
+            return ()
+        rows = torch.tensor(new, device=self._embed.weight.device).T  # (6, T)
+        width = max(slot.columns for slot in self._slots[first:stop])
+        embeds = self._embed(rows[0])
+        rests = RestPass(self._cache, slice(first, stop), width, rows[1:], embeds.dtype)
+        return self._run(embeds, rows[-1], rests)[ends].split(1)
+
+    def _run(
+        self, embeds: torch.Tensor, positions: torch.Tensor, slot_pass: PrefixPass | RestPass
+    ) -> torch.Tensor:
+        """Run the model's layers over embeddings (T, D) at these positions; return hidden states (T, D)."""
+        with attending_in_slots(self._decoder.config):
+            output = self._decoder(
+                inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, slot_pass=slot_pass
+            )
+        hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _read_columns(self, columns: Sequence[Sequence[tuple[int, int, int]]]) -> torch.Tensor:
-        """Read new (id, owner, position) columns in each group; return their hidden states, (G, Q, D)."""
-        widest = max(len(group) for group in columns)
-        # Padding has position 0, so that it sees the first column: attention to nothing gives NaN.
-        padded = [[*group, *[(0, _PADDING, 0)] * (widest - len(group))] for group in columns]
-        ids, owners, positions = torch.tensor(padded, device=self._owners.device).unbind(dim=2)
-        self._owners = torch.cat((self._owners, owners), dim=1)
-        self._positions = torch.cat((self._positions, positions), dim=1)
-        visible = (self._owners[:, None] == _SHARED) | (self._owners[:, None] == owners[:, :, None])
-        visible &= self._positions[:, None] <= positions[:, :, None]
-        embeds = self._embed(ids)
-        if visible.all():  # groups of a single prompt each, with one new token
-            return self._run(embeds, positions, None)
-        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
-        mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)
-        return self._run(embeds, positions, mask[:, None])
 
-    def _run(self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        hidden: torch.Tensor = self._decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
-
-
-def _split_into_batches(groups: Sequence[PromptGroup], budget: Budget) -> list[list[_Prompt]]:
-    """Split the prompts into batches of one pass each, which take prompts from all groups with any left."""
-    positions, count = max(budget.positions // len(groups), 1), max(budget.prompts // len(groups), 1)
-    queues = [
-        [
-            _Prompt(index, number, len(group.prefix), suffix)
-            for index, suffix in zip(group.indices, group.suffixes, strict=True)
-        ]
-        for number, group in enumerate(groups)
-    ]
-    batches = []
-    while any(queues):
-        batch = []
-        for queue in queues:
-            fitting = _count_fitting_prompts(queue[:count], positions)
-            batch += queue[:fitting]
-            del queue[:fitting]
-        batches.append(batch)
-    return batches
-
-
-def _count_fitting_prompts(prompts: Sequence[_Prompt], positions: int) -> int:
-    """Count how many of the first prompts have at most this many ids in total; at least one if any."""
-    total = 0
-    for count, prompt in enumerate(prompts):
-        total += len(prompt.ids)
-        if count and total > positions:
-            return count
-    return len(prompts)
+def _fill_gaps(kept: Sequence[int]) -> list[int]:
+    """Return the numbers so ordered that the last ones fill the gaps and the others stay in place."""
+    last = (number for number in kept if number >= len(kept))
+    return [place if place in kept else next(last) for place in range(len(kept))]

@@ -55,14 +55,14 @@ class Reply:
         text: The answer without special tokens and surrounding white space.
         margin: The smallest difference between the logits of the best and second-best token over all steps;
             None if the answer was sampled or beam-searched.
-        scale: The largest absolute logit. If `margin` is small relative to it, rounding in another batch
-            could have changed the answer.
+        lead: The smallest such difference relative to the largest absolute logit of its step. If it is a few
+            rounding steps, another batch could have changed the answer.
         images: What the request's image files held.
     """
 
     text: str
     margin: float | None = None
-    scale: float | None = None
+    lead: float | None = None
     images: tuple[FileContent, ...] = ()
 
 
