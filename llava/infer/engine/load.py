@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,17 @@ def find_changed_classes() -> str | None:
     return find_change(model)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep up to a gigabyte of memory that is freed, for what is allocated next.
+
+    It gives large blocks back to the system at once, and asks for them again for the next layer's
+    activations, which the system then clears page by page: a tenth of a CPU's time. Does nothing elsewhere.
+    """
+    with suppress(OSError, TypeError, AttributeError):
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, 2**30)
+
+
 def load(choice: ModelChoice) -> Loaded:
     """Load the chosen model.
 
@@ -91,6 +106,8 @@ def load(choice: ModelChoice) -> Loaded:
     from llava.model.builder import load_pretrained_model  # slow, and not needed by resolve_device
 
     choice = resolve_device(choice)
+    if choice.device == "cpu":
+        keep_freed_memory()
     began = time.monotonic()
     tokenizer, model, image_processor, context_length = load_pretrained_model(
         choice.path,
