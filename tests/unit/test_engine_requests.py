@@ -19,6 +19,7 @@ from llava.data_engine.loop.plan import make_plan
 from llava.data_engine.loop.pool import make_pool
 from llava.data_engine.loop.split import make_split
 from llava.data_engine.loop.status import list_status
+from llava.data_engine.prompting.refill import make_fill
 from llava.data_engine.requests.choice import is_near_turn, take_turns
 from llava.data_engine.requests.facts import ImageFacts, SourceFiles
 from llava.data_engine.requests.images import find_images
@@ -411,8 +412,12 @@ def test_a_row_holds_all_that_was_asked(world: Path) -> None:
         assert 'Options: ["one", "two", "three", "four"]' in user["content"]
         assert 'Right answer: "one"' in user["content"]
         assert 'wrong answer: "two"' in user["content"]
-    version = current_version(world / "rounds", "questions").version
-    assert {(row["template"]["name"], row["template"]["version"]) for row in rows} == {("questions", version)}
+    version = current_version(world / "rounds", "questions")
+    named = {(row["template"]["name"], row["template"]["version"]) for row in rows}
+    assert named == {("questions", version.version)}
+    # The row and the pool are enough to write the prompt again.
+    fill = make_fill(world / "rounds/1", PromptTemplate(Path("q.jinja"), version.text))
+    assert [fill(row) for row in rows] == [row["messages"] for row in rows]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(world: Path) -> None:
