@@ -1,9 +1,10 @@
-"""Measure answering speed: one question at a time, as the original asks, against the engine.
+"""Measure answering speed: the engine against `eval_baselines`, of which one is the original's loop.
 
-Both sides run in one call, on the same machine, random weights, pictures and questions; their answers must
-agree. Questions come in the shapes of the benchmarks: so many about one image, so long. They are the real
-ones where `LLAVA_TEST_DATA` has the files, else random words in the same numbers. Answer lengths are forced:
-random weights never end an answer by themselves.
+All run in turn in one call, on the same machine, random weights, pictures and questions; the engine's answers
+must be the loop's (those of plain batches if there is no loop). Questions come in the shapes of the
+benchmarks: so many about one image, so long. They are the real ones where `LLAVA_TEST_DATA` has the files,
+else random words in the same numbers. Answer lengths are forced, because random weights never end an answer
+by themselves, except in the shape `mixed`, where some tokens end it.
 
     OMP_NUM_THREADS=1 python scripts/bench/eval_speed.py
     python scripts/bench/eval_speed.py --device cuda --shape 7b --scale 10
@@ -14,9 +15,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import re
+import statistics
 import sys
 import tempfile
 import time
@@ -24,20 +27,20 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from eval_baselines import PlainBatches, ask_one_at_a_time, vllm_state
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, GenerationConfig
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.command import run
-from llava.image_reading import read_image
-from llava.images import process_images
 from llava.infer.engine.engine import Engine
-from llava.infer.engine.load import Loaded
+from llava.infer.engine.load import Loaded, keep_freed_memory
 from llava.infer.engine.requests import Generation, ImageFile, Request
 from llava.infer.jobs.prompting import prompt_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -52,6 +55,7 @@ LETTER = f"\n{LETTER_SUFFIX}"
 COLUMNS = (
     *("shape", "questions an image", "ids a prompt", "tokens an answer", "texts", "loop /s", "engine /s"),
     *("ratio", "ratio of processor time", "answers agree", "different answers", "asked again"),
+    *("plain batches of 8 / engine", "best plain batch / engine", "vLLM"),
 )
 # Answers of half precision may differ where even one prompt at a time is a matter of rounding.
 AGREEMENT = {"float32": 1.0, "float16": 0.999, "bfloat16": 0.999}
@@ -77,7 +81,8 @@ class Kind:
     """How a benchmark asks: questions per image in turn, words per question, appended prompt.
 
     `read` gives the real questions, image by image, from a folder of real data. `tokens` is how long answers
-    are, `images` how many images are asked about.
+    are at most, `images` how many images are asked about. With `stops`, about one in so many tokens ends an
+    answer.
     """
 
     counts: tuple[int, ...]
@@ -86,6 +91,7 @@ class Kind:
     tokens: int
     images: int
     read: Callable[[Path], Iterable[list[str]]] | None = None
+    stops: int | None = None
 
 
 def read_jsonl(path: Path) -> list[list[str]]:
@@ -117,6 +123,9 @@ KINDS = {
     "mmbench": Kind((4, 4, 3), (40, 60), LETTER, 2, 8, read_mmbench),
     "mme": Kind((2,), (8, 20), WORD, 4, 12, lambda f: read_jsonl(f / "mme/llava_mme.jsonl")),
     "one": Kind((1,), (5, 12), WORD, 4, 16),
+    "one-32": Kind((1,), (5, 12), "", 32, 16),
+    "one-128": Kind((1,), (5, 12), "", 128, 16),
+    "mixed": Kind((1,), (5, 12), "", 256, 32, stops=50),
 }
 
 
@@ -195,7 +204,6 @@ def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded
     torch.set_default_dtype(torch.float32)
     # A trained model is surer of its next token than random weights are.
     model.lm_head.weight.data *= 8
-    model.generation_config.eos_token_id = config.vocab_size  # never chosen
     tower = model.get_vision_tower()
     assert tower is not None
     tower.load_model(dtype=dtype)
@@ -215,29 +223,6 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-@torch.inference_mode()
-def ask_one_at_a_time(loaded: Loaded, requests: Sequence[Request], tokens: int, keep: int) -> list[str]:
-    """Answer as the original's loop does: encode the question's image, process the whole prompt, generate."""
-    model, said = loaded.model, []
-    settings = GenerationConfig(do_sample=False, max_new_tokens=tokens, use_cache=True, pad_token_id=0)
-    for request in requests:
-        ids = torch.tensor([tokenizer_image_token(request.prompt, loaded.tokenizer)], device=loaded.device)
-        (source,) = request.images
-        assert isinstance(source, ImageFile)
-        picture = read_image(source.path)
-        pixels = process_images([picture], loaded.image_processor, model.config)[0]
-        pixels = pixels[None].to(loaded.device, model.dtype)
-        output = model.generate(
-            ids,
-            images=pixels,
-            image_sizes=[picture.size],
-            generation_config=settings,
-            logits_to_keep=keep,
-        )
-        said.append(loaded.tokenizer.decode(output[0].tolist(), skip_special_tokens=True).strip())
-    return said
-
-
 def print_row(*cells: object) -> None:
     print("|", " | ".join(map(str, cells)), "|", flush=True)
 
@@ -254,7 +239,9 @@ def timed(work: Callable[[], list[str]], device: torch.device) -> tuple[list[str
     return said, time.perf_counter() - began, time.process_time() - began_cpu
 
 
-def compare(loaded: Loaded, name: str, flags: argparse.Namespace, folder: Path) -> bool:
+def compare(
+    loaded: Loaded, plain: PlainBatches | None, name: str, flags: argparse.Namespace, folder: Path
+) -> bool:
     """Measure one kind of benchmark and print its line; return whether the answers agree."""
     kind = KINDS[name]
     texts, origin = questions(kind, max(1, round(kind.images * flags.scale)))
@@ -265,26 +252,52 @@ def compare(loaded: Loaded, name: str, flags: argparse.Namespace, folder: Path) 
         for text in asked
     ]
     random.Random(1).shuffle(requests)  # as in the files, an image's questions are not side by side
+    # A token that is never chosen, or one in so many.
+    vocabulary = loaded.model.config.vocab_size
+    stops = list(range(5, vocabulary, kind.stops)) if kind.stops else [vocabulary]
+    loaded.model.generation_config.eos_token_id = stops
     engine = Engine(loaded, Generation(max_new_tokens=kind.tokens), exact=flags.exact)
 
     def ask_engine(some: Sequence[Request]) -> list[str]:
         found = dict(engine.answer(some))
         return [found[index].text for index in range(len(some))]
 
-    def ask_alone(some: Sequence[Request]) -> list[str]:
-        return ask_one_at_a_time(loaded, some, kind.tokens, 0 if flags.all_logits else 1)
-
-    ask_engine(requests[:2])
-    ask_alone(requests[:1])
-    ours, fast, fast_cpu = timed(lambda: ask_engine(requests), loaded.device)
-    again = engine.asked_again
-    alone, slow, slow_cpu = timed(lambda: ask_alone(requests), loaded.device)
-    agreeing = sum(a == b for a, b in zip(ours, alone, strict=True))
+    sides: dict[str, Callable[[Sequence[Request]], list[str]]] = {"engine": ask_engine}
+    if "loop" in flags.against:
+        keep = 0 if flags.all_logits else 1
+        sides["loop"] = lambda some: ask_one_at_a_time(loaded, some, kind.tokens, keep)
+    if plain:
+        for size in flags.batches:
+            sides[f"plain {size}"] = partial(plain.ask, tokens=kind.tokens, size=size)
+    said: dict[str, list[str]] = {}
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for ask in sides.values():
+        ask(requests[:2])
+    for _ in range(flags.rounds):
+        for side, ask in sides.items():
+            said[side], *spent = timed(partial(ask, requests), loaded.device)
+            times[side].append((spent[0], spent[1]))
+    middle = {
+        side: [statistics.median(column) for column in zip(*each, strict=True)]
+        for side, each in times.items()
+    }
+    fast, fast_cpu = middle.pop("engine")
+    wanted = next((said[side] for side in sides if side != "engine"), said["engine"])
+    agreeing = sum(a == b for a, b in zip(said["engine"], wanted, strict=True))
     ids = [len(tokenizer_image_token(request.prompt, loaded.tokenizer)) for request in requests]
-    cells = [name, f"{len(requests) / len(pictures):.1f}", f"{sum(ids) / len(ids):.0f}", kind.tokens, origin]
+    counter = 1 if loaded.device.type == "cpu" else 0
+    ratios = {side: time[counter] / (fast, fast_cpu)[counter] for side, time in middle.items()}
+    cells = [name, f"{len(requests) / len(pictures):.1f}", f"{sum(ids) / len(ids):.0f}"]
+    cells += [f"1 to {kind.tokens}" if kind.stops else str(kind.tokens), origin]
+    slow = middle["loop"][0] if "loop" in middle else math.nan
     cells += [f"{len(requests) / slow:.2f}", f"{len(requests) / fast:.2f}", f"{slow / fast:.2f}"]
-    cells.append(f"{slow_cpu / fast_cpu:.2f}" if loaded.device.type == "cpu" else "-")
-    print_row(*cells, f"{agreeing} of {len(requests)}", len(set(alone)), again)
+    cells.append(f"{ratios['loop']:.2f}" if "loop" in ratios and counter else "-")
+    cells += [f"{agreeing} of {len(requests)}", str(len(set(wanted))), str(engine.asked_again)]
+    batches = {side.removeprefix("plain "): ratio for side, ratio in ratios.items() if side != "loop"}
+    best = min(batches, key=batches.__getitem__, default="")
+    cells.append(f"{batches['8']:.2f}" if "8" in batches else "-")
+    cells.append(f"{batches[best]:.2f} ({best})" if best else "-")
+    print_row(*cells, vllm_state())
     return agreeing >= AGREEMENT[flags.dtype] * len(requests)
 
 
@@ -295,6 +308,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SIZES), default="small")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer images")
+    parser.add_argument("--against", nargs="*", choices=["loop", "plain"], default=["loop", "plain"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[8], help="sizes of plain batches")
+    parser.add_argument("--rounds", type=int, default=1, help="of which the medians are shown")
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--all-logits",
@@ -303,13 +319,15 @@ def main() -> None:
     )
     flags = parser.parse_args()
     flags.dtype = flags.dtype or ("bfloat16" if flags.device.startswith("cuda") else "float32")
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loaded = build(SIZES[flags.shape], flags.device, getattr(torch, flags.dtype), folder)
         print(f"{flags.shape} model, {flags.device}, {flags.dtype}, {torch.get_num_threads()} threads\n")
         print_row(*COLUMNS)
         print_row(*["---"] * len(COLUMNS))
-        agree = [compare(loaded, kind, flags, folder) for kind in flags.kinds]
+        plain = PlainBatches(loaded) if "plain" in flags.against else None
+        agree = [compare(loaded, plain, kind, flags, folder) for kind in flags.kinds]
     if not all(agree):
         sys.exit("the answers differ")
 
