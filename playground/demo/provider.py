@@ -38,8 +38,8 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="the folder that generate.py --rounds wrote")
     add("--seed", type=int, default=0, help="of the questions and the mistakes (default 0)")
-    add("--mistakes", type=float, default=0.0, help="the share of the responses with a mistake (default 0)")
-    add("--misreadings", type=float, default=0.0, help="the share of readings that are wrong (default 0)")
+    add("--mistakes", type=_share, default=0.0, help="the share of the responses with a mistake (default 0)")
+    add("--misreadings", type=_share, default=0.0, help="the share of readings that are wrong (default 0)")
     add("--port", type=int, default=0, help="default: any free one")
     add("command", nargs="*", help="what to run while it serves")
     arguments = parser.parse_args()
@@ -53,6 +53,12 @@ def main() -> None:
             threading.Event().wait()
         names = {"OPENAI_BASE_URL": url, "LLAVA_ENGINE_MODEL": MODEL}
         sys.exit(subprocess.run(arguments.command, env=os.environ | names, check=False).returncode)
+
+
+def _share(text: str) -> float:
+    if not 0 <= (share := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; wanted 0 to 1")
+    return share
 
 
 def read_provider(data: Path, seed: int, *, mistakes: float = 0.0, misreadings: float = 0.0) -> Provider:

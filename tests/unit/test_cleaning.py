@@ -345,6 +345,17 @@ def test_options_are_shuffled_evenly_and_the_right_one_stays_right() -> None:
     assert all(shuffle_options(placed, f"{number}", 42) == placed for number in range(20))
 
 
+def test_a_wording_of_a_pattern_is_not_the_benchmarks_own() -> None:
+    animals = ["cat", "dog", "cow", "fox", "owl"]
+    texts = [f"On which side of the tall ladder is the {name}?" for name in animals]
+    texts += ["Which of the two bakers holds the longest loaf of bread?", "How many?", "How many?"]
+    asked = [Question(number, text, f"{number:06}.jpg") for number, text in enumerate(texts)]
+    found = {item.question: item.is_stock for item in collect_references({"made-up": asked})}
+    assert list(found.values()) == [True] * 5 + [False, True]
+    few = collect_references({"made-up": asked[:4]})
+    assert not any(item.is_stock for item in few)
+
+
 def test_types_are_judged_by_keywords_and_by_what_the_round_teaches() -> None:
     asked = [
         TypedQuestion("r", "How many dogs?", "Instances Counting"),

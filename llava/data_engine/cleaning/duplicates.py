@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from llava.data_engine.cleaning.references import FEWEST_WORDS, Reference, find_benchmark_image, image_key
+from llava.data_engine.cleaning.references import Reference, find_benchmark_image, image_key
 from llava.data_engine.cleaning.rules import Draft
 from llava.data_engine.cleaning.words import ask_the_same
 
 # Out of 100, of rapidfuzz's ratio over sorted words: one word of a question of ten may differ.
 ALIKE = 90
+# Shorter questions ("What color is the car?") are written twice by chance.
+FEWEST_WORDS = 8
 SAME_OPTIONS = 3
 PERMUTATIONS, BANDS = 64, 16
 

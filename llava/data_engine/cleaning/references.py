@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from llava import benchmarks
@@ -23,11 +22,8 @@ _INSTRUCTION = re.compile(
     r"(?:Answer (?:the|with)|When the provided|Reference OCR|Context:|Please answer yes or no)"
 )
 _YES_NO = re.compile(r"\s*Please answer yes or no\.?\s*$")
-# Shorter questions ("What color is the car?") are written twice by chance.
-FEWEST_WORDS = 8
-_MOST_WORDS = 24
-# So many wordings that differ in two words only are a pattern, which a new question can fit by chance.
-_FEWEST_OF_A_PATTERN = 10
+# A wording that differs in one word from so many others is of a pattern, which a new question fits by chance.
+_FEWEST_NEIGHBOURS = 4
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
@@ -35,9 +31,9 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 class Reference:
     """One wording of a benchmark's question. The words are as `normal_words` returns them.
 
-    A wording that the benchmark asks about several images ("How many people are there?"), or that it has many
-    times with two other words ("On which side of the car is the dog?"), is a stock phrase (`is_stock`): it
-    says nothing about which image it was asked of.
+    A wording that the benchmark asks about several images ("How many people are there?"), or has four times
+    with another word in one place ("On which side of the car is the dog?"), is a stock phrase (`is_stock`).
+    It says nothing about which image it was asked of.
     """
 
     benchmark: str
@@ -107,16 +103,15 @@ def _mark_stock_phrases(references: Iterable[Reference]) -> None:
     patterns = Counter(pattern for wording in images for pattern in _patterns(*wording))
     for reference in references:
         wording = reference.benchmark, reference.question
-        most = max((patterns[pattern] for pattern in _patterns(*wording)), default=0)
-        reference.is_stock = len(images[wording]) > 1 or most >= _FEWEST_OF_A_PATTERN
+        neighbours = sum(patterns[pattern] - 1 for pattern in _patterns(*wording))
+        reference.is_stock = len(images[wording]) > 1 or neighbours >= _FEWEST_NEIGHBOURS
 
 
 def _patterns(benchmark: str, question: str) -> Iterator[int]:
-    """Yield what is left of a question without two of its words, for each two; none of short questions."""
+    """Yield what is left of a question without each of its words in turn."""
     words = question.split()
-    if FEWEST_WORDS <= len(words) <= _MOST_WORDS:
-        for first, second in combinations(range(len(words)), 2):
-            yield hash((benchmark, *words[:first], "", *words[first + 1 : second], "", *words[second + 1 :]))
+    for place in range(len(words)):
+        yield hash((benchmark, *words[:place], "", *words[place + 1 :]))
 
 
 def find_benchmark_image(known: Mapping[str, str], image: str, coco_id: object = None) -> str | None:

@@ -14,19 +14,26 @@ _NUMBERS = {
         "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
     )
 }
+_LONGEST_REMEMBERED = 200
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
-# Options come again and again, and several rules look at the same question.
-@lru_cache(maxsize=1 << 16)
 def normal_words(text: str) -> str:
     """Return the words of `text` with one space between: lower case, digits for numbers, no articles.
 
     A text that is nothing but articles or marks ("A", "?") keeps them, so that two such texts stay different.
     """
+    return _remembered(text) if len(text) <= _LONGEST_REMEMBERED else _normal_words(text)
+
+
+def _normal_words(text: str) -> str:
     folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     words = [_NUMBERS.get(word, word) for word in _WORD.findall(folded)]
     return " ".join(word for word in words if word not in _ARTICLES) or folded.strip()
+
+
+# Options come again and again, and several rules look at the same question.
+_remembered = lru_cache(maxsize=1 << 16)(_normal_words)
 
 
 def says(text: str, phrase: str) -> bool:
