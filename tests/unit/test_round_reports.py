@@ -32,7 +32,7 @@ def rounds(tmp_path: Path) -> Path:
     make_split(tmp_path / "rounds", run_of())
     rounds = tmp_path / "rounds"
     better = run_of({"Text Understanding": 0.95, "Spatial Relation": 0.9}, model="g1")
-    fill_round(rounds / "1", base, rejected={})
+    fill_round(rounds / "1", base, rejected={"leaked": 1, "schema": 2})
     fill_round(rounds / "1-uniform", base, requests=5, cost=None, changes=["arm=uniform"])
     score(rounds / "1", better)
     score(rounds / "1-uniform", run_of({"Text Understanding": 0.5}, model="u1"))
@@ -76,6 +76,7 @@ def test_the_summary_holds_what_the_hold_out_says(rounds: Path) -> None:
     assert set(one["types"]) == set(TYPES)
     assert one["types"]["Scene Understanding"]["value"] == 0
     assert one["types"]["Scene Understanding"]["p"] == 1
+    assert list(one["rejected"].items()) == [("schema", 2), ("leaked", 1)]
     assert summary["rounds"][0]["sizes"]
     assert summary["rounds"][1]["sizes"] is None
     stop = summary["stop"]
@@ -196,6 +197,8 @@ def test_the_papers_way_is_labelled_everywhere(tmp_path: Path) -> None:
 def test_text_of_a_model_is_shown_as_text(rounds: Path) -> None:
     rejected = {"request": "1-0000", "rule": HOSTILE, "detail": HOSTILE, "record": {"instruction": HOSTILE}}
     write_jsonl(rounds / "2/rejected.jsonl", [rejected])
+    report = json.loads((rounds / "2/clean.json").read_text())
+    (rounds / "2/clean.json").write_text(json.dumps(report | {"rejected": {HOSTILE: 3, "leaked": 1}}))
     score(rounds / "2", run_of(model=HOSTILE[:40].replace("/", "")))
     report_rounds(rounds)
     for name in ("report", "2/report"):

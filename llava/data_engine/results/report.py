@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 
-from llava.data_engine.loop.costs import read_whole_rows
 from llava.data_engine.loop.round import REJECTED
 from llava.data_engine.results.final import look_at_frozen, read_final
 from llava.data_engine.results.pages import show_gain, write_pages
 from llava.data_engine.results.plot import plot_gains
 from llava.data_engine.results.summary import GUIDED, SUMMARY_FILE, summarize_rounds
-from llava.files import write_json
+from llava.files import read_jsonl, write_json
 from llava.schema import JsonObject
 
 PAGE = "report"
 # Examples of each rule's rejections on a round's page.
 _EXAMPLES = 2
+# A large round has many more rejections than its page shows.
+_LOOKED_AT = 20_000
 
 
 def report_rounds(rounds: Path, *, final: bool = False) -> str:
@@ -44,9 +46,10 @@ def report_rounds(rounds: Path, *, final: bool = False) -> str:
 
 
 def _examples(folder: Path) -> dict[str, list[JsonObject]]:
-    """Return the first rejections of each rule."""
+    """Return the first rejections of each rule, of those that a round begins with."""
     found: dict[str, list[JsonObject]] = defaultdict(list)
-    for row in read_whole_rows(folder / REJECTED) or []:
+    rows = read_jsonl(folder / REJECTED) if (folder / REJECTED).is_file() else ()
+    for _, row in islice(rows, _LOOKED_AT):
         examples = found[str(row.get("rule"))]
         if len(examples) < _EXAMPLES:
             record = row.get("record")

@@ -15,24 +15,22 @@ from statistics import fmean
 
 from llava.data_engine.cleaning.clean import REPORT as CLEAN_REPORT
 from llava.data_engine.lineage.training import read_lineage
-from llava.data_engine.loop.costs import read_whole_rows, round_cost
+from llava.data_engine.loop.costs import round_cost
 from llava.data_engine.loop.gains import Gain, compare_pairs, gain_row, pairs_by_type
 from llava.data_engine.loop.plan import PLAN_FILE, load_plan
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.round import (
-    ACCEPTED,
-    REJECTED,
     REQUESTS,
     SCHEMA,
     RoundSettings,
     find_rounds,
     read_settings,
+    read_step,
 )
 from llava.data_engine.loop.score import HeldOut, gain_on, read_after, read_before
 from llava.data_engine.loop.split import Split, read_parts
 from llava.data_engine.results.stop import judge_rounds
 from llava.errors import DataError, shown
-from llava.files import read_json
 from llava.schema import JsonObject, Verdict
 from llava.scoring.intervals import mean_variance, share_interval
 
@@ -124,14 +122,14 @@ def _arm_row(
     costs = [round_cost(other.folder) for other in so_far]
     known = [cost for cost in costs if cost is not None]
     spent = sum(known) if len(known) == len(costs) else None
-    lineage, accepted = read_lineage(entry.folder), _count(entry.folder / ACCEPTED)
+    lineage, cleaned = read_lineage(entry.folder), _cleaned(entry.folder)
     row: JsonObject = {
         "folder": entry.folder.name,
-        "requests": _count(entry.folder / REQUESTS),
+        "requests": _count_lines(entry.folder / REQUESTS),
         "smallest_gain": _smallest_gain(entry.folder),
-        "accepted": accepted,
-        "rejected": _rejected(entry.folder),
-        "records": lineage["records"] if lineage else accepted,
+        "accepted": cleaned["accepted"],
+        "rejected": cleaned["rejected"],
+        "records": lineage["records"] if lineage else cleaned["accepted"],
         "cost": costs[-1],
         "spent": spent,
         "model_id": None,
@@ -183,17 +181,30 @@ def _smallest_gain(folder: Path) -> float | None:
     return gain
 
 
-def _count(path: Path) -> int | None:
-    rows = read_whole_rows(path)
-    return None if rows is None else len(rows)
+def _count_lines(path: Path) -> int | None:
+    """Return how many rows a file has, None if it is not there."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return sum(1 for line in stream if line.strip())
 
 
-def _rejected(folder: Path) -> dict[str, int]:
-    """Return how many records each rule rejected, most first."""
-    counts: dict[str, int] = defaultdict(int)
-    for row in read_whole_rows(folder / REJECTED) or []:
-        counts[str(row.get("rule"))] += 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def _cleaned(folder: Path) -> JsonObject:
+    """Return what clean.json says of a round: records accepted, and rejected by each rule, most first.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = folder / CLEAN_REPORT
+    if not path.is_file():
+        return {"accepted": None, "rejected": {}, "checked": True}
+    value = read_step(path, step="llava engine clean", keys={"accepted": int, "rejected": dict})
+    rejected = sorted(value["rejected"].items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "accepted": value["accepted"],
+        "rejected": dict(rejected),
+        "checked": value.get("checked", True),
+    }
 
 
 def _compare_sizes(rows: Mapping[str, JsonObject]) -> str | None:
@@ -239,7 +250,6 @@ def _notes_on_data(entries: Sequence[ArmRound], before: HeldOut) -> list[str]:
         planned = load_plan(entry.folder)["types"] if (entry.folder / PLAN_FILE).is_file() else {}
         if unseen := sorted(set(planned) - tested):
             notes.append(f"{entry.folder.name}: no held-out question of type {', '.join(unseen)}.")
-        cleaned = entry.folder / CLEAN_REPORT
-        if cleaned.is_file() and not read_json(cleaned).get("checked", True):
+        if not _cleaned(entry.folder)["checked"]:
             notes.append(f"{entry.folder.name}: no rule of cleaning was applied (--unchecked).")
     return notes
