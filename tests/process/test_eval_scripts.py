@@ -618,7 +618,7 @@ def test_torchruns_processes_share_the_questions_and_the_first_merges(
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = ["--no-python", "bash", str(repo / "scripts/v1_5/eval/seed.sh")]
     command = [*launcher, *script, str(golden / "weights/tiny-pretrain"), "tiny"]
-    result = subprocess.run(command, env=environment, cwd=repo, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, cwd=repo, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     answers = tmp_path / "seed_bench/answers/tiny"
     journal = {path.name: len(rows_of(path)) for path in (answers / "journal").glob("*_*.jsonl")}

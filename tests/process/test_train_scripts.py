@@ -74,7 +74,7 @@ def run_script(
     repo: Path, name: str, env: dict[str, str], *more: str, cwd: Path
 ) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(repo / "scripts" / "v1_5" / f"{name}.sh"), *more]
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def losses(output: Path) -> list[float]:
