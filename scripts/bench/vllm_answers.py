@@ -3,8 +3,8 @@
     python scripts/bench/vllm_answers.py --model-path playground/demo/model --images photos \
         --vllm-python vllm-env/bin/python
 
-vLLM has an environment of its own, as its requirements differ. It gets prompts as text and images as files, so
-its tokenizer and its image processing are compared, too. Answers are greedy, in float32.
+vLLM has an environment of its own, as its requirements differ. It gets prompts as text and images as files,
+so its tokenizer and its image processing are compared, too. Answers are greedy, in float32.
 """
 
 from __future__ import annotations
