@@ -18,7 +18,7 @@ from llava.data_engine.cleaning.provider import Provider, parse_letters, parse_t
 from llava.data_engine.cleaning.types import TypedQuestion
 from llava.data_engine.generation.bodies import Sampling, read_requests
 from llava.data_engine.generation.client import Server
-from llava.data_engine.generation.generate import RoundBudget
+from llava.data_engine.generation.generate import RoundBudget, RoundRun
 from llava.data_engine.generation.ledger import open_ledger
 from llava.files import read_jsonl, write_jsonl
 from support.chat_server import ChatServer, text_of
@@ -112,7 +112,7 @@ def test_the_provider_serves_a_command_and_ends_with_its_code(
 def provider_at(url: str, ledger: Any, dollars: float | None = None) -> Provider:
     budget = RoundBudget("1", PRICE, dollars)
     sampling = Sampling("m", images=False)
-    return Provider(ledger=ledger, server=Server(url, attempts=1), sampling=sampling, budget=budget)
+    return Provider(run=RoundRun(ledger, Server(url, attempts=1), sampling, budget), images=False)
 
 
 def test_readings_are_paid_for_once_and_within_the_budget(tmp_path: Path) -> None:

@@ -16,14 +16,7 @@ from llava.data_engine.cleaning.image_hashes import BenchmarkImages
 from llava.data_engine.cleaning.inputs import read_asked
 from llava.data_engine.cleaning.provider import CHECKS, Provider
 from llava.data_engine.cleaning.references import list_benchmark_images, read_benchmarks
-from llava.data_engine.generation.commands import (
-    add_provider_flags,
-    ledger_path,
-    read_budget,
-    read_sampling,
-    read_server,
-)
-from llava.data_engine.generation.ledger import open_ledger
+from llava.data_engine.generation.commands import add_provider_flags, open_run
 from llava.data_engine.loop.round import REQUESTS, read_settings
 from llava.errors import SettingsError
 
@@ -93,16 +86,8 @@ def _asking(arguments: Namespace, settings: CleaningSettings) -> Iterator[Cleani
     if not arguments.ask:
         yield settings
         return
-    sampling, server = read_sampling(arguments), read_server(arguments)
-    with open_ledger(ledger_path(arguments)) as ledger:
-        provider = Provider(
-            ledger=ledger,
-            server=server,
-            sampling=sampling,
-            budget=read_budget(arguments, sampling.model),
-            structured=not arguments.plain,
-            seed=settings.seed,
-        )
+    with open_run(arguments) as run:
+        provider = Provider(run=run, images=not arguments.text_only, seed=settings.seed)
         types = sorted({request.type for request in read_asked(arguments.round / REQUESTS).values()})
         yield replace(
             settings,

@@ -15,10 +15,7 @@ from string import ascii_uppercase
 from llava.data_engine.cleaning.blind import BlindItem, guess_report
 from llava.data_engine.cleaning.consistency import Reading
 from llava.data_engine.cleaning.types import TypeCheck, TypedQuestion
-from llava.data_engine.generation.bodies import ChatRequest, Sampling
-from llava.data_engine.generation.client import Server
-from llava.data_engine.generation.generate import RoundBudget, RoundRun, plan_requests
-from llava.data_engine.generation.ledger import Ledger
+from llava.data_engine.generation.generate import RoundRun
 from llava.data_engine.question_types import SKILLS
 from llava.schema import JsonObject
 
@@ -45,22 +42,16 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """A server to ask, and what it may cost.
+    """A server to ask.
 
     Attributes:
-        ledger: Of the round's calls.
-        server: Where to ask.
-        sampling: How it answers.
-        budget: The round's.
-        structured: Ask for structured output.
+        run: What asks it, within the round's ledger and budget.
+        images: Whether it sees the images; else it is told what is known about them.
         seed: Of the samples and the answers.
     """
 
-    ledger: Ledger
-    server: Server
-    sampling: Sampling
-    budget: RoundBudget
-    structured: bool = True
+    run: RoundRun
+    images: bool = True
     seed: int = 42
 
     def read(self, readings: Sequence[Reading]) -> list[frozenset[int] | None]:
@@ -103,24 +94,12 @@ class Provider:
         )
 
     def _about_image(self, text: str, request: JsonObject) -> str | list[JsonObject]:
-        if self.sampling.images:
+        if self.images:
             return [{"type": "text", "text": text}, {"type": "image_path", "path": request["image"]}]
         return f"What is in the image: {json.dumps(request.get('image_info'))}\n\n{text}"
 
     def _ask(self, contents: Iterable[str | list[JsonObject]], structure: str) -> list[str | None]:
-        """Return the provider's answers; None where it gave none."""
-        requests = [
-            ChatRequest(
-                str(number), [{"role": "user", "content": content}], structure, self.seed, None, "clean"
-            )
-            for number, content in enumerate(contents)
-        ]
-        plans = plan_requests(requests, self.ledger, self.sampling, self.budget)
-        RoundRun(self.ledger, self.server, self.sampling, self.budget, structured=self.structured).answer(
-            plans
-        )
-        found = (self.ledger.find(plan.key) for plan in plans)
-        return [paid.completion.text if paid else None for paid in found]
+        return self.run.ask(contents, structure, seed=self.seed, where="clean")
 
 
 def parse_letters(text: str | None, count: int) -> frozenset[int] | None:

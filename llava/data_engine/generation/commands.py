@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from llava.data_engine.generation.client import (
 from llava.data_engine.generation.generate import (
     RoundBudget,
     RoundOutcome,
+    RoundRun,
     describe_failures,
     generate_round,
     plan_requests,
@@ -130,6 +133,15 @@ def ledger_path(arguments: argparse.Namespace) -> Path:
     """Return where the round's calls are written down."""
     path: Path | None = arguments.ledger
     return path or arguments.round.resolve().parent / LEDGER
+
+
+@contextmanager
+def open_run(arguments: argparse.Namespace) -> Iterator[RoundRun]:
+    """Yield what asks the server that the flags name; what the ledger has is not asked again."""
+    sampling, server = read_sampling(arguments), read_server(arguments)
+    budget = read_budget(arguments, sampling.model)
+    with open_ledger(ledger_path(arguments)) as ledger:
+        yield RoundRun(ledger, server, sampling, budget, structured=not arguments.plain)
 
 
 def _generate(arguments: argparse.Namespace) -> None:

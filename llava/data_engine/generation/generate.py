@@ -7,7 +7,7 @@ import logging
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,9 +179,34 @@ class RoundRun:
         missing = list({plan.key: plan for plan in plans if self._ledger.find(plan.key) is None}.values())
         self.outcome.requests += len(plans)
         self.outcome.cached += len(plans) - len(missing)
+        self._in_a_row = 0
         if missing:
             require_money(missing, self._ledger, self._budget)
             asyncio.run(self.run(missing))
+
+    def ask(
+        self, contents: Iterable[str | list[JsonObject]], structure: str, *, seed: int, where: str
+    ) -> list[str | None]:
+        """Return the answers to prompts that are no round's requests; None where the server gave none.
+
+        Args:
+            contents: The user's messages, one for each prompt.
+            structure: The wanted one of `STRUCTURES`.
+            seed: Of the answers.
+            where: What asks, for messages.
+
+        Raises:
+            SettingsError: The budget is not enough. What was answered is in the ledger.
+            DataError: One request after the other failed.
+        """
+        requests = [
+            ChatRequest(str(number), [{"role": "user", "content": content}], structure, seed, None, where)
+            for number, content in enumerate(contents)
+        ]
+        plans = plan_requests(requests, self._ledger, self._sampling, self._budget)
+        self.answer(plans)
+        found = (self._ledger.find(plan.key) for plan in plans)
+        return [paid.completion.text if paid else None for paid in found]
 
     async def run(self, plans: list[PlannedCall]) -> None:
         """Ask for all of `plans`, as many at a time as the server allows.

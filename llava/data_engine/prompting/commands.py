@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.data_engine.generation.bodies import ChatRequest
 from llava.data_engine.generation.commands import (
     add_provider_flags,
     ledger_path,
+    open_run,
     read_budget,
     read_sampling,
     read_server,
 )
-from llava.data_engine.generation.generate import RoundRun, generate_round, plan_requests
+from llava.data_engine.generation.generate import generate_round
 from llava.data_engine.generation.ledger import open_ledger
 from llava.data_engine.loop.round import read_settings
 from llava.data_engine.prompting.accept import (
@@ -49,7 +50,6 @@ from llava.data_engine.prompting.verdicts import append_verdict
 from llava.data_engine.requests.rendering import PromptTemplate
 from llava.data_engine.requests.versions import current_version, template_path
 from llava.errors import DataError
-from llava.schema import JsonObject
 
 if TYPE_CHECKING:
     from argparse import Namespace, _SubParsersAction
@@ -91,23 +91,9 @@ def _count(text: str) -> int:
 @contextmanager
 def _provider(arguments: Namespace) -> Iterator[Ask]:
     """Yield a function that asks the server; what the ledger has is not asked again."""
-    sampling, server = read_sampling(arguments), read_server(arguments)
-    budget, seed = read_budget(arguments, sampling.model), read_settings(arguments.round).seed
-    with open_ledger(ledger_path(arguments)) as ledger:
-
-        def ask(contents: Sequence[str | list[JsonObject]], structure: str) -> list[str | None]:
-            requests = [
-                ChatRequest(
-                    str(n), [{"role": "user", "content": content}], structure, seed, None, arguments.template
-                )
-                for n, content in enumerate(contents)
-            ]
-            plans = plan_requests(requests, ledger, sampling, budget)
-            RoundRun(ledger, server, sampling, budget, structured=not arguments.plain).answer(plans)
-            found = (ledger.find(plan.key) for plan in plans)
-            return [paid.completion.text if paid else None for paid in found]
-
-        yield ask
+    seed = read_settings(arguments.round).seed
+    with open_run(arguments) as run:
+        yield partial(run.ask, seed=seed, where=arguments.template)
 
 
 def _review(arguments: Namespace) -> None:
