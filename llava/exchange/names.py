@@ -16,7 +16,8 @@ _PREFIXES = (
     ("lm_head.", "language_model.lm_head."),
     ("model.", "language_model.model."),
 )
-# What transformers 5 itself writes for the same weights: the names above are those of published folders.
+# The names that the model's modules have in transformers 5, as a state dict written by hand has them. What
+# `save_pretrained` writes has the published names, but in the vision tower no `vision_model.`.
 _NEWER_PREFIXES = (
     ("lm_head.", "language_model.lm_head."),
     ("model.language_model.", "language_model.model."),

@@ -17,6 +17,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.exchange.chat_template import make_chat_template
 from llava.exchange.hf_folder import export_hf, import_hf
+from llava.exchange.names import from_hf, to_hf
 from llava.exchange.tokenizer_file import make_fast_tokenizer, require_equal_ids
 from llava.images import process_images
 from llava.infer.jobs.prompting import prompt_of
@@ -101,6 +102,24 @@ def test_what_transformers_saves_is_read_too(exported: Path, tmp_path: Path) -> 
     found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "wanted"))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_every_name_of_a_weight_is_known(exported: Path) -> None:
+    """Published folders, a state dict of transformers 5, and what it saves of a model made from a config."""
+    published = load_file(exported / "model.safetensors")
+    model = LlavaForConditionalGeneration.from_pretrained(exported, dtype=torch.float32)
+    wanted = from_hf(published)
+    bare = {
+        name.replace("vision_tower.vision_model.", "vision_tower."): published[name] for name in published
+    }
+    for tensors in (model.state_dict(), bare):
+        found = from_hf(tensors)
+        assert tensors.keys() != published.keys()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert to_hf(wanted).keys() == published.keys()
+    with raises_code("unknown-weight"):
+        from_hf({"image_newline": torch.zeros(1)})
 
 
 def test_an_adapter_is_kept_for_peft(golden: Path, exported: Path, tmp_path: Path) -> None:
