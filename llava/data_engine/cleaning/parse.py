@@ -65,7 +65,7 @@ def _json_rows(text: str) -> list[JsonObject]:
     try:
         return _records(parse_json(body))
     except JsonFaultError:
-        return _objects(text)
+        return [row for value in find_objects(text) for row in _records(value)]
 
 
 def _records(value: object) -> list[JsonObject]:
@@ -76,9 +76,12 @@ def _records(value: object) -> list[JsonObject]:
     return [row for row in rows if isinstance(row, dict) and any(key in row for key in _QUESTION_KEYS)]
 
 
-def _objects(text: str) -> list[JsonObject]:
-    """Return the whole records in a text that is cut short, or that has words around its JSON."""
-    decoder, rows, position = json.JSONDecoder(), [], 0
+def find_objects(text: str) -> list[JsonObject]:
+    """Return the whole JSON objects in what a model wrote, outermost ones only.
+
+    The text may be cut short, or have words around its JSON.
+    """
+    decoder, found, position = json.JSONDecoder(), [], 0
     for _ in range(_MOST_OBJECTS):
         position = text.find("{", position)
         if position < 0:
@@ -88,9 +91,9 @@ def _objects(text: str) -> list[JsonObject]:
         except (ValueError, RecursionError):
             position += 1
             continue
-        rows += _records(value)
+        found.append(value)
         position = end
-    return rows
+    return found
 
 
 def _labelled_rows(text: str) -> Iterator[JsonObject]:

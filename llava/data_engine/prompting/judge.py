@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 
+from llava.data_engine.cleaning.parse import find_objects
 from llava.data_engine.prompting.trial import Item
 from llava.data_engine.prompting.verdicts import TAGS, JudgedItem, make_verdict
 from llava.data_engine.question_types import find_skill
@@ -31,7 +30,6 @@ and it cannot be answered without the image. Otherwise it fails, with the first 
 
 Answer as JSON and nothing else: {{"passed": false, "tag": "wrong answer", "note": "why, in a sentence"}}.
 The tag is "" where it passes."""
-_START = re.compile(r"\{")
 
 
 def judge_by_model(items: Sequence[Item], ask: Ask, model: str, *, attached: bool) -> list[JudgedItem]:
@@ -69,17 +67,3 @@ def _prompt(item: Item, attached: bool) -> str | list[JsonObject]:
     )
     image = {"type": "image_path", "path": item.request["image"]}
     return [{"type": "text", "text": text}, image] if attached else text
-
-
-def find_objects(text: str) -> list[JsonObject]:
-    """Return the JSON objects in what a model wrote, outermost ones only."""
-    decoder, found, end = json.JSONDecoder(), [], 0
-    for match in _START.finditer(text):
-        if match.start() < end:
-            continue
-        try:
-            value, end = decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):
-            continue
-        found.append(value)
-    return found

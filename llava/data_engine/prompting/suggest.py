@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llava.data_engine.cleaning.parse import find_objects
 from llava.data_engine.cleaning.rules import find_hostile_text
-from llava.data_engine.prompting.judge import Ask, find_objects
+from llava.data_engine.prompting.judge import Ask
 from llava.data_engine.prompting.trial import Item
 from llava.data_engine.prompting.verdicts import JudgedItem
 from llava.data_engine.requests.rendering import quote_data
