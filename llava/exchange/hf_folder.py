@@ -35,7 +35,7 @@ from llava.model.fields import IMAGE_FIELDS, image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import ADAPTER_FILES, read_config, read_json_object
 from llava.model.loading.locate import locate
-from llava.model.loading.placement import plan_placement
+from llava.model.loading.placement import plan_rewriting
 from llava.model.loading.source import find_source
 from llava.model.loading.weights import Tensors, check_weight_files, read_tensors
 from llava.model.merge import new_model_folder
@@ -158,9 +158,7 @@ def _load_without_adapter(
             f"{source.folder}: holds no adapter of a LLaVA model, so there is none to keep",
             code="not-an-adapter",
         )
-    placement = plan_placement(
-        device="cpu", device_map="auto", dtype=dtype, load_8bit=False, load_4bit=False, use_flash_attn=False
-    )
+    placement = plan_rewriting(dtype)
     tokenizer = read_tokenizer(source)
     wrapped = assemble_model(source, placement, tokenizer)
     processor = load_tower(wrapped.get_base_model(), source, placement.dtype)

@@ -18,7 +18,7 @@ from llava.model.builder import assemble_model, load_pretrained_model, load_towe
 from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.locate import find_folder
-from llava.model.loading.placement import Placement, plan_placement
+from llava.model.loading.placement import plan_rewriting
 from llava.model.loading.source import Source, find_source
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def merge_lora(
         )
     with new_model_folder(save_path) as temporary:
         tokenizer = read_tokenizer(source)
-        placement = _placement(dtype, device)
+        placement = plan_rewriting(dtype, device)
         wrapped = assemble_model(source, placement, tokenizer)
         if source.is_multimodal:  # first, so that a missing tower costs little time
             load_tower(wrapped.get_base_model(), source, placement.dtype)
@@ -83,7 +83,7 @@ def consolidate(src: str, dst: Path, *, dtype: str = "float16") -> None:
         )
     with new_model_folder(dst) as temporary:
         tokenizer = read_tokenizer(source)
-        model = assemble_model(source, _placement(dtype, "cpu"), tokenizer)
+        model = assemble_model(source, plan_rewriting(dtype), tokenizer)
         _make_tower_absolute(model.config, source)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(str(temporary))
@@ -110,12 +110,6 @@ def new_model_folder(path: Path) -> Iterator[Path]:
         raise CheckpointError(
             f"{path}: could not be written ({reason}); nothing was left there", code="not-writable"
         ) from error
-
-
-def _placement(dtype: str, device: str) -> Placement:
-    return plan_placement(
-        device=device, device_map="auto", dtype=dtype, load_8bit=False, load_4bit=False, use_flash_attn=False
-    )
 
 
 def _make_tower_absolute(config: LlavaConfig, source: Source) -> None:

@@ -85,6 +85,17 @@ def plan_placement(
     return Placement(chosen, arguments)
 
 
+def plan_rewriting(dtype: torch.dtype | str, device: str = "cpu") -> Placement:
+    """Plan to load a checkpoint that is to be written again: its weights are not quantised.
+
+    Raises:
+        SettingsError: The device does not exist.
+    """
+    return plan_placement(
+        device=device, device_map="auto", dtype=dtype, load_8bit=False, load_4bit=False, use_flash_attn=False
+    )
+
+
 def avoid_unsupported_kernels(model: torch.nn.Module) -> None:
     """Keep bitsandbytes' packed CPU kernel from 4-bit layers whose size it does not support.
 
