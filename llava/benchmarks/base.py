@@ -19,6 +19,9 @@ from llava.files import write_jsonl
 from llava.prompts.wording import options_block
 from llava.schema import Answer, Question, Scores, describe_count
 
+# Holds the benchmarks' folders, where a command is not told another place.
+EVAL_ROOT = Path("playground/data/eval")
+
 # The groups whose scores `official_sizes` names without their group.
 PLAIN_GROUPS = frozenset({"total", "type"})
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from llava import benchmarks
 from llava.benchmarks import paper
+from llava.benchmarks.base import EVAL_ROOT
 from llava.benchmarks.evaluation import ModelEvaluation, require_model_name
 from llava.command import run
 from llava.errors import DataError, LlavaError, SettingsError, one_line
@@ -75,9 +76,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("benchmarks", nargs="+", metavar="NAME", help="`llava benchmarks list` shows them")
     parser.add_argument("--name", help="the model's name in files (default: the path's last part)")
-    parser.add_argument(
-        "--eval-root", type=Path, default="./playground/data/eval", help="holds the benchmarks' folders"
-    )
+    parser.add_argument("--eval-root", type=Path, default=EVAL_ROOT, help="holds the benchmarks' folders")
     parser.add_argument(
         "--split",
         action="append",

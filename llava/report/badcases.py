@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from llava.benchmarks.base import EVAL_ROOT
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write, require_distinct
 from llava.report.comparison import read_runs
 from llava.report.names import shortest_names
 from llava.report.pairing import ComparedRun, align
-from llava.report.thumbnails import EVAL_ROOT, ImageFinder, ImageKey, make_thumbnails
+from llava.report.thumbnails import ImageFinder, ImageKey, make_thumbnails
 from llava.schema import JsonObject, Verdict
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from llava.log import progress
 
 logger = logging.getLogger(__name__)
 
-EVAL_ROOT = Path("playground/data/eval")
 QUALITY = 70
 
 ImageKey = tuple[str, str, str]

@@ -98,6 +98,11 @@ def mean_variance(values: Sequence[float]) -> float:
     return math.fsum((value - centre) ** 2 for value in values) / len(values) ** 2
 
 
+def mean_interval(points: Sequence[float]) -> Interval:
+    """Return the 95 % interval of the mean of independent points, each from 0 to 1."""
+    return share_interval(fmean(points), mean_variance(points), len(points))
+
+
 def sum_variance(parts: Sequence[tuple[float, int]], largest: float) -> float:
     """Return the variance of a sum of independent means, for use with the normal quantile.
 

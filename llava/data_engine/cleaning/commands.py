@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.benchmarks.base import EVAL_ROOT
 from llava.data_engine.cleaning.clean import CleaningSettings, clean_round, summarize_cleaning
 from llava.data_engine.cleaning.image_hashes import BenchmarkImages
 from llava.data_engine.cleaning.inputs import read_asked
@@ -22,8 +23,6 @@ from llava.errors import SettingsError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-
-EVAL_ROOT = Path("playground/data/eval")
 
 
 def add_commands(commands: _SubParsersAction) -> None:

@@ -10,6 +10,7 @@ from llava.data_engine.loop.round import (
     SCHEMA,
     file_sha256,
     find_rounds,
+    read_each,
     read_settings,
     read_step,
 )
@@ -32,20 +33,15 @@ def accepted_of(folder: Path, *, incremental: bool = False) -> list[Path]:
         DataError: A round is not cleaned yet or there twice, or a record is of no request of its round.
     """
     wanted = read_settings(folder)
-    found: dict[int, Path] = {}
-    for other in [folder] if incremental else find_rounds(folder.parent):
-        settings = read_settings(other)
-        if settings.arm != wanted.arm or settings.round > wanted.round:
-            continue
-        if settings.round in found:
-            raise DataError(
-                f"{other}: round {settings.round} of arm {settings.arm} is also in"
-                f" {found[settings.round]}; move one of them elsewhere",
-                code="two-folders",
-            )
-        found[settings.round] = other
+    rounds = [folder]
+    if not incremental:
+        others = {other: read_settings(other) for other in find_rounds(folder.parent)}
+        rounds = [
+            other for other, own in others.items() if own.arm == wanted.arm and own.round <= wanted.round
+        ]
+    for other in read_each(rounds):
         _require_own(other)
-    return [other / ACCEPTED for _, other in sorted(found.items())]
+    return [other / ACCEPTED for other in rounds]
 
 
 def _require_own(folder: Path) -> None:

@@ -24,7 +24,7 @@ from llava.errors import DataError, SettingsError, shown
 from llava.files import write_json
 from llava.prompts.wording import LETTER_SUFFIX, LETTER_SUFFIX_CN, SHORT_SUFFIX
 from llava.schema import JsonObject, Verdict
-from llava.scoring.intervals import mean_variance, share_interval
+from llava.scoring.intervals import mean_interval
 from llava.scoring.metrics import FILE_NAME, read_scores
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,7 @@ def require_judged(verdicts: Sequence[Verdict], metrics: Path, part: str) -> Non
 def _type_row(verdicts: Sequence[Verdict], measure: str, threshold: float, random: Random) -> JsonObject:
     """Return the accuracy of one type and its bad cases."""
     points = [verdict.score for verdict in verdicts]
-    accuracy = fmean(points)
-    low, high = share_interval(accuracy, mean_variance(points), len(points))
+    low, high = mean_interval(points)
     bad = [each for each in verdicts if each.is_bad and each.status != "unanswered"]
     stems = [question_stem(verdict.question) for verdict in bad]
     kept = []
@@ -151,7 +150,7 @@ def _type_row(verdicts: Sequence[Verdict], measure: str, threshold: float, rando
     chances = [chance_of(verdict.question) for verdict in verdicts]
     known = [chance for chance in chances if chance is not None]
     return {
-        "accuracy": accuracy,
+        "accuracy": fmean(points),
         "n": len(points),
         "low": low,
         "high": high,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -160,6 +160,26 @@ def find_rounds(rounds: Path) -> list[Path]:
     """Return the folders of all rounds and arms, by number and then by name."""
     folders = [rounds / path.parent.name for path in rounds.resolve().glob(f"*/{ROUND_FILE}")]
     return sorted(folders, key=lambda folder: (round_number(folder) or 0, folder.name))
+
+
+def read_each(folders: Iterable[Path]) -> dict[Path, RoundSettings]:
+    """Return the settings of rounds' folders.
+
+    Raises:
+        DataError: Two folders are of the same round and arm.
+    """
+    found: dict[Path, RoundSettings] = {}
+    known: dict[tuple[int, str], Path] = {}
+    for folder in folders:
+        own = found[folder] = read_settings(folder)
+        if other := known.get((own.round, own.arm)):
+            raise DataError(
+                f"{folder}: round {own.round} of arm {own.arm} is also in {other}; move one of them"
+                " elsewhere",
+                code="two-folders",
+            )
+        known[own.round, own.arm] = folder
+    return found
 
 
 def _settings(values: Mapping[str, Any], folder: Path) -> RoundSettings:

@@ -24,7 +24,7 @@ from llava.data_engine.loop.split import SPLIT_FILE, read_parts
 from llava.errors import DataError
 from llava.files import write_json
 from llava.schema import JsonObject, Verdict
-from llava.scoring.intervals import mean_variance, share_interval
+from llava.scoring.intervals import mean_interval
 from llava.scoring.metrics import FILE_NAME, format_interval, read_scores
 
 AFTER, BASE = "after.json", "base.json"
@@ -138,7 +138,7 @@ def describe_score(found: HeldOut, before: HeldOut | None, *, paper: bool) -> st
     """Return the outcomes on the hold-out in one line, with the gain on another model."""
     held_out = "questions (--paper: nothing is held out)" if paper else "held-out questions"
     points = [verdict.score for verdict in found.verdicts]
-    low, high = share_interval(fmean(points), mean_variance(points), len(points))
+    low, high = mean_interval(points)
     text = (
         f"score: {found.model_id} has {100 * fmean(points):.2f} {format_interval(100 * low, 100 * high)}"
         f" on {len(points):,} {held_out}"

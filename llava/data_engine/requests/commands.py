@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from llava.data_engine.cleaning.commands import EVAL_ROOT
+from llava.benchmarks.base import EVAL_ROOT
 from llava.data_engine.requests.facts import SourceFiles
 from llava.data_engine.requests.make import make_requests, summarize_requests
 from llava.data_engine.requests.writing import RequestSettings

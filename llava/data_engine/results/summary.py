@@ -24,7 +24,7 @@ from llava.data_engine.loop.round import (
     SCHEMA,
     RoundSettings,
     find_rounds,
-    read_settings,
+    read_each,
     read_step,
 )
 from llava.data_engine.loop.score import HeldOut, gain_on, read_after, read_before
@@ -32,7 +32,7 @@ from llava.data_engine.loop.split import Split, read_parts
 from llava.data_engine.results.stop import judge_rounds
 from llava.errors import DataError, shown
 from llava.schema import JsonObject, Verdict
-from llava.scoring.intervals import mean_variance, share_interval
+from llava.scoring.intervals import mean_interval
 
 SUMMARY_FILE = "summary.json"
 # The arm whose rounds the others are compared with.
@@ -91,20 +91,12 @@ def read_entries(rounds: Path) -> list[ArmRound]:
     Raises:
         DataError: There is none, or a round of an arm is there twice.
     """
-    found: dict[tuple[int, str], ArmRound] = {}
-    for folder in find_rounds(rounds):
-        settings = read_settings(folder)
-        key = settings.round, settings.arm
-        if key in found:
-            raise DataError(
-                f"{folder}: round {settings.round} of arm {settings.arm} is also in {found[key].folder};"
-                " move one of them elsewhere",
-                code="two-folders",
-            )
-        found[key] = ArmRound(folder, settings, read_after(folder))
+    found = [
+        ArmRound(folder, own, read_after(folder)) for folder, own in read_each(find_rounds(rounds)).items()
+    ]
     if not found:
         raise DataError(f"{rounds}: no round; `llava engine pool` starts one", code="no-rounds")
-    return list(found.values())
+    return found
 
 
 def _arm_row(
@@ -169,7 +161,7 @@ def cost_per_point(spent: float | None, gain: Gain) -> JsonObject | None:
 
 def _score(verdicts: Sequence[Verdict]) -> JsonObject:
     points = [verdict.score for verdict in verdicts]
-    low, high = share_interval(fmean(points), mean_variance(points), len(points))
+    low, high = mean_interval(points)
     return {"n": len(points), "score": 100 * fmean(points), "low": 100 * low, "high": 100 * high}
 
 
