@@ -13,7 +13,7 @@
 #           SEED            of every random choice                       [42]
 #           ROUNDS          the last round to run                        [1]
 #           FIRST           the first one; those before it are done      [1]
-#           ARMS            guided, and uniform to compare with          [guided]
+#           ARMS            guided, and uniform and retrieved to compare with                              [guided]
 #           MODEL           what every round starts from                 [liuhaotian/llava-v1.5-7b]
 #           EVAL_ROOT       SEED-Bench, the guiding benchmark, is there  [./playground/data/eval]
 #           DATA_PATH       base data, mixed with all records so far     [./playground/data/llava_v1_5_mix665k.json]
@@ -21,6 +21,7 @@
 #           ROUND_SETTINGS  of round.toml, as "requests=5000 alpha=1"
 #           REQUEST_FLAGS   of `llava engine requests`: where images and their annotations are
 #           GENERATE_FLAGS  of `llava engine generate`, as "--prices prices.toml --budget 20"
+#           RETRIEVE_FLAGS  of `llava engine retrieve`, for the arm retrieved          [--records DATA_PATH]
 #           CLEAN_FLAGS     of `llava engine clean`
 #           MIX_FLAGS       of `llava engine mix`, as "--modes mc,mcp --replay 1"
 #           TRAIN_FLAGS     of finetune_lora_dataengine.sh
@@ -50,6 +51,7 @@ base_data=${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}
 export IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data}
 read -ra arms <<<"${ARMS:-guided}"
 read -ra request_flags <<<"${REQUEST_FLAGS:-}"
+read -ra retrieve_flags <<<"${RETRIEVE_FLAGS:---records $base_data}"
 read -ra generate_flags <<<"${GENERATE_FLAGS:-}"
 read -ra clean_flags <<<"${CLEAN_FLAGS:-}"
 read -ra mix_flags <<<"${MIX_FLAGS:-}"
@@ -74,8 +76,12 @@ make_records() {
     for setting in ${ROUND_SETTINGS:-}; do flags+=(--set "$setting"); done
     engine pool "$folder" "$answers/$(name_of $(($1 - 1)) "$2")" --set "arm=$2" --set "seed=$SEED" "${flags[@]}"
     engine plan "$folder"
-    engine requests "$folder" --image-root "$IMAGE_FOLDER" --eval-root "$EVAL_ROOT" "${request_flags[@]}"
-    engine generate "$folder" --image-root "$IMAGE_FOLDER" "${generate_flags[@]}"
+    if [[ $2 == retrieved ]]; then
+        engine retrieve "$folder" "${retrieve_flags[@]}"
+    else
+        engine requests "$folder" --image-root "$IMAGE_FOLDER" --eval-root "$EVAL_ROOT" "${request_flags[@]}"
+        engine generate "$folder" --image-root "$IMAGE_FOLDER" "${generate_flags[@]}"
+    fi
     engine clean "$folder" --eval-root "$EVAL_ROOT" "${clean_flags[@]}"
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llava.data_engine.__main__ import main
-from llava.data_engine.loop.gains import gain_interval
+from llava.data_engine.loop.gains import gain_interval, pairs_by_type
 from llava.data_engine.loop.plan import (
     allocate,
     correct_guessing,
@@ -367,16 +367,45 @@ def test_a_type_that_did_not_gain_is_given_up_for_good(rounds: Path, tmp_path: P
     assert control["power"]["flip_rate"] == read_plan(rounds / "2")["power"]["flip_rate"] != 0.2
 
 
-def test_nothing_is_planned_when_every_type_is_given_up(rounds: Path, metrics: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("up", "down", "kept"), [(9, 3, True), (5, 5, False), (12, 1, True), (1, 6, False)])
+def test_only_a_type_whose_gain_is_surely_small_is_given_up(
+    rounds: Path, tmp_path: Path, up: int, down: int, kept: bool
+) -> None:
+    before, after = (run_of({"Scene Understanding": scene}, model=f"m{scene}") for scene in (0.3, 0.9))
+    asked = [v for v in read_parts(rounds).select(before, "guide") if v.type == "Spatial Relation"]
+    changes = {v.question_id for v in [v for v in asked if not v.score][:up]}
+    changes |= {v.question_id for v in [v for v in asked if v.score][:down]}
+    verdicts = [replace(v, score=1 - v.score) if v.question_id in changes else v for v in after.verdicts]
+    after = replace(after, verdicts=tuple(verdicts))
+    for number, run in enumerate((before, after), start=1):
+        make_pool(rounds / str(number), write_scores(tmp_path / str(number), run), changes=["rounds=2"])
+        make_plan(rounds / str(number))
+    low, _ = gain_interval(pairs_by_type(before.verdicts, after.verdicts)["Spatial Relation"])
+    assert (low > 0) == (up == 12)
+    given_up = read_plan(rounds / "2")["types"]["Spatial Relation"]["given_up"]
+    assert (given_up is None) == kept
+
+
+def test_all_types_are_asked_about_again_when_none_is_left(
+    rounds: Path,
+    metrics: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     make_pool(rounds / "1", metrics)
     make_plan(rounds / "1")
     make_pool(rounds / "2", write_scores(tmp_path / "m1", run_of(model="m1")))
-    with raises_code("nothing-to-plan", DataError):
-        make_plan(rounds / "2")
-    assert not (rounds / "2/plan.json").exists()
-    settings = rounds / "2/round.toml"
-    settings.write_text(settings.read_text().replace("give_up = true", "give_up = false"))
-    assert make_plan(rounds / "2")["requests"] == 1000
+    monkeypatch.setattr(sys, "argv", ["llava engine", "plan", str(rounds / "2")])
+    main()
+    first, second = (read_plan(rounds / name) for name in ("1", "2"))
+    assert not first["notes"]
+    (note,) = second["notes"]
+    assert note in capsys.readouterr().out
+    assert all(name in note for name in TYPES)
+    assert {name: row["requests"] for name, row in first["types"].items()} == {
+        name: row["requests"] for name, row in second["types"].items()
+    }
 
 
 def test_the_interval_of_a_gain_also_exists_for_partial_points() -> None:

@@ -26,6 +26,7 @@ from llava.data_engine.loop.round import (
     require_unchanged,
 )
 from llava.data_engine.records import parse_record
+from llava.data_engine.requests.retrieve import STEP as RETRIEVE_STEP
 from llava.data_engine.requests.versions import read_versions
 from llava.data_engine.text import Unusable
 from llava.errors import DataError, LlavaError, one_line
@@ -108,7 +109,7 @@ def _follow(trace: Trace, folder: Path, line: int, row: JsonObject) -> None:
         trace.add(
             "request", f"{folder / REQUESTS}:{number} {request['id']}, type {_quoted(request.get('type'))}"
         )
-        _add_prompt_and_cases(trace, folder, request)
+        _add_origin_and_cases(trace, folder, request)
         with trace.link("plan"):
             read_plan(folder)
             require_unchanged(folder / PLAN_FILE, request.get("plan", ""), step="llava engine requests")
@@ -148,7 +149,19 @@ def _find(path: Path, name: str) -> tuple[int, JsonObject]:
     raise DataError(f"{path}: has no row of request {name!r}", code="unknown-request")
 
 
-def _add_prompt_and_cases(trace: Trace, folder: Path, request: JsonObject) -> None:
+def _add_origin_and_cases(trace: Trace, folder: Path, request: JsonObject) -> None:
+    """Add the prompt of a request, or the existing record that it took, and its bad cases."""
+    if "source" in request:
+        with trace.link("source"):
+            source = request["source"]
+            require_unchanged(Path(source["path"]), source["sha256"], step=RETRIEVE_STEP)
+            trace.add("source", f"{source['path']}, record {source['record']}")
+    else:
+        _add_prompt(trace, folder, request)
+    _add_cases(trace, folder, request)
+
+
+def _add_prompt(trace: Trace, folder: Path, request: JsonObject) -> None:
     template = request.get("template") or {}
     with trace.link("prompt"):
         key = template.get("name"), template.get("version")
@@ -159,6 +172,9 @@ def _add_prompt_and_cases(trace: Trace, folder: Path, request: JsonObject) -> No
                 code="no-version",
             )
         trace.add("prompt", f"template {key[0]}, version {key[1]}")
+
+
+def _add_cases(trace: Trace, folder: Path, request: JsonObject) -> None:
     with trace.link("bad case"):
         rows = read_pool(folder)["types"].values()
         cases = {case["question_id"]: case for row in rows for case in row["cases"]}

@@ -15,7 +15,7 @@ from statistics import fmean, variance
 from llava.data_engine.loop.gains import Pairs, gain_interval, match_verdicts, pairs_by_type
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.pool import STEP as POOL_STEP
-from llava.data_engine.loop.power import flip_rate_of, foresee
+from llava.data_engine.loop.power import SIGNIFICANCE, flip_rate_of, foresee, smallest_gain
 from llava.data_engine.loop.round import (
     ROUND_FILE,
     SCHEMA,
@@ -29,12 +29,13 @@ from llava.data_engine.loop.round import (
     round_number,
 )
 from llava.data_engine.loop.split import SPLIT_FILE, Split, read_parts
-from llava.errors import DataError, SettingsError
+from llava.errors import DataError, SettingsError, shown
 from llava.files import write_json
 from llava.schema import JsonObject, Verdict
 from llava.scoring.metrics import format_table, read_scores
 
 PLAN_FILE = "plan.json"
+_NO_CASE = "no bad case"
 STEP = "llava engine plan"
 
 
@@ -105,7 +106,7 @@ def make_plan(folder: Path, *, compare: Path | None = None) -> JsonObject:
             and the pool's run. Without it, the round before tells, or else the setting `flip_rate`.
 
     Raises:
-        DataError: The pool is missing, of another round, or its metrics have changed; no type is left.
+        DataError: The pool is missing, of another round, or its metrics have changed; or it has no bad case.
         SettingsError: A setting is wrong.
     """
     settings, pool, split = read_settings(folder), read_pool(folder), read_parts(folder.parent)
@@ -114,6 +115,14 @@ def make_plan(folder: Path, *, compare: Path | None = None) -> JsonObject:
     before = find_previous(folder, settings)
     earlier = None if before is None else _pool_verdicts(read_pool(before), split)
     given_up = _give_up(pool, settings, before, pairs_by_type(earlier, verdicts) if earlier else {})
+    notes = []
+    if given_up.keys() == pool["types"].keys():
+        notes.append(
+            f"No type is left: {'; '.join(f'{name}: {why}' for name, why in given_up.items())}. So all with a"
+            " bad case are asked about again. Another round like the last will hardly gain: stop, or change"
+            " the images, the prompt or the training first."
+        )
+        given_up = {name: why for name, why in given_up.items() if why == _NO_CASE}
     flip_rate, flips = settings.flip_rate, "assumed"
     if compare is not None:
         earlier = split.select(read_scores(compare), "guide")
@@ -135,6 +144,7 @@ def make_plan(folder: Path, *, compare: Path | None = None) -> JsonObject:
             expected_gain=settings.expected_gain,
             cost=settings.requests * settings.price or None,
         ),
+        "notes": notes,
     }
     write_json(folder / PLAN_FILE, plan)
     return plan
@@ -177,6 +187,38 @@ def load_plan(folder: Path) -> JsonObject:
     return plan
 
 
+def plan_counts(folder: Path, plan: JsonObject, pool: JsonObject) -> dict[str, int]:
+    """Return the requests of each type, as a step may use them. A person may have edited the plan.
+
+    Raises:
+        DataError: A number is wrong, or a type has requests but no bad case to show.
+    """
+    own, path = read_settings(folder), folder / PLAN_FILE
+    counts = {}
+    for name, row in plan["types"].items():
+        count = row["requests"]
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise DataError(
+                f"{path}: type {name!r}: requests is {shown(count)}; wanted 0 or more", code="wrong-schema"
+            )
+        cases = pool["types"].get(name, {}).get("cases", [])
+        if count and own.cases_per_request and not cases:
+            raise DataError(
+                f"{path}: type {name!r} has {count} requests, but {folder / POOL_FILE} no bad case of it to"
+                f" show; set them to 0, or cases_per_request in {folder / ROUND_FILE}",
+                code="no-cases",
+            )
+        for place, case in enumerate(cases):
+            if not isinstance(case, dict) or not isinstance(case.get("question"), str):
+                raise DataError(
+                    f"{folder / POOL_FILE}: type {name!r}: cases[{place}] is {shown(case)}; wanted a case;"
+                    f" run `{POOL_STEP}` again",
+                    code="wrong-schema",
+                )
+        counts[name] = count
+    return counts
+
+
 def _divide(
     types: Mapping[str, JsonObject], settings: RoundSettings, given_up: Mapping[str, str]
 ) -> dict[str, JsonObject]:
@@ -192,11 +234,7 @@ def _divide(
     alpha = 0.0 if settings.arm == "uniform" else settings.alpha
     active = [index for index, name in enumerate(types) if name not in given_up]
     if not active:
-        raise DataError(
-            f"no type is left to ask about ({'; '.join(f'{name}: {why}' for name, why in given_up.items())});"
-            " stop here, or set give_up = false",
-            code="nothing-to-plan",
-        )
+        raise DataError("no type of the pool has a bad case to ask about", code="nothing-to-plan")
     shares = type_probabilities([known[index] for index in active], alpha, settings.min_share)
     counts = allocate(shares, settings.requests)
     found = {index: (share, count) for index, share, count in zip(active, shares, counts, strict=True)}
@@ -215,29 +253,38 @@ def _divide(
 
 
 def find_previous(folder: Path, settings: RoundSettings) -> Path | None:
-    """Return the guided round before this one, None if it is not there."""
+    """Return the round before this one: of its own arm, else the guided one; None if neither is there."""
     earlier = [path for path in find_rounds(folder.parent) if round_number(path) == settings.round - 1]
-    return next((path for path in earlier if read_settings(path).arm == "guided"), None)
+    arms = {read_settings(path).arm: path for path in earlier}
+    return arms.get(settings.arm, arms.get("guided"))
 
 
 def _give_up(
     pool: JsonObject, settings: RoundSettings, before: Path | None, pairs: Mapping[str, Pairs]
 ) -> dict[str, str]:
-    """Return the types that get no request, with the reasons."""
-    reasons = {name: "no bad case" for name, row in pool["types"].items() if not row["kept"]}
+    """Return the types that get no request, with the reasons.
+
+    The gain of the last round must speak for it: its interval has 0, and no gain that the questions would
+    have shown (`power.smallest_gain`, with their own flips). A type that may have been unlucky is kept.
+    """
+    reasons = {name: _NO_CASE for name, row in pool["types"].items() if not row["kept"]}
     if before is None or not settings.give_up or settings.arm == "uniform":
         return reasons
     for name, row in load_plan(before)["types"].items():
         if name in reasons or name not in pool["types"]:
             continue
-        if row["given_up"] and row["given_up"] != "no bad case":
+        if row["given_up"] and row["given_up"] != _NO_CASE:
             reasons[name] = row["given_up"]
         elif row["requests"]:
             low, high = gain_interval(pairs[name])
-            if low <= 0:
+            visible = smallest_gain(
+                len(pairs[name]), flip_rate_of(pairs[name]), significance=SIGNIFICANCE / settings.rounds
+            )
+            if low <= 0 and visible is not None and high < visible:
                 reasons[name] = (
                     f"gain of round {settings.round - 1} within noise"
-                    f" [{100 * low:.1f}, {100 * high:.1f}] on {len(pairs[name])} questions"
+                    f" [{100 * low:.1f}, {100 * high:.1f}] on {len(pairs[name])} questions, which would show"
+                    f" {100 * visible:.1f}"
                 )
     return reasons
 
@@ -269,4 +316,4 @@ def plan_table(plan: JsonObject) -> str:
         f"plan: {plan['requests']:,} requests over {asked} of {len(plan['types'])} types"
         f" ({plan['arm']}, alpha {plan['alpha']:g}, shrinkage {plan['shrinkage']})"
     )
-    return "\n".join([table, *plan["power"]["sentences"], summary])
+    return "\n".join([table, *plan["power"]["sentences"], *plan["notes"], summary])

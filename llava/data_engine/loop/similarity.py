@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
 from llava.errors import SettingsError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Compare = Callable[[int], Sequence[float]]
 """The similarities, up to 1, of the text with this index to all texts."""
@@ -23,8 +27,12 @@ class Measure:
     threshold: float
 
 
-def _by_characters(texts: Sequence[str]) -> Compare:
-    """Compare by the cosine of character 2- to 4-grams within words, weighted by TF-IDF."""
+def character_vectors(texts: Sequence[str]) -> csr_matrix:
+    """Return a row for each text: its character 2- to 4-grams within words, weighted by TF-IDF, of length 1.
+
+    Raises:
+        SettingsError: scikit-learn is missing.
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
@@ -34,7 +42,12 @@ def _by_characters(texts: Sequence[str]) -> Compare:
 
     # Texts without a letter or digit have no n-gram; the frame gives them one.
     framed = [f"_{text}_" for text in texts]
-    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(framed)
+    return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(framed)
+
+
+def _by_characters(texts: Sequence[str]) -> Compare:
+    """Compare by the cosine of the texts' `character_vectors`."""
+    vectors = character_vectors(texts)
     columns = vectors.T.tocsr()  # made once: a product with another form would convert it every time
     return lambda index: (vectors[index] @ columns).toarray()[0]
 

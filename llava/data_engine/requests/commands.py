@@ -1,4 +1,4 @@
-"""The sub-command `llava engine requests`."""
+"""The sub-commands `llava engine requests` and `llava engine retrieve`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from llava.benchmarks.base import EVAL_ROOT
 from llava.data_engine.requests.facts import SourceFiles
 from llava.data_engine.requests.make import make_requests, summarize_requests
+from llava.data_engine.requests.retrieve import retrieve_records, summarize_retrieval
 from llava.data_engine.requests.writing import RequestSettings
 from llava.errors import SettingsError
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `requests` to the sub-commands of `llava engine`."""
+    """Add `requests` and `retrieve` to the sub-commands of `llava engine`."""
     parser = commands.add_parser("requests", help="a round's plan -> requests.jsonl, a prompt for each image")
     add = parser.add_argument
     add("round", type=Path, help="the round's folder, such as rounds/1")
@@ -32,6 +33,17 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_prompt(parser.add_argument_group("prompt").add_argument)
     _add_choice(parser.add_argument_group("choice of images").add_argument)
     parser.set_defaults(command=_requests)
+
+    retrieve = commands.add_parser("retrieve", help="a round's plan -> existing records, instead of asking")
+    retrieve.add_argument("round", type=Path, help="the round's folder, such as rounds/1-retrieved")
+    retrieve.add_argument(
+        "--records",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="files of engine records or of LLaVA samples; their questions with options are taken",
+    )
+    retrieve.set_defaults(command=_retrieve)
 
 
 def _add_sources(add: Callable[..., object]) -> None:
@@ -89,3 +101,8 @@ def _requests(arguments: argparse.Namespace) -> None:
         fewer=arguments.fewer,
     )
     sys.stdout.write(summarize_requests(make_requests(arguments.round, settings)) + "\n")
+
+
+def _retrieve(arguments: argparse.Namespace) -> None:
+    report = retrieve_records(arguments.round, arguments.records)
+    sys.stdout.write(summarize_retrieval(report) + "\n")

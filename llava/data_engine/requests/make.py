@@ -20,11 +20,12 @@ from llava.data_engine.cleaning.references import (
     list_benchmark_images,
     read_benchmarks,
 )
-from llava.data_engine.loop.plan import PLAN_FILE, read_plan
-from llava.data_engine.loop.pool import POOL_FILE, read_pool
+from llava.data_engine.loop.plan import PLAN_FILE, plan_counts, read_plan
 from llava.data_engine.loop.pool import STEP as POOL_STEP
+from llava.data_engine.loop.pool import read_pool
 from llava.data_engine.loop.round import (
     REQUESTS,
+    RETRIEVED,
     ROUND_FILE,
     RoundSettings,
     find_rounds,
@@ -45,7 +46,7 @@ from llava.data_engine.requests.rendering import PromptTemplate
 from llava.data_engine.requests.rows import read_request_rows
 from llava.data_engine.requests.versions import copy_templates, current_version, template_path
 from llava.data_engine.requests.writing import RequestDraft, RequestSettings, RequestWriter
-from llava.errors import DataError, shown
+from llava.errors import DataError, SettingsError
 from llava.files import write_jsonl
 from llava.schema import JsonObject
 from llava.scoring.metrics import read_scores
@@ -74,10 +75,15 @@ def make_requests(folder: Path, settings: RequestSettings) -> RequestsReport:
     Raises:
         DataError: An input is missing, damaged, or has changed since the step before read it; or there are
             fewer images than requests. Nothing is written then.
-        SettingsError: There is no such template.
+        SettingsError: There is no such template, or the round's arm asks no model.
     """
     own, plan, pool = read_settings(folder), read_plan(folder), read_pool(folder)
-    counts = _counts(folder, plan, pool, own)
+    if own.arm == RETRIEVED:
+        raise SettingsError(
+            f"{folder / ROUND_FILE}: the arm {RETRIEVED!r} asks no model; run `llava engine retrieve`",
+            code="other-arm",
+        )
+    counts = plan_counts(folder, plan, pool)
     copy_templates(folder.parent)
     version = current_version(folder.parent, settings.template)
     template = PromptTemplate(template_path(folder.parent, version.name), version.text)
@@ -117,34 +123,6 @@ def make_requests(folder: Path, settings: RequestSettings) -> RequestsReport:
         left_out=left_out,
         unknown=facts.unknown,
     )
-
-
-def _counts(folder: Path, plan: JsonObject, pool: JsonObject, own: RoundSettings) -> dict[str, int]:
-    """Return the requests of each type. A person may have edited the plan."""
-    path = folder / PLAN_FILE
-    counts = {}
-    for name, row in plan["types"].items():
-        count = row["requests"]
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise DataError(
-                f"{path}: type {name!r}: requests is {shown(count)}; wanted 0 or more", code="wrong-schema"
-            )
-        cases = pool["types"].get(name, {}).get("cases", [])
-        if count and own.cases_per_request and not cases:
-            raise DataError(
-                f"{path}: type {name!r} has {count} requests, but {folder / POOL_FILE} no bad case of it to"
-                f" show; set them to 0, or cases_per_request in {folder / ROUND_FILE}",
-                code="no-cases",
-            )
-        for place, case in enumerate(cases):
-            if not isinstance(case, dict) or not isinstance(case.get("question"), str):
-                raise DataError(
-                    f"{folder / POOL_FILE}: type {name!r}: cases[{place}] is {shown(case)}; wanted a case;"
-                    f" run `{POOL_STEP}` again",
-                    code="wrong-schema",
-                )
-        counts[name] = count
-    return counts
 
 
 def _allowed_images(

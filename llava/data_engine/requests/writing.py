@@ -123,8 +123,7 @@ class RequestWriter:
             "plan": self._plan,
         }
         row |= {"messages": make_messages(self._template, row, draft.cases), "schema": STRUCTURE}
-        text = json.dumps(row, sort_keys=True)
-        return {"id": hashlib.sha256(text.encode()).hexdigest()[:_DIGITS], **row}
+        return with_id(row)
 
     def _describe(self, draft: RequestDraft) -> JsonObject:
         with open_image(self._settings.image_root / draft.image) as image:
@@ -135,6 +134,12 @@ class RequestWriter:
                 places = pick_sample(info[key], self._settings.most_boxes, Random(f"{draft.seed} {key}"))
                 info[key] = [info[key][place] for place in places]
         return {"width": size[0], "height": size[1], **info}
+
+
+def with_id(row: JsonObject) -> JsonObject:
+    """Return a request's row with its id, a hash of all else."""
+    text = json.dumps(row, sort_keys=True)
+    return {"id": hashlib.sha256(text.encode()).hexdigest()[:_DIGITS], **row}
 
 
 def make_messages(template: PromptTemplate, row: JsonObject, cases: Sequence[JsonObject]) -> list[JsonObject]:
