@@ -127,7 +127,7 @@ def die_at_rename(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*arguments, **named)  # type: ignore[arg-type]
 
-    os.replace = counted  # type: ignore[assignment]
+    os.replace = counted
 
 
 def die_after(seconds: float) -> None:
