@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run all checks: ruff, mypy, shellcheck, pytest. Makes and uses the same environment as quickstart.sh.
 #
-#   bash scripts/test.sh                         everything
+#   bash scripts/test.sh                         everything but the tests marked exhaustive
+#   bash scripts/test.sh all                     everything
 #   bash scripts/test.sh quick                   ruff and the unit tests, for an edit-run loop
 #   bash scripts/test.sh [PYTEST ARGUMENTS...]   pytest alone: bash scripts/test.sh tests/golden/test_tokenizer.py -x
 #
@@ -15,16 +16,26 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 use_environment train,quant,dev
 
-if [[ $# -eq 0 || $1 == quick ]]; then
+check_style() {
     ruff format --check .
     ruff check .
-fi
-if [[ $# -eq 0 ]]; then
+}
+check_code() {
+    check_style
     mypy
     git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run | xargs -0 shellcheck -x
-elif [[ $1 == quick ]]; then
-    set -- tests/unit "${@:2}"
-fi
+}
+case ${1:-} in
+    "") check_code ;;
+    all)
+        check_code
+        set -- -m "" "${@:2}"
+        ;;
+    quick)
+        check_style
+        set -- tests/unit "${@:2}"
+        ;;
+esac
 workers=${TEST_WORKERS:-$(($(env -u OMP_NUM_THREADS nproc) + 1))} # with OMP_NUM_THREADS=1 nproc prints 1
 export OMP_NUM_THREADS=1
 exec "$PYTHON" -m pytest --numprocesses "$workers" --dist worksteal --quiet --durations 15 "$@"

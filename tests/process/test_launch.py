@@ -19,6 +19,7 @@ from llava.errors import SettingsError
 from llava.train.checkpointing.verify import find_damage
 from llava.train.launch import Launch, Machine, plan_launch
 from support.errors import raises_code
+from support.tiers import exhaustive
 from support.training_processes import free_port
 
 TRAIN = "TRAIN"
@@ -220,6 +221,7 @@ def two_machines(tmp_path: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_machines_train_together(
     repo: Path, golden: Path, tmp_path: Path, two_machines: list[str]
 ) -> None:
@@ -238,6 +240,7 @@ def test_two_machines_train_together(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_deepspeed_reaches_the_machines_of_a_list(repo: Path, golden: Path, tmp_path: Path) -> None:
     """DeepSpeed's own launcher, with stand-ins for ssh and pdsh that run the commands on this machine."""
     pytest.importorskip("deepspeed")
@@ -299,6 +302,7 @@ class Running:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tmp_path: Path) -> None:
     """DeepSpeed's launcher would kill what has not ended 30 s after a signal."""
     pytest.importorskip("deepspeed")
@@ -322,7 +326,7 @@ def test_ctrl_c_saves_under_deepspeeds_launcher_too(repo: Path, golden: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", exhaustive("deepspeed")])
 def test_a_lost_process_ends_the_run_and_is_named_last(
     repo: Path, golden: Path, tmp_path: Path, launcher: str
 ) -> None:
@@ -342,12 +346,13 @@ def test_a_lost_process_ends_the_run_and_is_named_last(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "who"), [("torchrun", "rank 1"), ("deepspeed", "a process")])
 @pytest.mark.parametrize(
-    ("end", "code", "how"),
+    ("launcher", "who", "end", "code", "how"),
     [
-        ("os.kill(os.getpid(), 9)", 137, "was ended by SIGKILL"),
-        ("1 / 0", 1, "failed with exit code 1, see above"),
+        ("torchrun", "rank 1", "os.kill(os.getpid(), 9)", 137, "was ended by SIGKILL"),
+        ("deepspeed", "a process", "1 / 0", 1, "failed with exit code 1, see above"),
+        exhaustive("torchrun", "rank 1", "1 / 0", 1, "failed with exit code 1, see above"),
+        exhaustive("deepspeed", "a process", "os.kill(os.getpid(), 9)", 137, "was ended by SIGKILL"),
     ],
 )
 def test_a_process_that_cannot_say_why_is_named_too(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from llava.data.check import main
 from llava.data.checks import image_files, lengths
 from llava.data.checks.repair import QUESTION_DROPPED, TOKEN_ADDED, TOKENS_DROPPED, repair_sample
 from llava.errors import DataError
+from llava.files import read_json, write_json
 from llava.schema import Sample, Turn
 from llava.train.arguments import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import assemble, fit
 from support.errors import raises_code
+from support.training_processes import TrainingRun
 
 
 def turns_of(*texts: str, first: str = "human") -> list[dict[str, str]]:
@@ -320,27 +323,20 @@ def test_a_file_with_only_bad_records_is_refused(
         assemble(*parse_arguments(argv_of(golden, world, "--bad_samples", policy)))
 
 
-_RANK = """
-import json, sys
-from llava.data.checks import image_files
-from llava.train.arguments import parse_arguments
-from llava.train.train import assemble
-
-opened = []
-inspect = image_files._inspect
-image_files._inspect = lambda path: (opened.append(path.name), inspect(path))[1]
-dataset = assemble(*parse_arguments(sys.argv[1:])).dataset
-sys.stdout.write("\\n" + json.dumps([len(opened), dataset.samples.rows.tolist()]) + "\\n")
-"""
+def select_as_rank(argv: list[str], folder: Path) -> None:
+    """Write down how many images this rank opened, and which records it selected."""
+    opened: list[str] = []
+    inspect = image_files._inspect
+    image_files._inspect = lambda path: (opened.append(path.name), inspect(path))[1]
+    dataset = assemble(*parse_arguments(argv)).dataset
+    write_json(folder / f"{os.environ['RANK']}.json", [len(opened), dataset.samples.rows.tolist()])
 
 
 @pytest.mark.slow
 def test_one_of_two_ranks_checks_and_both_use_the_same_samples(golden: Path, world: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += [sys.executable, "-c", _RANK, *argv_of(golden, world, "--bad_samples", "skip")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    ranks = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    work = partial(select_as_rank, argv_of(golden, world, "--bad_samples", "skip"), world)
+    run = TrainingRun(work, cwd=world, log=world / "log", processes=2)
+    assert run.wait() == [0, 0], run.output()
+    ranks = [read_json(world / f"{rank}.json") for rank in range(2)]
     assert sorted(opened for opened, _ in ranks) == [0, 6]
     assert ranks[0][1] == ranks[1][1] == [0, 1, 6, 9, 10, 11, 12]

@@ -27,6 +27,7 @@ from llava.train.checkpointing.verify import find_damage
 from llava.train.train import assemble, train
 from support.errors import raises_code
 from support.shared_data import golden_folder
+from support.tiers import exhaustive
 from support.training_processes import TrainingRun, equal_bits, recorded_flags, trained_weights
 
 BASE = "weights/tiny-vicuna-v1.5"
@@ -81,15 +82,15 @@ def checkpoints(output: Path) -> list[str]:
     ("kind", "processes", "zero"),
     [
         ("lora", 1, ""),
-        ("pretrain", 1, ""),
-        ("full", 1, ""),
-        ("lora", 2, ""),
         ("pretrain", 2, ""),
-        ("full", 2, ""),
-        ("lora", 2, "2"),
-        ("pretrain", 2, "2"),
         ("full", 2, "2"),
         ("lora", 2, "3"),
+        exhaustive("pretrain", 1, ""),
+        exhaustive("full", 1, ""),
+        exhaustive("lora", 2, ""),
+        exhaustive("full", 2, ""),
+        exhaustive("lora", 2, "2"),
+        exhaustive("pretrain", 2, "2"),
     ],
 )
 def test_a_killed_run_ends_with_the_same_weights(

@@ -12,6 +12,7 @@ import pytest
 
 from llava.train.arguments import parse_arguments
 from llava.train.launch import Machine, plan_launch
+from support.tiers import exhaustive
 
 SCRIPTS = [
     "pretrain",
@@ -151,7 +152,7 @@ def test_the_shell_code_is_clean(repo: Path) -> None:
     ("name", "stage", "files"),
     [
         ("pretrain", None, {"mm_projector.bin", "config.json"}),
-        ("finetune", "3", {"model.safetensors", "config.json", "tokenizer.model"}),
+        exhaustive("finetune", "3", {"model.safetensors", "config.json", "tokenizer.model"}),
         (
             "finetune_lora_dataengine",
             None,
