@@ -42,7 +42,7 @@ OnRead = Callable[[int], object]
 
 
 def read_jsonl(
-    path: Path, on_read: OnRead | None = None, *, strict: bool = False
+    path: Path, on_read: OnRead | None = None, *, strict: bool = False, growing: bool = False
 ) -> Iterator[tuple[int, JsonObject]]:
     """Yield (line number from 1, object) for every line that is not blank.
 
@@ -50,6 +50,7 @@ def read_jsonl(
         path: A file with one JSON object per line.
         on_read: Called with the size of each line.
         strict: As for `parse_json`.
+        growing: Leave out a last line without its end: it is being written, or a kill cut it short.
 
     Raises:
         DataError: The file is missing, or a line is not a JSON object (a crash may have cut it short) or is
@@ -61,7 +62,7 @@ def read_jsonl(
         for number, line in enumerate(stream, start=1):
             if on_read:
                 on_read(len(line))
-            if not line.strip():
+            if not line.strip() or (growing and not line.endswith(b"\n")):
                 continue
             try:
                 row = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"), strict=strict)

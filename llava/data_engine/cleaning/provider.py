@@ -14,6 +14,7 @@ from string import ascii_uppercase
 
 from llava.data_engine.cleaning.blind import BlindItem, guess_report
 from llava.data_engine.cleaning.consistency import Reading
+from llava.data_engine.cleaning.parse import find_objects
 from llava.data_engine.cleaning.types import TypeCheck, TypedQuestion
 from llava.data_engine.generation.generate import RoundRun
 from llava.data_engine.question_types import SKILLS
@@ -37,7 +38,6 @@ _TYPE = (
 )
 NEITHER = "none of these"
 _LETTER = re.compile(r"\W*([A-Z])(?:\W.*)?", re.DOTALL)
-_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def parse_letters(text: str | None, count: int) -> frozenset[int] | None:
     """Return the indices of the options that an answer names, of `count`; None if it cannot be read."""
     if text is None:
         return None
-    for value in _objects(text):
+    for value in find_objects(text):
         letters = value.get("letters")
         if isinstance(letters, list) and all(letter in [*ascii_uppercase[:count]] for letter in letters):
             return frozenset(ascii_uppercase.index(letter) for letter in letters)
@@ -117,20 +117,10 @@ def parse_letters(text: str | None, count: int) -> frozenset[int] | None:
 
 def parse_type(text: str | None) -> str:
     """Return the type that an answer names; "" if it cannot be read."""
-    for value in _objects(text or ""):
+    for value in find_objects(text or ""):
         if isinstance(value.get("type"), str):
             return str(value["type"])
     return (text or "").strip(" .\n\"'")
-
-
-def _objects(text: str) -> list[JsonObject]:
-    found = []
-    for match in _OBJECT.finditer(text):
-        try:
-            found.append(json.loads(match[0]))
-        except ValueError:
-            continue
-    return found
 
 
 def _lines(options: Sequence[str]) -> str:

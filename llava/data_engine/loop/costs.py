@@ -6,8 +6,7 @@ from pathlib import Path
 
 from llava.data_engine.generation.ledger import read_spending
 from llava.data_engine.loop.round import LEDGER, RESPONSES
-from llava.errors import DataError
-from llava.json_text import JsonFaultError, parse_json
+from llava.files import read_jsonl
 from llava.schema import JsonObject
 
 
@@ -29,21 +28,9 @@ def round_cost(folder: Path) -> float | None:
 
 
 def read_whole_rows(path: Path) -> list[JsonObject] | None:
-    """Return the rows of a file that may be being written: the last line may be cut short; None: no file.
+    """Return the rows of a file that may be being written, None if there is none.
 
     Raises:
         DataError: A line is no JSON object.
     """
-    if not path.is_file():
-        return None
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if line.endswith(b"\n") and line.strip():
-            try:
-                row = parse_json(line.decode())
-            except (JsonFaultError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}:{number}: {error}", code="not-json") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: wanted a JSON object", code="not-an-object")
-            found.append(row)
-    return found
+    return [row for _, row in read_jsonl(path, growing=True)] if path.is_file() else None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava.errors import DataError, shown
-from llava.json_text import JsonFaultError, parse_json
+from llava.files import read_jsonl
 
 VERDICTS = "verdicts.jsonl"
 TAGS = {
@@ -74,13 +74,11 @@ def read_verdicts(folder: Path) -> dict[str, JudgedItem]:
         DataError: A line is damaged; one that was cut short at the end is left out.
     """
     path = folder / VERDICTS
-    content = path.read_bytes() if path.exists() else b""
     found = {}
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+    for number, row in read_jsonl(path, growing=True) if path.is_file() else ():
         try:
-            row = parse_json(line.decode())
-            verdict = make_verdict(row, str(row.get("by")) if isinstance(row, dict) else "")
-        except (JsonFaultError, UnicodeDecodeError, DataError) as error:
+            verdict = make_verdict(row, str(row.get("by")))
+        except DataError as error:
             raise DataError(
                 f"{path}:{number}: {error}; mend or remove the line", code="bad-verdict"
             ) from error
