@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import functools
 import importlib
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 from dataclasses import replace
@@ -572,6 +575,66 @@ def test_a_chat_remembers_what_was_said(
     assert str({"prompt": first, "outputs": said}) in out
     assert str({"prompt": second, "outputs": generate_alone(loaded, second, image, max_new_tokens=6)}) in out
     assert out.endswith("exit...\n")
+
+
+class Interrupting(io.StringIO):
+    """A terminal at which somebody presses Ctrl-C at the first words of the second answer."""
+
+    answers = 0
+
+    def write(self, text: str) -> int:
+        self.answers += text == "ASSISTANT: "
+        if self.answers == 2 and text != "ASSISTANT: ":
+            self.answers += 1
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_chat_obeys_commands_and_ctrl_c(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.png").write_text("no image")
+    first, second = (commands.golden / "images" / name for name in ("b_333x500.png", "d_56x56.png"))
+    talk = [
+        "What is this?",
+        f"/image {second}",
+        "Like <image> this?",
+        f"/image {tmp_path}/gone.png",
+        f"/image {tmp_path}/broken.png",
+        "What?",
+        "/reset",
+        f"/image '{second}'",
+        "So?",
+        "",
+    ]
+    monkeypatch.setattr("builtins.input", lambda prompt: talk.pop(0))
+    monkeypatch.setattr("sys.stdin", Interrupting())
+    screen = Interrupting()
+    monkeypatch.setattr("sys.stdout", screen)
+    flags = ("--image-file", first, "--temperature", "0")
+    assert commands.run("serve.cli", *flags, "--conv-mode", "vicuna_v1", "--debug") == 0
+    shown = screen.getvalue()
+    rows = [ast.literal_eval(line) for line in shown.splitlines() if line.startswith("{")]
+    model, opening = tiny_model(commands.golden), f"{SYSTEM}<image>\nWhat is this? ASSISTANT:"
+    said = generate_alone(model, opening, first, max_new_tokens=8)
+    assert rows[0] == {"prompt": opening, "outputs": said}
+    assert rows[1]["prompt"] == f"{opening} {said}</s>USER: <image>\nLike  this? ASSISTANT:"
+    assert re.fullmatch(r"\S+", rows[1]["outputs"])  # left alone, it says four words
+    assert shown.count(" [stopped]\n") == 1
+    assert rows[2]["prompt"] == f"{SYSTEM}<image>\nSo? ASSISTANT:"
+    assert shown.count("error: ") == 2
+    assert "broken.png: cannot be read as an image" in shown
+
+
+def test_a_chat_that_nobody_watches_ends_at_an_error(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: "/image gone.png")
+    assert commands.run("serve.cli") == 2
+    assert "gone.png: no such image file" in capsys.readouterr().err
 
 
 def test_values_out_of_range_are_refused(

@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError
 from llava.infer.engine.budget import measure_budget, try_alone, try_in_memory
-from llava.infer.engine.generate import ask_model, find_stop_ids, generate
+from llava.infer.engine.generate import IsStopped, ask_model, find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
 from llava.infer.engine.load import Loaded
@@ -99,14 +99,21 @@ class Engine:
                 f"{self.asked_again} of {len(requests)} answers were close calls, computed again on their own"
             )
 
-    def reply_streaming(self, request: Request, streamer: BaseStreamer) -> Reply:
-        """Answer one request, passing each token to `streamer` at once."""
+    def reply_streaming(
+        self, request: Request, streamer: BaseStreamer, is_stopped: IsStopped | None = None
+    ) -> Reply:
+        """Answer one request, passing each token to `streamer` at once, until `is_stopped` says so.
+
+        Raises:
+            DataError, CheckpointError: As for `answer`.
+        """
         images = {image: self._load_pixels(image) for image in request.images}
         ids = self._tokenize(request)
         if self._notice_changes():
-            return self._ask_model(ids, [images[source] for source in request.images], streamer)
+            return self._ask_model(ids, [images[source] for source in request.images], streamer, is_stopped)
         prompt = self._embed(request, ids, self._encode_images(images))
-        return Reply(self._decode(generate(self._loaded, prompt, self._generation, streamer=streamer)))
+        new = generate(self._loaded, prompt, self._generation, streamer=streamer, is_stopped=is_stopped)
+        return Reply(self._decode(new))
 
     def _notice_changes(self) -> bool:
         """Return whether other code has changed the model: shortcuts would pass over what it does."""
@@ -189,9 +196,11 @@ class Engine:
         ids: Sequence[int],
         images: Sequence[Pixels],
         streamer: BaseStreamer | None = None,
+        is_stopped: IsStopped | None = None,
     ) -> Reply:
         """Answer a prompt about these images by the model's own `generate`."""
-        return Reply(self._decode(ask_model(self._loaded, ids, images, self._generation, streamer)))
+        new = ask_model(self._loaded, ids, images, self._generation, streamer, is_stopped)
+        return Reply(self._decode(new))
 
     def _tokenize(self, request: Request) -> list[int]:
         ids = tokenizer_image_token(request.prompt, self._loaded.tokenizer, IMAGE_TOKEN_INDEX)
@@ -224,7 +233,7 @@ class Engine:
         if positions >= self._loaded.context_length:
             raise DataError(
                 f"{request.name}: the prompt takes {positions} positions with its images, and the model has "
-                f"{self._loaded.context_length}; shorten the question",
+                f"{self._loaded.context_length}; shorten the question, or what was said before it",
                 code="prompt-too-long",
             )
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from llava.infer.engine.finite import RequireFinite, explain_not_finite
@@ -14,10 +20,18 @@ from llava.infer.engine.image_loading import Pixels
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.requests import Generation
 
+IsStopped = Callable[[], bool]
+"""Asked after each token; true ends the answer there."""
+
 
 @torch.inference_mode()
 def generate(
-    loaded: Loaded, prompt: torch.Tensor, generation: Generation, *, streamer: BaseStreamer | None = None
+    loaded: Loaded,
+    prompt: torch.Tensor,
+    generation: Generation,
+    *,
+    streamer: BaseStreamer | None = None,
+    is_stopped: IsStopped | None = None,
 ) -> list[int]:
     """Return the new token ids after `prompt`, (L, D) embeddings.
 
@@ -35,6 +49,7 @@ def generate(
             generation_config=build_generation_config(loaded, generation),
             logits_processor=LogitsProcessorList([RequireFinite()]),
             streamer=streamer,
+            **_stopping(is_stopped),
         )
     ids: list[int] = output[0].tolist()
     return ids
@@ -47,6 +62,7 @@ def ask_model(
     images: Sequence[Pixels],
     generation: Generation,
     streamer: BaseStreamer | None = None,
+    is_stopped: IsStopped | None = None,
 ) -> list[int]:
     """Return the new token ids after a prompt by the model's own `generate`, as the original's commands do.
 
@@ -58,11 +74,13 @@ def ask_model(
         images: The images of the prompt, in order.
         generation: How tokens are chosen.
         streamer: Gets each token at once.
+        is_stopped: Whether to end the answer early.
     """
     model, device = loaded.model, loaded.device
     prompt = torch.tensor([ids], device=device)
     if not hasattr(model, "get_vision_tower"):
-        return generate(loaded, model.get_input_embeddings()(prompt)[0], generation, streamer=streamer)
+        embeds = model.get_input_embeddings()(prompt)[0]
+        return generate(loaded, embeds, generation, streamer=streamer, is_stopped=is_stopped)
     if generation.temperature > 0:
         torch.manual_seed(generation.seed)
     views: Any = [image.tensor.to(device, model.dtype) for image in images]
@@ -77,6 +95,7 @@ def ask_model(
             generation_config=build_generation_config(loaded, generation),
             logits_processor=LogitsProcessorList([RequireFinite()]),
             streamer=streamer,
+            **_stopping(is_stopped),
         )
     new: list[int] = output[0].tolist()
     return new
@@ -111,3 +130,16 @@ def find_stop_ids(loaded: Loaded) -> Collection[int]:
     if ids is None:
         ids = loaded.tokenizer.eos_token_id
     return frozenset(ids if isinstance(ids, list) else [ids])
+
+
+class _StopWhen(StoppingCriteria):
+    def __init__(self, is_stopped: IsStopped) -> None:
+        self._is_stopped = is_stopped
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._is_stopped(), dtype=torch.bool, device=input_ids.device)
+
+
+def _stopping(is_stopped: IsStopped | None) -> dict[str, StoppingCriteriaList]:
+    """Return the argument of `generate` that ends an answer; none where nothing can."""
+    return {} if is_stopped is None else {"stopping_criteria": StoppingCriteriaList([_StopWhen(is_stopped)])}

@@ -43,10 +43,14 @@ def parse_or_complete(parser: argparse.ArgumentParser, given: object) -> argpars
     return flags
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the model, its device and its precision."""
+def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add the flags for the model, its device and its precision; for `several`, --model-path is a list."""
+    text = "folder or hub id of the model, adapter or projector"
     parser.add_argument(
-        "--model-path", required=True, help="folder or hub id of the model, adapter or projector"
+        "--model-path",
+        required=True,
+        action="append" if several else "store",
+        help=f"{text}; give it again for a second one beside it" if several else text,
     )
     parser.add_argument("--model-base", help="the model that an adapter or projector belongs to")
     parser.add_argument(
