@@ -17,6 +17,7 @@ OPTIONAL = {
     "tensorboard": ("loss curves", 'pip install -e ".[train]"'),
     "matplotlib": ("curves of training runs as a PNG", 'pip install -e ".[plot]"'),
     "bitsandbytes": ("4- and 8-bit loading, QLoRA", 'pip install -e ".[quant]"'),
+    "gradio": ("the web page, llava web", 'pip install -e ".[serve]"'),
     "nbclient": ("running the notebook", 'pip install -e ".[notebook]"'),
     "flash-attn": (
         "FlashAttention 2; SDPA is used without it",

@@ -353,6 +353,20 @@ def write_jsonl(path: Path, rows: Iterable[JsonObject], *, ascii_only: bool = Tr
             stream.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
 
 
+def append_jsonl(path: Path, row: JsonObject) -> None:
+    """Add a line to a file that one process at a time writes; it is on disk when this returns.
+
+    A last line that a kill cut short was never confirmed, and is removed.
+    """
+    with path.open("ab+") as stream:
+        stream.seek(0)
+        content = stream.read()
+        stream.truncate(content.rfind(b"\n") + 1)
+        stream.write(json.dumps(row).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _skip_space(text: str, position: int) -> int:
     """Return the first position from `position` on that is not JSON white space."""
     while position < len(text) and text[position] in " \t\n\r":

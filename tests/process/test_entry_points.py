@@ -22,6 +22,7 @@ COMMANDS = [
     ["-m", "llava.model.make_delta"],
     ["-m", "llava.report"],
     ["-m", "llava.serve.cli"],
+    ["-m", "llava.serve.web"],
     ["llava/eval/eval_pope.py"],
     ["llava/eval/eval_science_qa.py"],
     ["llava/eval/eval_textvqa.py"],

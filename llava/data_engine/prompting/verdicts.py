@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava.errors import DataError, shown
-from llava.files import read_jsonl
+from llava.files import append_jsonl, read_jsonl
 
 VERDICTS = "verdicts.jsonl"
 TAGS = {
@@ -56,15 +54,7 @@ def make_verdict(row: object, by: str) -> JudgedItem:
 
 def append_verdict(folder: Path, verdict: JudgedItem) -> None:
     """Add a line to a trial's verdicts.jsonl, on disk when this returns."""
-    line = json.dumps(asdict(verdict)).encode() + b"\n"
-    with (folder / VERDICTS).open("ab+") as stream:
-        stream.seek(0)
-        content = stream.read()
-        # A line that a kill cut short was never confirmed.
-        stream.truncate(content.rfind(b"\n") + 1)
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_jsonl(folder / VERDICTS, asdict(verdict))
 
 
 def read_verdicts(folder: Path) -> dict[str, JudgedItem]:
