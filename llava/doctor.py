@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -28,6 +29,7 @@ OPTIONAL = {
 
 def main() -> None:
     """Print the report; exit with 1 when something required is missing."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     lines = [f"python        {platform.python_version()} ({sys.executable})"]
     missing = []
     for name in REQUIRED:

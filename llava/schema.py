@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Speaker = Literal["human", "gpt"]
 RecordId = str | int
 JsonObject = dict[str, Any]  # a decoded JSON object
+Policy = Literal["error", "skip", "repair"]  # what to do about bad records
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 @dataclass(frozen=True, slots=True)

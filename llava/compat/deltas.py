@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import CheckpointError
 from llava.files import read_json, write_json
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.merge import consolidate
-from llava.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:  # torch and the model are imported on use, so that --help is quick
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 # The tables that LLaVA's image tokens may have made longer than the base's.
 _GROWN = ("model.embed_tokens.weight", "lm_head.weight")
@@ -29,6 +26,8 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
     Raises:
         CheckpointError: The two models do not fit each other.
     """
+    from llava.tokenizer import load_tokenizer
+
     delta = _read_llava(delta_path)
     _add(delta, base_model_path, sign=1)
     delta.save_pretrained(target_model_path)
@@ -49,6 +48,8 @@ def make_delta(
     Raises:
         CheckpointError: The two models do not fit each other.
     """
+    from llava.tokenizer import load_tokenizer
+
     upload: dict[str, Any] = {"push_to_hub": True, "repo_id": hub_repo_id} if hub_repo_id else {}
     auto_upgrade(target_model_path)
     target = _read_llava(target_model_path)
@@ -59,6 +60,8 @@ def make_delta(
 
 def consolidate_ckpt(src_path: str, dst_path: str) -> None:
     """Rewrite a full model in float16 without its vision tower; see `llava.model.merge.consolidate`."""
+    from llava.model.merge import consolidate
+
     consolidate(src_path, Path(dst_path))
 
 
@@ -82,6 +85,10 @@ def auto_upgrade(config: str) -> None:
 
 
 def _read_llava(folder: str) -> LlavaLlamaForCausalLM:
+    import torch
+
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
     config = LlavaConfig.from_pretrained(folder)
     model: LlavaLlamaForCausalLM = LlavaLlamaForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float16
@@ -89,8 +96,10 @@ def _read_llava(folder: str) -> LlavaLlamaForCausalLM:
     return model
 
 
-@torch.no_grad()
 def _add(model: LlavaLlamaForCausalLM, base_model_path: str, *, sign: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     base = AutoModelForCausalLM.from_pretrained(base_model_path, dtype=torch.float16).state_dict()
     for name, weight in model.state_dict().items():
         if name not in base:
@@ -103,4 +112,5 @@ def _add(model: LlavaLlamaForCausalLM, base_model_path: str, *, sign: int) -> No
                 f"{base_model_path}: {name} is {tuple(base[name].shape)}, wanted {tuple(weight.shape)}",
                 code="base-mismatch",
             )
-        weight[:rows] += sign * base[name]
+        with torch.no_grad():
+            weight[:rows] += sign * base[name]

@@ -14,13 +14,9 @@ from pathlib import Path
 
 from llava.command import run
 from llava.conversation import conv_templates
-from llava.data.checks.policy import POLICIES, raise_refused
-from llava.data.checks.preflight import CheckSettings, preflight
-from llava.data.checks.report import build_report, format_report
-from llava.data.dataset import LazySupervisedDataset
 from llava.errors import DataError
 from llava.files import require_distinct, write_json
-from llava.tokenizer import load_tokenizer
+from llava.schema import POLICIES
 
 
 @dataclass(slots=True)
@@ -39,6 +35,13 @@ def main() -> None:
     require_distinct((flags.report,), (flags.file,))
     if flags.image_folder and not flags.image_folder.is_dir():
         raise DataError(f"{flags.image_folder}: no such folder", code="missing-folder")
+
+    from llava.data.checks.policy import raise_refused  # on use, so that --help is quick
+    from llava.data.checks.preflight import CheckSettings, preflight
+    from llava.data.checks.report import build_report, format_report
+    from llava.data.dataset import LazySupervisedDataset
+    from llava.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(flags.model, model_max_length=flags.max_length) if flags.model else None
     dataset = LazySupervisedDataset(
         flags.file,

@@ -24,7 +24,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.data.checks.image_files import UNREADABLE
 from llava.data.checks.lengths import TokenLengths
-from llava.data.checks.policy import Policy, raise_refused, select_usable
+from llava.data.checks.policy import raise_refused, select_usable
 from llava.data.collate import Item
 from llava.data.index import open_index
 from llava.errors import DataError, SettingsError
@@ -32,7 +32,7 @@ from llava.image_reading import read_image
 from llava.images import process_images
 from llava.prompts.labels import Supervised, supervise
 from llava.samples import read_records
-from llava.schema import JsonObject, Sample
+from llava.schema import JsonObject, Policy, Sample
 
 logger = logging.getLogger(__name__)
 

@@ -13,20 +13,22 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llava.command import run
 from llava.errors import DataError
 from llava.image_features import Features, ImageState, image_state, read_features, write_features
 from llava.image_reading import list_image_files, read_image
-from llava.images import process_images
 from llava.infer.jobs.fingerprint import fingerprint_folder
 from llava.log import progress_bar
-from llava.model.loading.locate import locate
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+
+if TYPE_CHECKING:  # torch and the model are imported on use, so that --help is quick
+    import torch
+
+    from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,19 @@ def main() -> None:
     add("--output", type=Path, required=True, help="the .npy file to write; a .json is written beside it")
     add("--layer", type=int, default=-2, help="whose features are read (default %(default)s)")
     add("--batch", type=int, default=32, help="images at a time (default %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    add("--device", help="default cuda if there is a GPU, else cpu")
     arguments = parser.parse_args()
     if arguments.output.suffix != ".npy":
         raise DataError(f"{arguments.output}: wanted a name that ends with .npy", code="wrong-suffix")
+
+    import torch
+
+    from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     fields = SimpleNamespace(mm_vision_select_layer=arguments.layer, image_aspect_ratio="pad")
     tower = CLIPVisionTower(arguments.vision_tower, fields, delay_load=True)
-    tower.load_model(device_map={"": arguments.device})
+    tower.load_model(device_map={"": device})
     count, computed = compute_features(tower, arguments.images, arguments.output, batch=arguments.batch)
     sys.stdout.write(
         f"features: {count:,} images of {arguments.images}, {computed:,} computed now: {arguments.output}\n"
@@ -68,6 +76,8 @@ def compute_features(
     Raises:
         DataError: An image cannot be read.
     """
+    from llava.model.loading.locate import locate
+
     print_of_layer = f"{fingerprint_folder(locate(tower.vision_tower_name))} layer {tower.select_layer}"
     states = [image_state(folder, name) for name in list_image_files(folder)]
     known = _known(output, print_of_layer)
@@ -97,6 +107,10 @@ def _known(output: Path, tower: str) -> dict[ImageState, NDArray[np.floating]]:
 
 
 def _encode(tower: CLIPVisionTower, folder: Path, part: list[ImageState]) -> NDArray[np.floating]:
+    import torch
+
+    from llava.images import process_images
+
     def pixels(state: ImageState) -> torch.Tensor:
         # The square of a padded image shows all of it, as training does.
         settings = SimpleNamespace(image_aspect_ratio="pad")

@@ -26,116 +26,16 @@ from llava.schema import JsonObject
 from llava.train.check_arguments import RESUME, find_problems
 from llava.train.checkpointing.settings import record_settings
 from llava.train.deepspeed_start import meet_on_cpu, no_launcher
+from llava.train.flags import DataArguments, LlavaTrainingFlags, ModelArguments
 from llava.train.parser import FlagParser
 from llava.train.reporters import choose_reporters
 
 logger = logging.getLogger(__name__)
 
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class ModelArguments:
-    """Flags that choose the model and its vision modules."""
-
-    model_name_or_path: str = _flag("facebook/opt-125m", "Folder or hub id of a language or LLaVA model.")
-    version: str = _flag("v0", "Conversation template: v1 to fine-tune LLaVA-1.5, plain to pretrain.")
-    freeze_backbone: bool = _flag(False, "Do not train the language model.")
-    tune_mm_mlp_adapter: bool = _flag(False, "Train only the projector.")
-    vision_tower: str | None = _flag(None, "Folder or hub id of the CLIP vision tower.")
-    mm_vision_select_layer: int = _flag(-1, "Layer of the tower to take features from; -2 in LLaVA-1.5.")
-    pretrain_mm_mlp_adapter: str | None = _flag(None, "Initial projector: file, folder or hub id.")
-    init_adapter: str | None = _flag(
-        None, "LoRA adapter and projector to train further on new data: folder, checkpoint-N or hub id."
-    )
-    mm_projector_type: str = _flag("linear", "linear, mlp2x_gelu (LLaVA-1.5), mlpNx_gelu or identity.")
-    mm_use_im_start_end: bool = _flag(False, "Put <im_start> and <im_end> around the image.")
-    mm_use_im_patch_token: bool = _flag(True, "Add <im_patch> to the vocabulary; False in LLaVA-1.5.")
-    mm_patch_merge_type: str = _flag("flat", "How the tiles of an image are joined; flat in LLaVA-1.5.")
-    mm_vision_select_feature: str = _flag("patch", "patch, or cls_patch to keep the class token.")
-
-
-@dataclass
-class DataArguments:
-    """Flags that choose the training and validation data."""
-
-    data_path: str | None = _flag(None, "JSON file of conversations.")
-    lazy_preprocess: bool = _flag(False, "Has no effect: samples are always prepared on demand.")
-    is_multimodal: bool = _flag(False, "Has no effect: true if there is a vision tower.")
-    image_folder: str | None = _flag(None, "Folder that the image paths of the records are relative to.")
-    image_aspect_ratio: str = _flag("square", "square resizes and crops; pad pads to a square (LLaVA-1.5).")
-    held_out: float = _flag(
-        0.0, "Share of the images to validate on instead of training on; 0.01 is one in a hundred."
-    )
-    eval_data_path: str | None = _flag(None, "JSON file of conversations to validate on.")
-    bad_samples: str = _flag("error", "What to do about bad records and images: error, skip or repair.")
-    check_data: bool = _flag(True, "Check every image and sample before training.")
-    # Not flags: set when the model is built, and read by the data set.
-    image_processor: transformers.CLIPImageProcessorPil | None = field(default=None, init=False, repr=False)
-    mm_use_im_start_end: bool = field(default=False, init=False)
-
-
-@dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
     """The training arguments of transformers, with the original's additions and older flag names."""
-
-    cache_dir: str | None = _flag(None, "Folder that downloaded weights are cached in.")
-    optim: str = _flag("adamw_torch", "Optimizer.")
-    remove_unused_columns: bool = _flag(False, "Must be False: True would drop every image.")
-    freeze_mm_mlp_adapter: bool = _flag(False, "Do not train the projector.")
-    mpt_attn_impl: str | None = _flag("triton", "Has no effect: MPT models are not supported.")
-    model_max_length: int = _flag(512, "Positions that samples are truncated to, image included.")
-    double_quant: bool = _flag(True, "QLoRA: also quantise the quantisation constants.")
-    quant_type: str = _flag("nf4", "QLoRA: 4-bit data type, fp4 or nf4.")
-    bits: int = _flag(16, "Bits of the base's weights: 16, or 8 or 4 to quantise it.")
-    lora_enable: bool = _flag(False, "Train a LoRA adapter (and the projector) instead of all weights.")
-    lora_r: int = _flag(64, "Rank of the adapter.")
-    lora_alpha: int = _flag(16, "The adapter's output is multiplied by alpha / r.")
-    lora_dropout: float = _flag(0.05, "Dropout on the adapter's inputs.")
-    lora_weight_path: str = _flag("", "Has no effect, as in the original.")
-    lora_bias: str = _flag("none", "Biases to train: none, all or lora_only.")
-    mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if different.")
-    group_by_modality_length: bool = _flag(False, "Group samples by length and by having an image.")
-
-    # How a step is computed; None: as the recipe says. See llava/train/step/recipe.py.
-    recipe: str = _flag("fast", "exact, as the original; or fast, with the same losses.")
-    pack: bool | None = _flag(None, "Pack the samples of a batch into rows without padding.")
-    micro_batch_tokens: int | None = _flag(None, "Most positions of a packed row; 0 for one row a batch.")
-    sparse_loss: bool | None = _flag(None, "Compute logits only at supervised positions.")
-    skip_blank_images: bool | None = _flag(None, "Skip the vision tower for samples without an image.")
-    skip_unread_layers: bool | None = _flag(None, "Skip the vision tower's layers after the selected one.")
-    checkpoint_layers: str | None = _flag(
-        None, "Layers to recompute with --gradient_checkpointing: auto (as memory requires), all or a number."
-    )
-
-    save_minutes: float | None = _flag(
-        None, "Minutes between checkpoints, in addition to --save_steps: 30 by default, 0 for none."
-    )
-
-    per_device_eval_batch_size: int = _flag(1, "Has no effect: validation takes one sample at a time.")
-
-    # Declared again: `--gradient_checkpointing` once took no value, and `--report_to` several.
-    gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
-    report_to: list[str] | None = field(
-        default=None,
-        metadata={"help": "tensorboard (the default if installed), wandb, all or none."},
-    )
-    resume_from_checkpoint: str | None = _flag(
-        "auto", "auto (or True): the output folder's last; never (or False): start over; or a checkpoint-N."
-    )
-    use_cpu: bool = _flag(False, "Train on the CPU; the default without a GPU.")
-    tf32: bool | None = _flag(None, "Allow TF32; ignored on hardware without it.")
-
-    # Dropped by transformers; see OLD_NAMES.
-    evaluation_strategy: str | None = _flag(None, "Old name of eval_strategy.")
-    warmup_ratio: float = _flag(0.0, "Share of the steps used for warm-up; --warmup_steps takes precedence.")
-    group_by_length: bool = _flag(False, "Group samples of similar length, with or without images.")
-    no_cuda: bool = _flag(False, "Old name of use_cpu.")
-    logging_dir: str | None = _flag(None, "Folder for TensorBoard files; OUTPUT_DIR/runs by default.")
-    save_safetensors: bool = _flag(True, "Has no effect: full weights are always saved as safetensors.")
-    overwrite_output_dir: bool = _flag(False, "Has no effect; see resume_from_checkpoint.")
 
     # Flags that this machine cannot honour; reported with the other invalid flags.
     unfit: list[str] = field(default_factory=list, init=False, repr=False)
@@ -232,14 +132,6 @@ HARMLESS_FLAGS = (
 MINUTES = 30.0  # a killed run loses no more; an epoch ends before the published --save_steps
 # What transformers raises about flags, besides ValueError.
 _REFUSALS = (ValueError, TypeError, ArithmeticError, KeyError, ImportError, RuntimeError, OSError)
-# Flags of transformers' own that --help explains.
-_FREQUENT = (
-    *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "learning_rate", "weight_decay", "lr_scheduler_type"),
-    *("lr_scheduler_kwargs", "max_grad_norm", "bf16", "fp16", "deepspeed", "use_liger_kernel", "seed"),
-    *("data_seed", "dataloader_num_workers", "logging_steps", "eval_strategy", "eval_steps"),
-    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "run_name"),
-)
 
 Parsed = tuple[ModelArguments, DataArguments, TrainingArguments]
 
@@ -253,14 +145,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
     Raises:
         SettingsError: A flag is unknown, has an invalid value, or contradicts another.
     """
-    kinds = (ModelArguments, DataArguments, TrainingArguments)
-    sections = {
-        "Model": [flag.name for flag in fields(ModelArguments)],
-        "Data": [flag.name for flag in fields(DataArguments)],
-        "Training, LLaVA's": list(TrainingArguments.__annotations__),
-        "Training, transformers'": _FREQUENT,
-    }
-    parser = FlagParser(kinds, sections)
+    parser = FlagParser((ModelArguments, DataArguments, TrainingArguments))
     for name in HARMLESS_FLAGS:
         parser.add_argument(f"--{name}", nargs="?", const=True, default=None, help=argparse.SUPPRESS)
     try:

@@ -12,9 +12,9 @@ import torch
 from transformers import Trainer, get_scheduler
 from transformers.training_args import OptimizerNames
 
-from llava.data.checks.policy import POLICIES
 from llava.errors import one_line
 from llava.model.multimodal_projector.builder import is_projector_type
+from llava.schema import POLICIES
 from llava.train.init_adapter import adapter_mismatches
 from llava.train.step.recipe import recipe_problems
 from llava.train.supported import unsupported

@@ -9,13 +9,13 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import Conversation
-from llava.data.checks.policy import Policy, raise_refused
+from llava.data.checks.policy import raise_refused
 from llava.data.checks.preflight import CheckSettings, preflight
 from llava.data.checks.report import build_report, format_report
 from llava.data.dataset import LazySupervisedDataset
 from llava.errors import DataError, SettingsError
 from llava.files import write_json
-from llava.schema import JsonObject
+from llava.schema import JsonObject, Policy
 from llava.train.arguments import DataArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,11 @@ names its rank and its error.
 
 from __future__ import annotations
 
+from llava.train.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help()  # at once; what follows takes seconds to import
+
 import importlib.util
 import multiprocessing
 import os

@@ -5,6 +5,11 @@ Source: LLaVA v1.2.2 llava/train/train.py.
 
 from __future__ import annotations
 
+from llava.train.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help()  # at once; what follows takes seconds to import
+
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext

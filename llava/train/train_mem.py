@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from llava.train.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help()  # at once; what follows takes seconds to import
+
 import logging
 
 import torch

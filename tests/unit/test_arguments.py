@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers.training_args import OptimizerNames
 
 from llava.errors import SettingsError
@@ -16,11 +17,11 @@ from llava.train.arguments import (
     DataArguments,
     ModelArguments,
     Parsed,
-    TrainingArguments,
     parse_arguments,
 )
 from llava.train.build import template_of
 from llava.train.checkpointing.settings import find_changes
+from llava.train.flags import FREQUENT, LlavaTrainingFlags
 from support.errors import raises_code
 
 
@@ -215,12 +216,19 @@ def test_help_explains_llavas_flags_first(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     text = capsys.readouterr().out
-    assert text.index("--lora_r ") < text.index("--learning_rate ") < text.index("label_names")
+    assert text.index("--lora_r ") < text.index("--learning_rate ")
     assert len(text.splitlines()) < 250
     explained = {line.split()[0][2:] for line in text.splitlines() if line.startswith("  --")}
     listed = {word.strip(" ,") for line in text.splitlines() if "," in line for word in line.split()}
-    for kind in (ModelArguments, DataArguments, TrainingArguments):
+    for kind in (ModelArguments, DataArguments, LlavaTrainingFlags):
         assert {flag.name for flag in fields(kind) if flag.init} <= explained | listed
+
+
+def test_help_tells_transformers_defaults() -> None:
+    defaults = {flag.name: flag.default for flag in fields(transformers.TrainingArguments)}
+    assert {name: default for name, (default, _) in FREQUENT.items()} == {
+        name: defaults[name] for name in FREQUENT
+    }
 
 
 def test_paths_written_differently_are_the_same_setting(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -18,10 +18,9 @@ from llava.data.checks.repair import TOKENS_DROPPED
 from llava.data.index import SampleIndex, Samples, problem_code
 from llava.errors import DataError
 from llava.prompts.labels import require_supervisable
+from llava.schema import Policy
 
-Policy = Literal["error", "skip", "repair"]
 ProblemOutcome = Literal["refused", "left out", "mended"]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 UNFIT = "does not fit the template"
 

@@ -25,11 +25,12 @@ from llava.data.checks.image_files import (
 )
 from llava.data.checks.lengths import EncodingSettings, TokenLengths, count_lengths
 from llava.data.checks.parallel import count_cores
-from llava.data.checks.policy import Policy, RecordProblem, outcome_of_loss
+from llava.data.checks.policy import RecordProblem, outcome_of_loss
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.index import hold_lock
 from llava.errors import DataError
 from llava.files import read_json, write_json
+from llava.schema import Policy
 
 IMAGE_RENAMED = "image had another suffix"
 
