@@ -15,14 +15,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from tinyworld.layouts import ROUND_IMAGES, SEED_BENCH
-from tinyworld.provider import CannotAnswer, Provider, own_wordings, read_scene
+from tinyworld.provider import MISTAKES, CannotAnswer, Provider, own_wordings, read_scene
 
 from llava.command import run
 from llava.errors import DataError
@@ -40,12 +40,14 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of the questions and the mistakes (default 0)")
     add("--mistakes", type=_share, default=0.0, help="the share of the responses with a mistake (default 0)")
     add("--misreadings", type=_share, default=0.0, help="the share of readings that are wrong (default 0)")
+    add("--kinds", nargs="+", choices=MISTAKES, help="of the mistakes (default: all)")
     add("--port", type=int, default=0, help="default: any free one")
     add("command", nargs="*", help="what to run while it serves")
     arguments = parser.parse_args()
     provider = read_provider(
-        arguments.data, arguments.seed, mistakes=arguments.mistakes, misreadings=arguments.misreadings
-    )
+        arguments.data, arguments.seed, mistakes=arguments.mistakes, misreadings=arguments.misreadings,
+        kinds=arguments.kinds,
+    )  # fmt: skip
     with serve(provider, arguments.port) as url:
         if not arguments.command:
             sys.stdout.write(f"{url}\n")
@@ -61,7 +63,10 @@ def _share(text: str) -> float:
     return share
 
 
-def read_provider(data: Path, seed: int, *, mistakes: float = 0.0, misreadings: float = 0.0) -> Provider:
+def read_provider(
+    data: Path, seed: int, *, mistakes: float = 0.0, misreadings: float = 0.0,
+    kinds: Sequence[str] | None = None,
+) -> Provider:  # fmt: skip
     """The provider of the world in a folder of generate.py's.
 
     Raises:
@@ -73,7 +78,7 @@ def read_provider(data: Path, seed: int, *, mistakes: float = 0.0, misreadings: 
     scenes = {_sha256(data / row["image"]): read_scene(row) for _, row in read_jsonl(path)}
     benchmark = data / SEED_BENCH / "SEED-Bench.json"
     questions = own_wordings(read_json(benchmark)["questions"]) if benchmark.is_file() else []
-    return Provider(scenes, seed, mistakes, misreadings, questions)
+    return Provider(scenes, seed, mistakes, misreadings, questions, kinds)
 
 
 @contextmanager

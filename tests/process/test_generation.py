@@ -278,6 +278,30 @@ def test_batch_files_come_back_in_any_order(
     assert server.charged.total() == 4
 
 
+def test_rays_workers_ask_what_the_client_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("ray.data", "aiohttp"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    prices = folder.parent / "prices.toml"
+    prices.write_text(PRICES)
+    with ChatServer(keep=True) as server:
+        common = (folder, "--base-url", server.url, "--model", "m", "--prices", prices)
+        with raises_code("out-of-range"):
+            run_command(monkeypatch, *common, "--batch", "ray", "--rate", "59")
+        run_command(monkeypatch, *common, "--batch", "ray", "--shard-lines", "12")
+        by_ray = responses(folder)
+        run_command(monkeypatch, *common)
+        assert server.charged.total() == len(by_ray) == 30
+        asked = server.bodies
+        (folder.parent / "ledger.sqlite").unlink()
+        server.bodies = []
+        run_command(monkeypatch, *common)
+        order = {json.dumps(body, sort_keys=True) for body in asked}
+        assert order == {json.dumps(body, sort_keys=True) for body in server.bodies}
+    assert spent(folder).answered == pytest.approx(30 * ANSWER_COST)
+
+
 def test_the_command_says_what_it_did_and_what_it_cost(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

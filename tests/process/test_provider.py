@@ -20,9 +20,15 @@ from llava.data_engine.generation.bodies import Sampling, read_requests
 from llava.data_engine.generation.client import Server
 from llava.data_engine.generation.generate import RoundBudget, RoundRun
 from llava.data_engine.generation.ledger import open_ledger
+from llava.data_engine.loop.plan import make_plan
+from llava.data_engine.loop.pool import make_pool
+from llava.data_engine.loop.split import make_split
+from llava.data_engine.requests.versions import read_versions, template_path
 from llava.files import read_jsonl, write_jsonl
+from llava.scoring.metrics import write_scores
 from support.chat_server import ChatServer, text_of
 from support.engine_kills import PRICE
+from support.engine_rounds import run_of
 from support.errors import raises_code
 
 REPO = Path(__file__).resolve().parents[2]
@@ -181,3 +187,33 @@ def test_letters_are_read_from_what_a_model_writes(text: str | None, found: set[
 
 def test_a_type_is_read_from_what_a_model_writes() -> None:
     assert [parse_type(text) for text in ('{"type": "a"}', " a.\n", None)] == ["a", "a", ""]
+
+
+def test_the_worlds_model_improves_its_prompt(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, folder = tmp_path / "data", tmp_path / "rounds/1"
+    world["tinyworld.layouts"].write_round_images(data, 0, 40)
+    make_split(tmp_path / "rounds", run_of())
+    make_pool(folder, write_scores(tmp_path / "m0", run_of()), changes=["requests=24"])
+    make_plan(folder)
+    images = ("--images", str(data / "demo/rounds"), "--eval-root", str(tmp_path / "none"))
+    provider = world["provider"].read_provider(data, 1, mistakes=0.6, kinds=["wrong answer"])
+    with world["provider"].serve(provider) as url:
+        for step in (
+            ("requests", str(folder), *images, "--attach-image", "--questions", "1"),
+            ("generate", str(folder)),
+            ("prompt", "review", str(folder), "--judge"),
+            ("prompt", "suggest", str(folder)),
+            ("prompt", "accept", str(folder), "--judge"),
+        ):
+            run_engine(monkeypatch, url, *step, "--image-root", str(data))
+    said = capsys.readouterr().out
+    assert "kept, it is the template now" in said
+    first, second = read_versions(tmp_path / "rounds")
+    assert second.parent == first.version
+    assert "make sure that the answer is right" in template_path(tmp_path / "rounds", "questions").read_text()
+    passed = [sum(row["passed"] for row in one.pass_rates.values()) for one in (first, second)]
+    of = [sum(row["of"] for row in one.pass_rates.values()) for one in (first, second)]
+    assert 0 < passed[0] < of[0]
+    assert passed[1] == of[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,29 +89,40 @@ def _write_shard(path: Path, lines: list[bytes]) -> Path:
     return path
 
 
-def read_batch(
-    paths: list[Path], plans: list[PlannedCall], ledger: Ledger, budget: RoundBudget, model: str
-) -> RoundOutcome:
-    """Put the answers of batch files into the ledger; lines may come in any order.
-
-    An answer that the ledger has is left alone, so files may be read again. What was not answered is counted
-    by its reason: an HTTP status, "batch-error", "broken-body", "unknown-id", or "absent".
+def read_results(paths: list[Path]) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the place ("FILE:LINE") and the line of each answer in a service's files.
 
     Raises:
         DataError: A file is not JSON lines.
+    """
+    for path in paths:
+        for number, row in read_jsonl(path):
+            yield f"{path}:{number}", row
+
+
+def take_results(
+    results: Iterable[tuple[str, JsonObject]],
+    plans: list[PlannedCall],
+    ledger: Ledger,
+    budget: RoundBudget,
+    model: str,
+) -> RoundOutcome:
+    """Put answers into the ledger as they come, in any order; each has its place, for messages.
+
+    An answer that the ledger has is left alone, so files may be read again. What was not answered is counted
+    by its reason: an HTTP status, "batch-error", "broken-body", "unknown-id", or "absent".
     """
     plan_of = {plan.request.id: plan for plan in plans}
     outcome = RoundOutcome(
         requests=len(plans), cached=sum(ledger.find(plan.key) is not None for plan in plans)
     )
-    for path in paths:
-        for number, row in read_jsonl(path):
-            plan = plan_of.get(row["custom_id"]) if isinstance(row.get("custom_id"), str) else None
-            if plan is None:
-                outcome.failed["unknown-id"] += 1
-                logger.warning("%s:%d: custom_id is of no request of this round", path, number)
-            elif ledger.find(plan.key) is None:
-                _take(row, plan, ledger, budget, model, outcome)
+    for where, row in results:
+        plan = plan_of.get(row["custom_id"]) if isinstance(row.get("custom_id"), str) else None
+        if plan is None:
+            outcome.failed["unknown-id"] += 1
+            logger.warning("%s: custom_id is of no request of this round", where)
+        elif ledger.find(plan.key) is None:
+            _take(row, plan, ledger, budget, model, outcome)
     absent = sum(ledger.find(plan.key) is None for plan in plans)
     if absent:
         outcome.failed["absent"] = absent
@@ -130,7 +141,7 @@ def _take(
         ledger.fail(attempt, charged=error.charged, detail=str(error))
         outcome.failed[error.reason] += 1
         return
-    cost = budget.cost(completion.usage, batch=True) if completion.usage.prompt else plan.most
+    cost = budget.cost(completion.usage) if completion.usage.prompt else plan.most
     ledger.settle(attempt, completion, cost)
     outcome.answered += 1
 

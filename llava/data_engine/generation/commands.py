@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from llava.data_engine.generation.client import (
     key_from_environment,
 )
 from llava.data_engine.generation.generate import (
+    PlannedCall,
     RoundBudget,
     RoundOutcome,
     RoundRun,
@@ -32,8 +34,10 @@ from llava.data_engine.generation.generate import (
 )
 from llava.data_engine.generation.ledger import Ledger, open_ledger
 from llava.data_engine.generation.prices import read_price
+from llava.data_engine.generation.ray_calls import ask_by_ray
 from llava.data_engine.loop.round import LEDGER, REQUESTS, RESPONSES
 from llava.errors import SettingsError
+from llava.schema import JsonObject
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -55,7 +59,12 @@ def add_commands(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     add("--estimate", action="store_true", help="say what it would cost, and stop")
     add_provider_flags(parser)
     batch = parser.add_argument_group("batch files").add_argument
-    batch("--batch", choices=("write", "read"), help="write files for a batch service, or read its answers")
+    batch(
+        "--batch",
+        choices=("write", "read", "ray"),
+        help="write files for a batch service, read its answers, or have Ray's workers ask the server",
+    )
+    batch("--workers", type=int, default=1, help="with --batch ray: how many of Ray's (default %(default)s)")
     batch("--results", type=Path, nargs="+", help="with --batch read: the files of the service")
     batch("--shard-lines", type=int, default=batch_files.MAX_LINES, help="of a file (default %(default)s)")
     batch("--shard-bytes", type=int, default=batch_files.MAX_BYTES, help="of a file (default %(default)s)")
@@ -146,7 +155,7 @@ def open_run(arguments: argparse.Namespace) -> Iterator[RoundRun]:
 
 def _generate(arguments: argparse.Namespace) -> None:
     sampling = read_sampling(arguments)
-    budget = read_budget(arguments, sampling.model)
+    budget = replace(read_budget(arguments, sampling.model), batch=arguments.batch in ("write", "read"))
     folder: Path = arguments.round
     with open_ledger(ledger_path(arguments)) as ledger:
         if arguments.estimate or arguments.batch:
@@ -176,22 +185,40 @@ def read_server(arguments: argparse.Namespace) -> Server:
 def _without_server(
     arguments: argparse.Namespace, folder: Path, ledger: Ledger, sampling: Sampling, budget: RoundBudget
 ) -> None:
-    plans = plan_requests(read_round_requests(folder), ledger, sampling, budget, batch=bool(arguments.batch))
+    plans = plan_requests(read_round_requests(folder), ledger, sampling, budget)
     missing = list({plan.key: plan for plan in plans if ledger.find(plan.key) is None}.values())
     if arguments.batch == "read":
         if not arguments.results:
             raise SettingsError("--batch read needs --results, the service's files", code="missing-flag")
-        outcome = batch_files.read_batch(arguments.results, plans, ledger, budget, sampling.model)
-        write_responses(folder / RESPONSES, plans, ledger, priced=budget.price is not None)
-        sys.stdout.write(_summary(folder, outcome, ledger, budget))
+        _take(batch_files.read_results(arguments.results), folder, plans, ledger, sampling, budget)
         return
     require_money(missing, ledger, budget)
-    if arguments.batch == "write" and not arguments.estimate:
-        limit = batch_files.ShardLimit(arguments.shard_lines, arguments.shard_bytes)
-        paths = batch_files.write_batch(
-            folder / _BATCH, missing, sampling, structured=not arguments.plain, limit=limit
-        )
-        sys.stdout.write(f"{len(missing)} requests in {len(paths)} files in {folder / _BATCH}\n")
+    if arguments.estimate:
+        return
+    limit = batch_files.ShardLimit(arguments.shard_lines, arguments.shard_bytes)
+    paths = batch_files.write_batch(
+        folder / _BATCH, missing, sampling, structured=not arguments.plain, limit=limit
+    )
+    sys.stdout.write(f"{len(missing)} requests in {len(paths)} files in {folder / _BATCH}\n")
+    if arguments.batch == "ray":
+        answers = ask_by_ray(paths, read_server(arguments), arguments.workers) if missing else ()
+        _take((("ray", row) for row in answers), folder, plans, ledger, sampling, budget)
+
+
+def _take(
+    results: Iterable[tuple[str, JsonObject]],
+    folder: Path,
+    plans: list[PlannedCall],
+    ledger: Ledger,
+    sampling: Sampling,
+    budget: RoundBudget,
+) -> None:
+    """Keep answers that others asked for; whatever stops them, those that came are written."""
+    try:
+        outcome = batch_files.take_results(results, plans, ledger, budget, sampling.model)
+    finally:
+        write_responses(folder / RESPONSES, plans, ledger, priced=budget.price is not None)
+    sys.stdout.write(_summary(folder, outcome, ledger, budget))
 
 
 def _summary(folder: Path, outcome: RoundOutcome, ledger: Ledger, budget: RoundBudget) -> str:

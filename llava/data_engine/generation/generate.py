@@ -72,11 +72,13 @@ class RoundBudget:
         round_name: The round whose calls count.
         price: Of the model; None counts no money.
         dollars: The most that the round may cost in all its runs; None for no limit.
+        batch: Whether calls have the price of batch files.
     """
 
     round_name: str
     price: Price | None = None
     dollars: float | None = None
+    batch: bool = False
 
     def __post_init__(self) -> None:
         if self.dollars is not None and self.price is None:
@@ -84,9 +86,9 @@ class RoundBudget:
         if self.dollars is not None and not self.dollars >= 0:
             raise SettingsError(f"the budget is {self.dollars}; wanted dollars", code="out-of-range")
 
-    def cost(self, usage: Usage, *, batch: bool = False) -> float:
+    def cost(self, usage: Usage) -> float:
         """Return the dollars of one call; 0 without a price."""
-        return self.price.cost(usage, batch=batch) if self.price else 0.0
+        return self.price.cost(usage, batch=self.batch) if self.price else 0.0
 
 
 def read_round_requests(folder: Path) -> list[ChatRequest]:
@@ -104,8 +106,6 @@ def plan_requests(
     ledger: Ledger,
     sampling: Sampling,
     budget: RoundBudget,
-    *,
-    batch: bool = False,
 ) -> list[PlannedCall]:
     """Return each request with its hash and its cost, likely and at most.
 
@@ -123,8 +123,8 @@ def plan_requests(
             PlannedCall(
                 request,
                 request.key(sampling),
-                budget.cost(Usage(round(most), sampling.max_tokens), batch=batch),
-                budget.cost(Usage(round(likely), round(usual)), batch=batch),
+                budget.cost(Usage(round(most), sampling.max_tokens)),
+                budget.cost(Usage(round(likely), round(usual))),
             )
         )
     return plans

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .advice import advice_for, is_prevented
 from .questions import LETTERS, TYPES, Asked, candidates_of
 from .scene import Scene, Thing
 
@@ -50,6 +51,12 @@ _NAMES = re.compile("|".join(map(re.escape, TYPES)), re.IGNORECASE)
 _NUMBER = re.compile(r"\b(\d+)\s+(?:\w+\s+){0,3}questions\b", re.IGNORECASE)
 _QUESTION = re.compile(r"^Question: (.+)$", re.MULTILINE)
 _OPTION = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
+# What `llava engine prompt review --judge` says of a question: options, marked letter, type.
+_FIELDS = (
+    re.compile(r"^Options: (\[.*\])$", re.MULTILINE),
+    re.compile(r"^Marked as right: (\".*\")$", re.MULTILINE),
+    re.compile(r"^Question type: ([^:\n]+)", re.MULTILINE),
+)
 _MOST_QUESTIONS = 20
 
 
@@ -76,7 +83,9 @@ class Provider:
     Attributes:
         scenes: By the sha256 of the image file's bytes.
         seed: Of what is drawn.
-        mistakes: The share of the responses with a mistake; each kind is as likely.
+        mistakes: The share of the responses with a mistake; each kind is as likely. A kind that a rule of the
+            prompt prevents (`advice.py`) is not made.
+        kinds: Those of `MISTAKES` that are made; None for all.
         misreadings: The share of the readings of a question that are wrong.
         benchmark: Questions in SEED-Bench's schema, which a look-alike is copied from.
     """
@@ -86,6 +95,7 @@ class Provider:
     mistakes: float = 0.0
     misreadings: float = 0.0
     benchmark: Sequence[Json] = ()
+    kinds: Sequence[str] | None = None
     _types: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,15 +120,22 @@ class Provider:
             return Answer(json.dumps({"letters": self._read(prompt, scene, rng)}))
         if structure == "type":
             return Answer(json.dumps({"type": self._type_of(prompt)}))
+        if structure == "rule_change":
+            return Answer(_suggest(prompt))
         if scene is None:
             raise CannotAnswer("no image of the demo's world is attached")
-        return self._write(scene, _type_named(prompt), _number_named(prompt), rng)
+        if structure == "verdict":
+            return Answer(self._judge(prompt, scene, rng))
+        return self._write(scene, prompt, rng)
 
-    def _write(self, scene: Scene, type_id: int, count: int, rng: random.Random) -> Answer:
-        rows = [_record(asked, rng) for asked in self._choose(scene, type_id, count, rng)]
+    def _write(self, scene: Scene, prompt: str, rng: random.Random) -> Answer:
+        type_id = _type_named(prompt)
+        rows = [_record(asked, rng) for asked in self._choose(scene, type_id, _number_named(prompt), rng)]
         if rng.random() >= self.mistakes:
             return Answer(_as_text(rows))
-        kind = rng.choice([kind for kind in MISTAKES if self.benchmark or kind != LOOK_ALIKE])
+        kinds = [kind for kind in self.kinds or MISTAKES if self.benchmark or kind != LOOK_ALIKE]
+        if not kinds or is_prevented(kind := rng.choice(kinds), prompt):
+            return Answer(_as_text(rows))
         return MISTAKES[kind](_Slip(self, scene, type_id, rows, rng), kind)
 
     def _choose(self, scene: Scene, type_id: int, count: int, rng: random.Random) -> list[Asked]:
@@ -143,6 +160,20 @@ class Provider:
         }
         right = {word.casefold() for short in shorts for word in (short, other_words(short))}
         return [letter for letter, text in options if text.strip().casefold() in right]
+
+    def _judge(self, prompt: str, scene: Scene, rng: random.Random) -> str:
+        """The verdict on a question with options and a marked letter: its type, then its right options."""
+        options, marked, wanted = (pattern.findall(prompt)[-1] for pattern in _FIELDS)
+        lines = "\n".join(json.loads(options))
+        right = self._read(f"Question: {_question(prompt)}\n{lines}", scene, rng)
+        tag = ""
+        if self._type_of(prompt) != wanted:
+            tag = "other type"
+        elif json.loads(marked) not in right:
+            tag = "wrong answer"
+        elif len(right) > 1:
+            tag = "two right"
+        return json.dumps({"passed": not tag, "tag": tag, "note": f"right: {', '.join(right) or 'none'}"})
 
     def _type_of(self, prompt: str) -> str:
         question = _question(prompt)
@@ -302,6 +333,14 @@ def _record(asked: Asked, rng: random.Random) -> Json:
 
 def _as_text(rows: list[Json]) -> str:
     return json.dumps({"questions": rows})
+
+
+def _suggest(prompt: str) -> str:
+    advice = advice_for(prompt)
+    if advice is None:
+        raise CannotAnswer("no fault is counted that a rule would help against")
+    why = f"It helps against {', '.join(sorted(advice.faults))}."
+    return json.dumps({"action": "add", "rule": 0, "text": advice.rule, "why": why})
 
 
 def _parts(body: Json) -> tuple[list[str], list[str]]:
