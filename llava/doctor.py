@@ -57,14 +57,14 @@ def _version(distribution: str) -> str | None:
 def _devices() -> list[str]:
     import torch
 
-    lines = []
+    lines = [f"CUDA          {torch.version.cuda or 'not in this PyTorch'}"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: train with --bf16 False --fp16 True"
         lines.append(f"gpu {index:<9} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}")
-    if not lines:
+    if not torch.cuda.device_count():
         lines.append(f"gpu           none; the CPU is used ({torch.get_num_threads()} threads)")
-    if not shutil.which("nvcc") and lines[0].startswith("gpu 0"):
+    elif not shutil.which("nvcc"):
         lines.append("nvcc          not found; only needed to build flash-attn and DeepSpeed's own kernels")
     return lines
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
+import requests
 from packaging.requirements import Requirement
+
+from support.training_processes import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -77,3 +82,52 @@ def test_every_dependency_is_pinned_to_a_version_within_its_range() -> None:
             name = requirement.name.lower().replace("_", "-")
             assert name in pins, f"{name} has no tested version"
             assert requirement.specifier.contains(pins[name]), f"{name} {pins[name]} is outside {text}"
+
+
+def test_the_dockerfile_is_clean() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.is_file():
+        pytest.skip("hadolint is not installed")
+    subprocess.run([hadolint, "scripts/Dockerfile"], cwd=REPO, check=True)
+
+
+@pytest.mark.exhaustive
+def test_the_image_builds_and_its_doctor_finds_everything() -> None:
+    if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no Docker daemon can be reached")
+    build = ["docker", "build", "--quiet", "--file", "scripts/Dockerfile", "."]
+    image = subprocess.run(build, cwd=REPO, capture_output=True, text=True, check=True).stdout.strip()
+    doctor = subprocess.run(["docker", "run", "--rm", image], capture_output=True, text=True, check=True)
+    assert "MISSING" not in doctor.stdout
+
+
+def test_jupyterlab_opens_the_notebook(tmp_path: Path) -> None:
+    pytest.importorskip("jupyterlab")
+    port = free_port()
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=secret"]
+    command = [sys.executable, "-m", "jupyterlab", "playground/data/process_engine_data.ipynb", *options]
+    folders = {
+        name: str(tmp_path) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    }
+    with subprocess.Popen(
+        command, cwd=REPO, env={**os.environ, **folders}, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            where = f"http://127.0.0.1:{port}/api/contents/process_engine_data.ipynb?token=secret"
+            notebook = wait_for_answer(where, server).json()["content"]
+        finally:
+            server.terminate()
+    assert any("convert" in "".join(cell["source"]) for cell in notebook["cells"])
+
+
+def wait_for_answer(url: str, server: subprocess.Popen[bytes]) -> requests.Response:
+    """Ask until the server answers; its start takes some seconds."""
+    while True:
+        assert server.poll() is None
+        try:
+            response = requests.get(url, timeout=60)
+        except requests.ConnectionError:
+            time.sleep(0.2)
+        else:
+            assert response.status_code == 200, response.text
+            return response

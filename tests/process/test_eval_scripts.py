@@ -63,7 +63,14 @@ def started(repo: Path, script: str, *arguments: str | Path, **settings: str) ->
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **settings}
     command = ["bash", str(repo / "scripts/v1_5/eval" / script), *map(str, arguments)]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repo
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=repo,
+        # A shell lets its background jobs ignore Ctrl-C, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

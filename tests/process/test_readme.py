@@ -36,13 +36,15 @@ FOREIGN = {
     "mv",
     "hf",
     "conda",
+    "docker",
+    "jupyter",
     "source",
     "pre-commit",
 }
 OURS = {"python", "bash", "sbatch", "pip", "llava"}
 # Variables that libraries or the package read, and flags of the programs above.
-FOREIGN_SETTINGS = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LLAVA_TRACEBACK"}
-FOREIGN_FLAGS = {"--constraint"}
+FOREIGN_SETTINGS = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LLAVA_TRACEBACK", "HF_HUB_OFFLINE"}
+FOREIGN_FLAGS = {"--constraint", "--shm-size", "--volume"}
 # Commands that scripts start; pages may name their flags.
 BEHIND_SCRIPTS = (
     ("-m", "llava.benchmarks", "score"),
