@@ -16,13 +16,14 @@ as in the training prompts.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from llava.command import run
 from llava.compat.images import load_image as load_image
-from llava.errors import LlavaError, one_line
+from llava.errors import LlavaError, SettingsError, one_line
 from llava.infer.engine.requests import Generation, ImageSource
 from llava.infer.fetch import resolve_image
 from llava.infer.jobs.flags import (
@@ -86,13 +87,17 @@ class _Session:
         """Answer a question, or obey a command.
 
         Raises:
-            LlavaError: The image of the command or question cannot be used, or the conversation is too long.
+            LlavaError: There is no such command, an image cannot be used, or the conversation is too long.
         """
         command, _, rest = line.strip().partition(" ")
         if command == "/image":
             self._image, self._is_image_new = resolve_image(rest.strip(" '\"")), True
         elif command == "/reset":
             self._talk, self._is_image_new = [], self._image is not None
+        elif re.fullmatch("/[a-z]+", command):
+            raise SettingsError(
+                f"{command}: no such command; there are /image FILE and /reset", code="unknown-command"
+            )
         else:
             self._answer(line)
 

@@ -120,7 +120,11 @@ class Page:
                 gr.Examples(rows, [box], label="Examples")
             outputs = [*chats, box, download]
             settings = [temperature, top_p, length]
-            answering = {"concurrency_limit": concurrency, "concurrency_id": "answers"}
+            answering = {
+                "concurrency_limit": concurrency,
+                "concurrency_id": "answers",
+                "show_progress_on": chats,
+            }
             private = {"api_visibility": "private"}
             box.submit(self.ask, [session, box, *settings], outputs, **answering, **private)
             regenerate.click(self.regenerate, [session, *settings], outputs, **answering, **private)

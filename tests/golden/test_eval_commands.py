@@ -605,6 +605,7 @@ def test_a_chat_obeys_commands_and_ctrl_c(
         f"/image {tmp_path}/gone.png",
         f"/image {tmp_path}/broken.png",
         "What?",
+        "/restart",
         "/reset",
         f"/image '{second}'",
         "So?",
@@ -625,7 +626,7 @@ def test_a_chat_obeys_commands_and_ctrl_c(
     assert re.fullmatch(r"\S+", rows[1]["outputs"])  # left alone, it says four words
     assert shown.count(" [stopped]\n") == 1
     assert rows[2]["prompt"] == f"{SYSTEM}<image>\nSo? ASSISTANT:"
-    assert shown.count("error: ") == 2
+    assert shown.count("error: ") == 3
     assert "broken.png: cannot be read as an image" in shown
 
 

@@ -44,6 +44,14 @@ class Scripted(Talker):
 
     def __init__(self) -> None:
         self.name = "<b>scripted</b>"
+        self.finished = 0
+
+    def wait_for(self, answers: int) -> None:
+        """Wait until it has given so many answers, whole or stopped."""
+        deadline = time.monotonic() + 60
+        while self.finished < answers and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert self.finished == answers
 
     def answer(
         self, talk: Sequence[TalkTurn], generation: Generation, is_stopped: IsStopped = lambda: False
@@ -59,28 +67,41 @@ class Scripted(Talker):
                 break
             number += 1
             time.sleep(0.03)
+        self.finished += 1
 
 
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the votes on the served page."""
+    return tmp_path_factory.mktemp("votes")
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture(scope="module")
+def served(scripted: Scripted, votes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve a page with the demo's model on the left and the scripted one on the right; yield its address."""
     pytest.importorskip("gradio", reason="needs gradio: pip install '.[serve]'")
     from llava.serve.page import Page as WebPage
 
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
-    (tmp_path / "served").mkdir()
+    folder = tmp_path_factory.mktemp("served")
     choice = ModelChoice(MODEL, name="model")
     page = WebPage(
-        [Talker(load(choice), choice), Scripted()],
-        folder=tmp_path / "served",
+        [Talker(load(choice), choice), scripted],
+        folder=folder,
         initial=Generation(temperature=0, max_new_tokens=40),
         longest=100,
-        votes=VoteLog(tmp_path / "votes"),
+        votes=VoteLog(votes),
         examples=web.load_examples(web.EXAMPLES),
     )
     flags = web.make_parser().parse_args(["--model-path", "m", "--max-upload-mb", "1"])
-    with web.open_page(page, flags) as address:
-        yield address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        with web.open_page(page, flags) as address:
+            yield address
 
 
 def ask(page: Page, question: str) -> None:
@@ -119,7 +140,7 @@ def expect_message(page: Page, text: str) -> None:
     toast.wait_for(state="detached")
 
 
-def test_a_talk_with_two_models(served: str, tmp_path: Path) -> None:
+def test_a_talk_with_two_models(served: str, scripted: Scripted, votes: Path) -> None:
     scene, question = web.load_examples(web.EXAMPLES)[0]
     with browser_page() as page:
         page.goto(served)
@@ -143,7 +164,7 @@ def test_a_talk_with_two_models(served: str, tmp_path: Path) -> None:
         click(page, "Both are good")
         expect_message(page, "still being written")
         click(page, "Stop")
-        page.wait_for_timeout(500)
+        scripted.wait_for(answers=2)
         click(page, "Both are bad")
         expect_message(page, "the vote is kept")
         assert page.input_value("#question textarea") == "What I type meanwhile stays."
@@ -158,18 +179,18 @@ def test_a_talk_with_two_models(served: str, tmp_path: Path) -> None:
         stopped = saved["turns"][1]["answers"][1].strip()
         assert answers(page, 1) == [HOSTILE, stopped]
         assert stopped.startswith("word 0 word 1")
-        ((_, vote),) = read_jsonl(tmp_path / "votes/votes.jsonl")
+        ((_, vote),) = read_jsonl(votes / "votes.jsonl")
         assert vote["vote"] == "bad"
         assert {key: vote[key] for key in saved} == saved
         (image,) = vote["images"]
-        assert (tmp_path / "votes" / image).read_bytes() == scene.read_bytes()
+        assert (votes / image).read_bytes() == scene.read_bytes()
 
         click(page, "New conversation")
         page.locator("#chat-0 [data-testid=bot]").wait_for(state="detached")
         ask(page, "What is it?")
         wait_for_answers(page, 1)
         click(page, "Regenerate")
-        page.wait_for_timeout(300)
+        scripted.wait_for(answers=4)
         wait_for_answers(page, 1)
 
 

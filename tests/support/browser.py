@@ -24,7 +24,7 @@ def browser_page() -> Iterator[Page]:
         # Chromium's own sandbox does not start as root.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 750})
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
