@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "features": ("llava.infer.features", "a feature vector for each image of a folder"),
     "train": ("llava.train.train", "train (the flags of scripts/v1_5/*.sh)"),
     "eval": ("llava.eval", "evaluate a model on benchmarks: answer, score, write submissions"),
+    "judge": ("llava.eval.judge", "let a model grade the answers to MM-Vet and LLaVA-Bench"),
     "ask": ("llava.eval.run_llava", "ask one question about one image"),
     "chat": ("llava.serve.cli", "talk about images on a terminal"),
     "web": ("llava.serve.web", "talk about images on a web page, with one model or two side by side"),

@@ -161,7 +161,7 @@ class Scores:
     """A benchmark's numbers for one answers file.
 
     `headline` names the score that papers quote. `warnings` say why the numbers may be meaningless, `notes`
-    how they came about.
+    how they came about. `judge` names the model that graded the answers, where one did and its file says so.
     """
 
     benchmark: str
@@ -174,6 +174,7 @@ class Scores:
     split: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    judge: str = ""
 
     def get(self, name: str, group: str = "total") -> Score:
         """Return the score called `name` in `group`.

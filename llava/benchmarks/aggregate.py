@@ -276,6 +276,7 @@ def collect(
     source: str,
     split: str,
     notes: Sequence[str] = (),
+    judge: str = "",
 ) -> Scores:
     """Return all scores of one benchmark run, with counts and notes."""
     return Scores(
@@ -288,5 +289,6 @@ def collect(
         model_id=model_names(matched),
         split=split,
         notes=(*match_notes(matched), *padding_note(verdicts), *notes),
+        judge=judge,
         warnings=degenerate_warnings(verdicts, matched),
     )

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava.benchmarks.answers import read_answers
+from llava.benchmarks.judging import Judging
 from llava.benchmarks.records import is_data_fault, read_record_lines, require_id
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.files import write_jsonl
 from llava.prompts.wording import options_block
-from llava.schema import Answer, Question, Scores, describe_count
+from llava.schema import Answer, JsonObject, Question, RecordId, Scores, describe_count
 
 # Holds the benchmarks' folders, where a command is not told another place.
 EVAL_ROOT = Path("playground/data/eval")
@@ -109,6 +110,7 @@ class Benchmark:
         needs_of: The same for splits that need others.
         download: Where to get those files.
         also_submit: Writers of further files by their path, which is given like `Evaluation.submission`.
+        judging: How a paid or local judge grades the answers, where a benchmark needs one.
         submission_suffix: The suffix of the submission file; empty for a folder.
         answers_from: Reads answers in any form they come in.
         official_sizes: How many questions the official file of each split has, by the score that is over
@@ -135,6 +137,7 @@ class Benchmark:
     needs_of: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     download: str = ""
     also_submit: Mapping[str, Writer] = field(default_factory=dict)
+    judging: Judging | None = None
     submission_suffix: str = ".json"
     answers_from: Callable[[Path], list[Answer]] = field(default=read_answers)
     official_sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -269,6 +272,18 @@ class Benchmark:
         """
         sizes = self.official_sizes.get(split, {})
         return f"{describe_count(count, sizes.get(split, max(sizes.values(), default=None)))} questions"
+
+    def judge_prompts(self, task: Task) -> Mapping[RecordId, list[JsonObject]]:
+        """Return what a judge is told about each answer: chat messages, by the question's id.
+
+        Raises:
+            AnswersError: Answers are missing, contradict, or answer other questions.
+            SettingsError: The benchmark needs no judge.
+        """
+        if self.judging is None:
+            raise SettingsError(f"{self.name} needs no judge", code="no-judge")
+        with self._explaining_data_faults(task.root):
+            return self.judging.prompts(task)
 
     def write_submission(
         self,

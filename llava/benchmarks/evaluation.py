@@ -187,7 +187,7 @@ def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path 
 
 
 def score_table(scores: Scores) -> str:
-    """Format scores for a terminal: group and name, n, value, 95 % interval, note; then the counts.
+    """Format scores for a terminal: group and name, n, value, 95 % interval, note, judge; then the counts.
 
     `*` marks the scores that papers quote. Warnings come first, and mark each score with `!`.
     """
@@ -199,7 +199,7 @@ def score_table(scores: Scores) -> str:
             s.count,
             format_score(scores, s),
             format_interval(s.low, s.high),
-            s.note,
+            ", ".join(filter(None, (s.note, scores.judge and f"judge: {scores.judge}"))),
         )
         for s in shown
     ]

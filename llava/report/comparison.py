@@ -264,6 +264,7 @@ def _footnotes(runs: Sequence[ComparedRun]) -> str:
         lines += [f"**WARNING** {run.name}: {text}." for text in run.scores.warnings]
         lines.append(f"{run.name}: {counts}.")
         lines += [f"{run.name}: {note}." for note in run.scores.notes]
+        lines += [f"{run.name}: judged by {run.scores.judge}."] if run.scores.judge else []
     if len(runs) > 1:
         lines.append(
             "`*`: the 95 % interval of the paired difference excludes 0; chance marks one row in twenty."
@@ -303,6 +304,7 @@ def to_json(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     ]
     runs_json = [
         {"name": run.name, "benchmark": run.scores.benchmark, "model_id": run.scores.model_id,
+         "judge": run.scores.judge,
          "counts": run.scores.counts, "notes": list(run.scores.notes),
          "warnings": list(run.scores.warnings)}
         for run in runs

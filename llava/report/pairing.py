@@ -30,8 +30,19 @@ def align(base: ComparedRun, run: ComparedRun) -> Scores:
     """Return the scores of `run` with its verdicts in the order of the baseline's, matched by id.
 
     Raises:
-        DataError: A question is only in one of them, or is another question; the message names the first.
+        DataError: A question is only in one of them, or is another question; the message names the first. Or
+            two judges graded them.
     """
+    judges = [r.scores.judge for r in (base, run)]
+    if all(judges) and len(set(judges)) > 1:
+        raise DataError(
+            f"{base.name} and {run.name}: {base.scores.benchmark} was judged by {' and by '.join(judges)}, "
+            "whose grades do not compare; let one judge grade both",
+            code="different-judges",
+        )
+    if any(judges) and not all(judges):
+        lacking = base if run.scores.judge else run
+        logger.warning(f"{lacking.path}: does not say who judged it; {max(judges)} judged the other run")
     left: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in run.scores.verdicts:
         left[str(verdict.question_id)].append(verdict)

@@ -9,6 +9,7 @@ All benchmarks share one schema::
      "counts": {"questions", "answered", "unanswered", "unparsable", "duplicates"},
      "notes": ["2 of 100 questions have no answer and count as wrong (--allow-missing)"],
      "warnings": ["all 8910 answers are empty"],
+     "judge": "gpt-4",                       the model that graded the answers, where one did
      "scores": [{"group": "type", "name": "Instance Location",
                  "value": 61.2,              percent unless the note says otherwise; null = not available
                  "n": 978, "of": 978,        questions that were scored, and that the official file has
@@ -100,6 +101,7 @@ def read_scores(path: Path) -> Scores:
             split=value["split"],
             notes=tuple(value["notes"]),
             warnings=tuple(value.get("warnings", ())),
+            judge=value.get("judge", ""),
         )
         _check_types(scores)
         for verdict in scores.verdicts:

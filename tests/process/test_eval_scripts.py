@@ -18,6 +18,7 @@ from llava import benchmarks
 from llava.eval.__main__ import parse_flags
 from llava.files import read_json, read_jsonl, write_json
 from support.canned_answers import canned_python
+from support.chat_server import ChatServer
 from support.errors import raises_code
 from support.tiny_benchmarks import write_benchmark
 from support.tiny_model import generate_alone, tiny_model
@@ -331,6 +332,17 @@ def test_what_the_judge_said_of_these_answers_is_scored_and_of_others_not(
     assert code == 0, error
     (total,) = (score["value"] for score in read_json(metrics)["scores"] if score["group"] == "total")
     assert total == 75.0
+
+
+def test_a_judge_that_the_settings_name_grades_the_answers(repo: Path, tmp_path: Path) -> None:
+    write_benchmark("mmvet", tmp_path / "mm-vet")
+    with ChatServer(answer=lambda body: "0.5") as server:
+        judge = {"OPENAI_BASE_URL": server.url, "JUDGE_MODEL": "j", "JUDGE_FLAGS": "--runs 2"}
+        code, _, error = finished(started(repo, "mmvet.sh", "org/7b", **judge, **canned(tmp_path)))
+    assert code == 0, error
+    metrics = read_json(tmp_path / "mm-vet/answers/7b/metrics.json")
+    assert metrics["judge"] == "j (llava's prompt)"
+    assert {score["value"] for score in metrics["scores"] if score["group"] in ("total", "run")} == {50.0}
 
 
 def test_llava_bench_without_what_its_judge_is_told_is_not_asked(repo: Path, tmp_path: Path) -> None:

@@ -73,37 +73,44 @@ def add_commands(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def add_provider_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a command that asks a server: which, how, and for how much."""
-    _add_server(parser.add_argument_group("server"))
+    server = parser.add_argument_group("server")
+    server.add_argument("--model", help=f"its name on the server (default: {MODEL_VARIABLE})")
+    server.add_argument("--text-only", action="store_true", help="send the texts without the images")
+    server.add_argument("--plain", action="store_true", help="ask for no structured output")
+    add_server_flags(server)
     _add_sampling(parser.add_argument_group("sampling"))
-    add = parser.add_argument_group("money").add_argument
+    add_money_flags(parser.add_argument_group("money"), work="this round", folder="the round's folder")
+
+
+def add_money_flags(group: argparse._ArgumentGroup, *, work: str, folder: str) -> None:
+    """Add the flags that say what `work` may cost; its ledger is beside `folder` by default."""
+    add = group.add_argument
     add("--prices", type=Path, help="a TOML file with the model's price")
-    add("--budget", type=float, metavar="DOLLARS", help="the most that all runs of this round may cost")
-    add("--ledger", type=Path, help=f"of calls and money (default: {LEDGER} beside the round's folder)")
+    add("--budget", type=float, metavar="DOLLARS", help=f"the most that all runs of {work} may cost")
+    add("--ledger", type=Path, help=f"of calls and money (default: {LEDGER} beside {folder})")
 
 
-def _add_server(group: argparse._ArgumentGroup) -> None:
+def add_server_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that say which server is asked, and how hard; `read_server` reads them."""
     usual = Server("http://")
     add = group.add_argument
     add("--base-url", help=f"of the server (default: {URL_VARIABLE})")
-    add("--model", help=f"its name on the server (default: {MODEL_VARIABLE})")
-    add("--text-only", action="store_true", help="send the texts without the images")
-    add("--plain", action="store_true", help="ask for no structured output")
     add("--concurrency", type=int, default=usual.concurrency, help="calls at a time (default %(default)s)")
     add("--rate", type=float, help="the most calls a minute (default: no limit)")
     add("--timeout", type=float, default=usual.timeout, help="seconds for one attempt (default %(default)s)")
     add("--attempts", type=int, default=usual.attempts, help="for one request (default %(default)s)")
+    add(
+        "--limit-field",
+        choices=("max_tokens", "max_completion_tokens"),
+        default=Sampling("").limit_field,
+        help="what the server calls the longest answer (default %(default)s)",
+    )
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     usual = Sampling("")
     add = group.add_argument
     add("--max-tokens", type=int, default=usual.max_tokens, help="of an answer (default %(default)s)")
-    add(
-        "--limit-field",
-        choices=("max_tokens", "max_completion_tokens"),
-        default=usual.limit_field,
-        help="what the server calls that limit (default %(default)s)",
-    )
     add("--temperature", type=_number_or_none, default=usual.temperature, help="default %(default)s; or none")
     add("--top-p", type=_number_or_none, default=usual.top_p, help="default %(default)s")
 
