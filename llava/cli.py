@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),
     "report": (
         "llava.report",
-        "several runs' scores in a table; `report training`: curves; `report badcases`: a page",
+        "compare runs: scores; `results`: a paper's table; `compare`, `badcases`: questions; `training`",
     ),
 }
 

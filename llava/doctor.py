@@ -16,7 +16,7 @@ REQUIRED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sente
 OPTIONAL = {
     "deepspeed": ("ZeRO training on several GPUs", 'pip install -e ".[train]"'),
     "tensorboard": ("loss curves", 'pip install -e ".[train]"'),
-    "matplotlib": ("curves of training runs as a PNG", 'pip install -e ".[plot]"'),
+    "matplotlib": ("curves of training runs, bars of results", 'pip install -e ".[plot]"'),
     "bitsandbytes": ("4- and 8-bit loading, QLoRA", 'pip install -e ".[quant]"'),
     "gradio": ("the web page, llava web", 'pip install -e ".[serve]"'),
     "nbclient": ("running the notebook", 'pip install -e ".[notebook]"'),

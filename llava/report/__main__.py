@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 
 from llava import command
-from llava.report import badcases, comparison, training
+from llava.report import badcases, comparison, flips, results, training
 
-COMMANDS = {"training": training.main, "badcases": badcases.main}
+COMMANDS = {
+    "results": results.main,
+    "compare": flips.main,
+    "training": training.main,
+    "badcases": badcases.main,
+}
 
 
 def main() -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
+import html
 import json
 import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from llava.benchmarks.base import EVAL_ROOT
@@ -26,6 +25,7 @@ from llava.errors import DataError, SettingsError
 from llava.files import atomic_write, require_distinct
 from llava.report.comparison import read_runs
 from llava.report.names import shortest_names
+from llava.report.page_files import fill_page
 from llava.report.pairing import ComparedRun, align
 from llava.report.thumbnails import ImageFinder, ImageKey, make_thumbnails
 from llava.schema import JsonObject, Verdict
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 MOST_THUMBNAILS = 5_000
 PIXELS = 160
-_PAGE = files("llava.report") / "page"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,14 @@ class Case:
         return " -> ".join("wrong" if verdict.is_bad else "right" for verdict in self.verdicts)
 
     @property
+    def is_flip(self) -> bool:
+        """Whether one run got the question right and another one wrong."""
+        return len({verdict.is_bad for verdict in self.verdicts}) > 1
+
+    @property
     def interest(self) -> int:
         """The place among the cases whose pictures the page holds: flips, other bad cases, the rest."""
-        outcomes = [verdict.is_bad for verdict in self.verdicts]
-        return 0 if len(set(outcomes)) > 1 else 1 if outcomes[0] else 2
+        return 0 if self.is_flip else 1 if self.verdicts[0].is_bad else 2
 
     def row(self, thumbnail: int) -> JsonObject:
         """Return what the page shows of the question; `thumbnail` is -1 where it has none."""
@@ -123,34 +126,22 @@ def _pair(runs: Sequence[ComparedRun]) -> Iterator[Case]:
         yield Case(base.benchmark, verdicts, image)
 
 
-def build_page(names: Sequence[str], cases: Sequence[Case], thumbnails: dict[ImageKey, bytes]) -> str:
+def build_page(
+    names: Sequence[str], cases: Sequence[Case], thumbnails: dict[ImageKey, bytes], title: str = "Bad cases"
+) -> str:
     """Return the page.
 
     Args:
         names: The runs' names, in the order of the verdicts.
         cases: The questions.
         thumbnails: JPEG files by image; each is stored once.
+        title: The heading.
     """
     places = {key: place for place, key in enumerate(thumbnails)}
     data = {"runs": list(names), "cases": [case.row(places.get(case.image, -1)) for case in cases]}
     images = [base64.b64encode(content).decode() for content in thumbnails.values()]
-    style, script = ((_PAGE / f"badcases.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    page = (_PAGE / "badcases.html").read_text(encoding="utf-8")
-    parts = {
-        "STYLE_HASH": _csp_hash(style),
-        "SCRIPT_HASH": _csp_hash(script),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": _json_block(data),
-        "IMAGES": _json_block(images),
-    }
-    # Split first: what a part holds must not be taken for a place of the template.
-    pieces = page.split("%%")
-    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
-
-
-def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    parts = {"TITLE": html.escape(title), "DATA": _json_block(data), "IMAGES": _json_block(images)}
+    return fill_page("badcases", parts)
 
 
 def _json_block(value: object) -> str:
@@ -161,9 +152,30 @@ def _json_block(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="llava report badcases", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="metrics.json or a folder; the earlier run first"
+    )
+    parser.add_argument("--output", type=Path, default=Path("badcases.html"), help="default: badcases.html")
+    add_picture_flags(parser)
+    args = parser.parse_args()
+    if len(args.runs) > 2:
+        raise SettingsError(f"{len(args.runs)} runs are given; wanted one or two", code="too-many-runs")
+    names, cases = read_cases(args)
+    thumbnails = pick_thumbnails(args, cases)
+    with atomic_write(args.output) as stream:
+        stream.write(build_page(names, cases, thumbnails))
+    counts = Counter(case.change for case in cases)
+    told = ", ".join(f"{count:,} {change}" for change, count in sorted(counts.items()))
+    keys = {case.image for case in cases}
+    sys.stdout.write(
+        f"{args.output}: {len(cases):,} questions of {' and '.join(names)}: {told}; {len(thumbnails):,} of"
+        f" {len(keys):,} images; {args.output.stat().st_size / 1e6:.1f} MB\n"
+    )
+
+
+def add_picture_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which pictures a page holds."""
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="metrics.json or a folder; the earlier run first")
-    add("--output", type=Path, default=Path("badcases.html"), help="default: badcases.html")
     add(
         "--eval-root",
         type=Path,
@@ -177,22 +189,24 @@ def main() -> None:
         help="the most pictures: of changed answers first, then of wrong ones (default %(default)s)",
     )
     add("--pixels", type=int, default=PIXELS, help="the longer side of a picture (default %(default)s)")
-    args = parser.parse_args()
-    if len(args.runs) > 2:
-        raise SettingsError(f"{len(args.runs)} runs are given; wanted one or two", code="too-many-runs")
+
+
+def read_cases(args: argparse.Namespace) -> tuple[list[str], list[Case]]:
+    """Return the names of `args.runs` and their questions, before anything is written.
+
+    Raises:
+        SettingsError: A flag is out of range, or `args.output` is one of the runs.
+        DataError: See `read_side` and `pair_cases`.
+    """
     for flag, value, least in (("--thumbnails", args.thumbnails, 0), ("--pixels", args.pixels, 16)):
         if value < least:
             raise SettingsError(f"{flag} is {value}; wanted {least} or more", code="out-of-range")
     sides = [read_side(path) for path in args.runs]
     require_distinct((args.output,), [run.path for side in sides for run in side.values()])
-    names, cases = shortest_names([path.resolve().parts for path in args.runs]), pair_cases(sides)
+    return shortest_names([path.resolve().parts for path in args.runs]), pair_cases(sides)
+
+
+def pick_thumbnails(args: argparse.Namespace, cases: Sequence[Case]) -> dict[ImageKey, bytes]:
+    """Return the pictures that a page of `cases` holds, the most telling first."""
     keys = dict.fromkeys(case.image for case in sorted(cases, key=lambda case: case.interest))
-    thumbnails = make_thumbnails(ImageFinder(args.eval_root), list(keys)[: args.thumbnails], args.pixels)
-    with atomic_write(args.output) as stream:
-        stream.write(build_page(names, cases, thumbnails))
-    counts = Counter(case.change for case in cases)
-    told = ", ".join(f"{count:,} {change}" for change, count in sorted(counts.items()))
-    sys.stdout.write(
-        f"{args.output}: {len(cases):,} questions of {' and '.join(names)}: {told}; {len(thumbnails):,} of"
-        f" {len(keys):,} images; {args.output.stat().st_size / 1e6:.1f} MB\n"
-    )
+    return make_thumbnails(ImageFinder(args.eval_root), list(keys)[: args.thumbnails], args.pixels)

@@ -20,35 +20,20 @@ from pathlib import Path
 
 from llava.errors import DataError, SettingsError
 from llava.files import atomic_write, require_distinct
+from llava.report.differences import Difference, paired_difference
 from llava.report.names import shortest_names
 from llava.report.pairing import ComparedRun, align
-from llava.schema import Score, Scores
-from llava.scoring import intervals
+from llava.schema import Score
 from llava.scoring.metrics import (
     DETAILS,
     FILE_NAME,
     PARTIAL,
-    PERCENT,
     format_interval,
     format_score,
     format_value,
     read_scores,
 )  # fmt: skip
 from llava.scoring.published import PUBLISHED
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Run minus baseline over the same questions, with the 95 % interval (None: not available)."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +127,7 @@ def _compare(runs: Sequence[ComparedRun], members: Sequence[int], base: int) -> 
         if score.group not in DETAILS
     )
     for group, name in keys:
-        found = tuple(_find(run, group, name) if i in members else None for i, run in enumerate(runs))
+        found = tuple(find_score(run, group, name) if i in members else None for i, run in enumerate(runs))
         differences = tuple(
             paired_difference(before, aligned[i], group, name) if i in members and i != base else None
             for i in range(len(runs))
@@ -152,63 +137,12 @@ def _compare(runs: Sequence[ComparedRun], members: Sequence[int], base: int) -> 
         yield Row(before.benchmark, group, name, largest.n, largest.count, found, differences, base, headline)
 
 
-def _find(run: ComparedRun, group: str, name: str) -> Score | None:
+def find_score(run: ComparedRun, group: str, name: str) -> Score | None:
+    """Return a score of a run, None if it has none of that name."""
     try:
         return run.scores.get(name, group)
     except KeyError:
         return None
-
-
-def paired_difference(before: Scores, after: Scores, group: str, name: str) -> Difference | None:
-    """Return the paired difference after - before of one score, None if either has no value.
-
-    The verdicts of both are of the same questions in the same order.
-    """
-    try:
-        old, new = before.get(name, group), after.get(name, group)
-    except KeyError:
-        return None
-    if old.value is None or new.value is None:
-        return None
-    change = new.value - old.value
-    bounds = _bounds(before, after, old, new)
-    return Difference(change, *bounds) if bounds else Difference(change)
-
-
-def _bounds(before: Scores, after: Scores, old: Score, new: Score) -> intervals.Interval | None:
-    """Return the interval of new - old, None if a score does not tell its units."""
-    scores = [(before.get(part, "type"), after.get(part, "type")) for part in old.parts] or [(old, new)]
-    pairs = [_paired_values(before, after, one, two) for one, two in scores]
-    if not all(pairs):
-        return None
-    right_or_wrong = all(value in (0.0, old.top) for pair in pairs[0] for value in pair)
-    if right_or_wrong and not old.parts and old.effective is None:
-        outcomes = [(old.top, old.top), (0.0, old.top), (old.top, 0.0), (0.0, 0.0)]
-        low, high = intervals.paired_proportions(*map(pairs[0].count, outcomes))
-        return old.top * low, old.top * high
-    changes = [
-        intervals.Changes.between(values, one.top, min(_effective(one, values), _effective(two, values)))
-        for values, (one, two) in zip(pairs, scores, strict=True)
-    ]
-    return intervals.paired_means(changes, limit=max(old.top, new.top))
-
-
-def _effective(score: Score, values: Sequence[tuple[float, float]]) -> float:
-    """Return how many units of equal weight would tell as much, at least one."""
-    return len(values) if score.effective is None else max(1.0, score.effective)
-
-
-def _paired_values(before: Scores, after: Scores, old: Score, new: Score) -> list[tuple[float, float]]:
-    """Return each question's or unit's value in both runs; nothing if the units differ or are not known."""
-    if old.over is not None:
-        return [
-            (PERCENT * one.score, PERCENT * two.score)
-            for one, two in zip(before.verdicts, after.verdicts, strict=True)
-            if one.matches(old.over)
-        ]
-    if not old.units or not new.units or old.units.keys() != new.units.keys():
-        return []
-    return [(value, new.units[unit]) for unit, value in old.units.items()]
 
 
 def to_markdown(runs: Sequence[ComparedRun], rows: Sequence[Row], *, published: bool = False) -> str:
@@ -316,8 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="llava report",
         description=__doc__.split("\n")[0],
-        epilog="`llava report training RUN...` draws the curves of training runs instead,"
-        " `llava report badcases RUN [RUN]` writes a page of the questions that went wrong.",
+        epilog="Other reports: `llava report results RUN...` writes a paper's table, `llava report compare"
+        " A B` lists the questions that changed, `llava report badcases RUN [RUN]` those that went wrong, and"
+        " `llava report training RUN...` draws the curves of training runs.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS", help="metrics.json or a folder")
     parser.add_argument(

@@ -85,8 +85,8 @@ def smooth(values: Sequence[float]) -> list[float]:
     return means
 
 
-def draw_curves(logs: Sequence[Log], out: Path) -> None:
-    """Draw all panels to the PNG file `out`.
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; its size is in inches.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -95,13 +95,22 @@ def draw_curves(logs: Sequence[Log], out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SettingsError(
-            "drawing needs matplotlib: pip install matplotlib", code="missing-matplotlib"
+            "drawing needs matplotlib: pip install 'llava[plot]'", code="missing-matplotlib"
         ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_curves(logs: Sequence[Log], out: Path) -> None:
+    """Draw all panels to the PNG file `out`.
+
+    Raises:
+        SettingsError: matplotlib is not installed.
+    """
     shown = select_panels(logs)
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     legend_rows = -(-(len(logs) + 1) // COLUMNS)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.3 * legend_rows + 0.2), layout="constrained")
+    figure = new_figure(4.6 * columns, 3.1 * rows + 0.3 * legend_rows + 0.2)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     last = max(step for log in logs for panel in shown for step in log.series(panel.key)[0])
     for axes, panel in zip(grid, shown, strict=False):

@@ -1,1 +1,1 @@
-"""The metrics.json format, confidence intervals, and published scores to compare with."""
+"""The metrics.json format, confidence intervals, paired tests, and published scores to compare with."""

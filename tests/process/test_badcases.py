@@ -185,6 +185,55 @@ def test_the_page_in_a_browser(runs: tuple[Path, Path], badcases: Run, tmp_path:
         assert page.locator("#help").is_visible()
 
 
+def test_the_changed_questions_of_two_runs_are_listed(
+    runs: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def compare(*words: object) -> list[list[str]]:
+        argv = ["llava report", "compare", *runs, *words, "--eval-root", tmp_path / "eval"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
+        report.main()
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    told = compare("--output", tmp_path / "page.html")
+    assert ["seed:", "Scene", "Understanding", "4", "1", "1", "+0"] in told
+    assert ["all", "8", "2", "2", "+0"] in told
+    data = block((tmp_path / "page.html").read_text(), "data")
+    assert isinstance(data, dict)
+    assert [(row["id"], row["thumbnail"]) for row in data["cases"]] == [
+        ("0", 0),
+        ("1", 0),
+        ("2", 1),
+        ("3", 1),
+    ]
+    compare("--output", tmp_path / "list.md")
+    text = (tmp_path / "list.md").read_text()
+    assert re.findall(r"^## (.*): .* question (\d)$", text, re.M) == [
+        ("right -> wrong", "0"),
+        ("right -> wrong", "1"),
+        ("wrong -> right", "2"),
+        ("wrong -> right", "3"),
+    ]
+    with raises_code("unknown-format"):
+        compare("--output", tmp_path / "list.pdf")
+
+
+def test_the_results_page_in_a_browser(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    argv = ["llava report", "results", f"{HOSTILE}={runs[0]}", *runs[1:], "--out", tmp_path / "page.html"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
+    report.main()
+    with browser_page() as page:
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.text_content("tbody th") == HOSTILE.replace("\u202e", " ")
+        assert page.locator("table").count() == 1
+        assert page.evaluate("getComputedStyle(document.querySelector('table')).borderCollapse") == "collapse"
+
+
 def test_a_page_of_14000_questions_draws_only_what_is_in_view(tmp_path: Path) -> None:
     pairs = ((verdict(n, "AB"[n % 2]), verdict(n, "AAB"[n % 3])) for n in range(14_000))
     cases = [Case("seed", pair, ("seed", "image", "")) for pair in pairs]

@@ -117,5 +117,5 @@ def test_without_matplotlib_the_remedy_is_named(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert "pip install matplotlib" in result.stderr
+    assert "llava[plot]" in result.stderr
     assert not list(tmp_path.glob("*.png"))

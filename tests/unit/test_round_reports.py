@@ -13,11 +13,11 @@ import pytest
 from llava.data_engine.__main__ import main
 from llava.data_engine.loop.score import score_base, score_round
 from llava.data_engine.loop.split import make_split, read_parts
-from llava.data_engine.results.pages import escape_markdown
 from llava.data_engine.results.report import report_rounds
 from llava.errors import DataError, SettingsError
 from llava.files import write_jsonl
 from llava.schema import Scores
+from llava.scoring.markup import escape_markdown
 from llava.scoring.metrics import write_scores
 from support.engine_rounds import TYPES, fill_round, run_of
 from support.errors import raises_code

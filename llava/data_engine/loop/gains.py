@@ -10,6 +10,7 @@ from statistics import fmean
 from llava.errors import DataError
 from llava.schema import JsonObject, Verdict
 from llava.scoring.intervals import Changes, Interval, paired_means, paired_proportions
+from llava.scoring.paired_tests import sign_test
 
 Pairs = list[tuple[float, float]]
 """Each question's points (0 to 1) in the earlier run and in the later one."""
@@ -50,7 +51,8 @@ def compare_pairs(pairs: Pairs) -> Gain:
     """Return the gain over questions, of which there is at least one."""
     low, high = gain_interval(pairs)
     before, after = (100 * fmean(points) for points in zip(*pairs, strict=True))
-    return Gain(len(pairs), before, after, 100 * low, 100 * high, sign_test(pairs))
+    p = sign_test([new - old for old, new in pairs])
+    return Gain(len(pairs), before, after, 100 * low, 100 * high, p)
 
 
 def gain_row(gain: Gain) -> JsonObject:
@@ -68,14 +70,6 @@ def gain_interval(pairs: Pairs) -> Interval:
         )
         return paired_proportions(both, only_after, only_before, neither)
     return paired_means([Changes.between(pairs, 1.0)], 1.0)
-
-
-def sign_test(pairs: Pairs) -> float:
-    """Return the two-sided p of the sign test; where all is right or wrong it is McNemar's exact test."""
-    from scipy.stats import binomtest
-
-    up, down = (sum(sign * (after - before) > 0 for before, after in pairs) for sign in (1, -1))
-    return float(binomtest(up, up + down).pvalue) if up + down else 1.0
 
 
 def pairing_key(verdict: Verdict) -> tuple[str, str, str, str]:

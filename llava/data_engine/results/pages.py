@@ -6,13 +6,13 @@ this module made it.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.errors import SettingsError
 from llava.files import atomic_write
 from llava.schema import JsonObject
+from llava.scoring.markup import escape_markdown, printable
 from llava.scoring.metrics import format_interval
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGES = ("html", "md")
 # Of a text that a model wrote, in a table.
 _LONGEST = 160
-_MARKDOWN = re.compile(r"[\\*_\[\]~$]")
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "&#96;", "|": "&#124;"}
 
 
 def write_pages(stem: Path, template: str, values: JsonObject) -> list[Path]:
@@ -71,20 +69,6 @@ def _environment(kind: str) -> Environment:
         environment.filters[name] = lambda value, show=show: Markup(show(value))
     environment.filters["short"] = shorten
     return environment
-
-
-def escape_markdown(text: str) -> str:
-    """Return a text that Markdown shows as it is, on one line, where it does not begin the line.
-
-    No markup, HTML, link, code or table cell comes of it.
-    """
-    escaped = (_ENTITIES.get(character, character) for character in printable(text))
-    return _MARKDOWN.sub(r"\\\g<0>", "".join(escaped)).replace("://", "&#58;//")
-
-
-def printable(text: str) -> str:
-    """Return a text on one line, without characters that steer a terminal or the direction of writing."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def shorten(value: object) -> str:
