@@ -8,6 +8,7 @@ import sys
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("llava.doctor", "what this machine has, what is missing, and the command that installs it"),
     "layout": ("llava.layout", "check the image folders and files under playground/data"),
+    "download": ("llava.layout.download", "get training data and benchmarks, each into its folder"),
     "check": ("llava.data.check", "look at training data: records, images, lengths"),
     "engine": (
         "llava.data_engine",

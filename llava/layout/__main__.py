@@ -16,10 +16,9 @@ from pathlib import Path
 from llava.command import run
 from llava.errors import DataError, SettingsError
 from llava.files import require_distinct, write_json
-from llava.layout.folders import FOLDERS, check_named, count_images
+from llava.layout.folders import DATA_ROOT, FOLDERS, check_named, count_images
 from llava.layout.ocr_vqa import Options, convert_folder
 
-ROOT = Path("playground/data")
 EXAMPLES_SHOWN = 5
 
 
@@ -29,7 +28,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="count the images, look for those that a training file names")
-    check.add_argument("--root", type=Path, default=ROOT, help=f"the data folder (default {ROOT})")
+    check.add_argument("--root", type=Path, default=DATA_ROOT, help=f"the data folder (default {DATA_ROOT})")
     check.add_argument("--data", type=Path, nargs="+", default=[], help="training files to look up")
     check.add_argument(
         "--missing", type=Path, help="write the names of all missing images to this file, JSON"

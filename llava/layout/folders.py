@@ -19,6 +19,10 @@ from llava.samples import read_records, record_location
 State = Literal["complete", "short", "missing"]
 
 
+DATA_ROOT = Path("playground/data")
+"""The data folder, where a command is not told another place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """One folder of `.jpg` images; `exact` is False where sources give different counts."""

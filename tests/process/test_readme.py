@@ -43,7 +43,13 @@ FOREIGN = {
 }
 OURS = {"python", "bash", "sbatch", "pip", "llava"}
 # Variables that libraries or the package read, and flags of the programs above.
-FOREIGN_SETTINGS = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LLAVA_TRACEBACK", "HF_HUB_OFFLINE"}
+FOREIGN_SETTINGS = {
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "LLAVA_TRACEBACK",
+    "HF_HUB_OFFLINE",
+    "LLAVA_MIRRORS",
+}
 FOREIGN_FLAGS = {"--constraint", "--shm-size", "--volume"}
 # Commands that scripts start; pages may name their flags.
 BEHIND_SCRIPTS = (
