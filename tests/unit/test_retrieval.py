@@ -55,7 +55,7 @@ def records(tmp_path: Path) -> Path:
             (f"How many dogs are near {number}?{OPTIONS}", "two"),
             (f"Which lamp is number {number}?{OPTIONS}", "D"),
         )
-        for number in range(40)
+        for number in range(100, 140)
     ]
     samples += [sample_of(99, ("Describe it.", "A street.")), {"id": "t", "conversations": []}]
     write_json(tmp_path / "base.json", samples)
@@ -78,7 +78,7 @@ def test_each_request_takes_the_record_nearest_to_a_bad_case(rounds: Path, recor
     assert 0 < report.similarity < 1
     # 40 times an answer in words, 41 questions without options.
     assert (report.usable, report.unusable["letter_not_a_letter"]) == (80, 40)
-    assert report.unusable["no_options"] == 41
+    assert report.unusable["options_missing"] == 41
     for row in rows:
         known = {case["question_id"] for case in pool[row["type"]]["cases"]}
         assert set(row["cases"]) <= known
@@ -116,7 +116,7 @@ def test_a_retrieved_record_is_cleaned_mixed_and_traced(
     command("retrieve", folder, "--records", records)
     command("clean", folder, "--eval-root", tmp_path)
     accepted = read_json(folder / "clean.json")["accepted"]
-    assert accepted >= REQUESTS - 2
+    assert accepted == REQUESTS
     command("mix", "--round", folder, "--base", records, "--output", out, "--modes", "mc", "--replay", "0")
     added = [row for row in read_json(out) if row["id"].startswith("engine_mc_")]
     assert len(added) == accepted

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import fmean
 from string import ascii_uppercase
+from typing import Any
 
 from llava.data_engine.cleaning.references import split_question
+from llava.data_engine.cleaning.rules import check_record
 from llava.data_engine.loop.plan import PLAN_FILE, plan_counts, read_plan
 from llava.data_engine.loop.pool import question_stem, read_pool
 from llava.data_engine.loop.round import (
@@ -31,7 +33,7 @@ from llava.data_engine.loop.round import (
 )
 from llava.data_engine.loop.similarity import character_vectors
 from llava.data_engine.question_types import find_skill
-from llava.data_engine.records import EngineRecord, parse_record, read_rows
+from llava.data_engine.records import EngineRecord, read_rows
 from llava.data_engine.requests.choice import take_turns
 from llava.data_engine.requests.rows import read_request_rows
 from llava.data_engine.requests.writing import with_id
@@ -79,7 +81,8 @@ class RetrievalReport:
 def retrieve_records(folder: Path, files: Sequence[Path]) -> RetrievalReport:
     """Write a round's requests.jsonl and responses.jsonl from existing records, as its plan divides them.
 
-    A record that says its question type is taken for that type only. None is taken twice in an arm.
+    Only records that the text rules of cleaning accept count, so that an arm loses few of them later. A
+    record that says its question type is taken for that type only. None is taken twice in an arm.
 
     Args:
         folder: The round's folder; its arm is "retrieved".
@@ -157,7 +160,7 @@ def _used_before(folder: Path, own: RoundSettings) -> set[tuple[str, str]]:
 
 
 def _read_sources(files: Sequence[Path], used: set[tuple[str, str]]) -> tuple[list[KeptRecord], Counter[str]]:
-    """Return the records with options, each once, and why the others are not among them."""
+    """Return the records that no rule of cleaning rejects alone, each once, and why the others are not."""
     sources: list[KeptRecord] = []
     unusable: Counter[str] = Counter()
     seen = set(used)
@@ -165,13 +168,13 @@ def _read_sources(files: Sequence[Path], used: set[tuple[str, str]]) -> tuple[li
         for position, row in read_rows(path):
             for candidate in _exchanges(row):
                 try:
-                    source = KeptRecord(parse_record(candidate, position), path)
+                    record = check_record(candidate, "", "").record
                 except Unusable as fault:
-                    unusable[fault.reason] += 1
+                    # What is wrong with a record's form comes first in the detail.
+                    unusable[fault.detail.split()[0] if fault.reason == "schema" else fault.reason] += 1
                     continue
-                if source.record.choice is None:
-                    unusable[_why_no_choice(source.record)] += 1
-                elif source.key in seen:
+                source = KeptRecord(replace(record, position=position), path)
+                if source.key in seen:
                     unusable["taken_before" if source.key in used else "repeated"] += 1
                 else:
                     seen.add(source.key)
@@ -179,11 +182,7 @@ def _read_sources(files: Sequence[Path], used: set[tuple[str, str]]) -> tuple[li
     return sources, unusable
 
 
-def _why_no_choice(record: EngineRecord) -> str:
-    return record.faults["choice"].reason if "choice" in record.faults else "no_options"
-
-
-def _exchanges(row: object) -> Iterator[object]:
+def _exchanges(row: object) -> Iterator[Any]:
     """Yield a row as engine records: each question of a LLaVA sample, or the row itself."""
     if not isinstance(row, dict) or "conversations" not in row:
         yield row
