@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,9 @@ def expect_message(page: Page, text: str) -> None:
 
 def test_a_talk_with_two_models(served: str, scripted: Scripted, votes: Path) -> None:
     scene, question = web.load_examples(web.EXAMPLES)[0]
+    asked_for: list[str] = []
     with browser_page() as page:
+        page.on("request", lambda request: asked_for.append(request.url))
         page.goto(served)
         click(page, "Regenerate")
         expect_message(page, "there is no answer yet")
@@ -186,12 +189,15 @@ def test_a_talk_with_two_models(served: str, scripted: Scripted, votes: Path) ->
         assert (votes / image).read_bytes() == scene.read_bytes()
 
         click(page, "New conversation")
-        page.locator("#chat-0 [data-testid=bot]").wait_for(state="detached")
+        page.wait_for_function("!document.querySelector('[data-testid=bot]')")
         ask(page, "What is it?")
         wait_for_answers(page, 1)
         click(page, "Regenerate")
         scripted.wait_for(answers=4)
         wait_for_answers(page, 1)
+        assert page.get_by_role("button", name="Share").count() == 0
+    # Neither fonts nor statistics: nothing leaves this machine.
+    assert [url for url in asked_for if not url.startswith((served, "data:", "blob:"))] == []
 
 
 def test_what_cannot_be_used_is_said_on_the_page(served: str, tmp_path: Path) -> None:
@@ -225,8 +231,11 @@ def test_what_cannot_be_used_is_said_on_the_page(served: str, tmp_path: Path) ->
         ask(page, "long " * 1500)
         expect_message(page, "shorten the question, or what was said before it")
         # The question is not lost.
-        assert page.input_value("#question textarea") == ("long " * 1500).strip()
-        assert page.locator("#question .thumbnail-item").count() == 1
+        page.wait_for_function(
+            "text => document.querySelector('#question textarea').value === text",
+            arg=("long " * 1500).strip(),
+        )
+        page.locator("#question .thumbnail-item").wait_for()
         assert answers(page, 0) == []
         ask(page, "What is it?")
         wait_for_answers(page, 1)
@@ -311,6 +320,20 @@ def test_the_command_serves_nothing_but_its_page(tmp_path: Path, monkeypatch: py
     assert addresses
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(addresses[0], timeout=5)
+
+
+def test_votes_cast_at_once_are_all_kept(tmp_path: Path) -> None:
+    image = tmp_path / "a.PNG"
+    image.write_bytes(b"picture")
+    log = tmp_path / "votes/votes.jsonl"
+    logs = [VoteLog(log.parent), VoteLog(log.parent)]
+    log.write_text('{"vote": "tie"}\n{"vote": "le')  # a kill cut the second one short
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: logs[n % 2].add("left", {"turns": n}, [image]), range(40)))
+    rows = [row for _, row in read_jsonl(log)]
+    assert rows[0] == {"vote": "tie"}
+    assert sorted(row["turns"] for row in rows[1:]) == list(range(40))
+    assert {path.read_bytes() for path in (log.parent / "images").iterdir()} == {b"picture"}
 
 
 @pytest.mark.parametrize(
