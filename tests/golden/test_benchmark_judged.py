@@ -25,6 +25,7 @@ def test_mmvet_grades_give_the_published_numbers(realdata: Path, model: str, run
     expected = read_json(root / "expected.json")[f"{model}/{runs}runs"]
     scores = MMVET.score(root, MMVET.read_answers(root / f"results/{model}_gpt-4-grade-{runs}runs.json"))
     assert [scores.get(str(run + 1), "run").value for run in range(runs)] == expected["totals"]
+    assert scores.judge == "gpt-4"
     assert not scores.warnings
     assert all(score.of == score.n for score in scores.scores if score.group in {"total", "ability"})
     for ability, value in expected["capability"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def root(tmp_path: Path) -> Path:
     rule = {"role": "Assistant", "prompt": "Rate them."}
     (bench / "rule.json").write_text(json.dumps({f"llava_bench_{c}": rule for c in ("conv", "complex")}))
     (bench / "context.jsonl").write_text('{"image": "001.jpg", "caption": "A hill."}\n')
-    write_jsonl(bench / "answers_gpt4.jsonl", [{"question_id": n, "text": "gpt"} for n in range(2)])
+    write_jsonl(
+        bench / "answers_gpt4.jsonl",
+        [{"question_id": n, "text": "gpt", "answer_id": f"g{n}"} for n in range(2)],
+    )
     (tmp_path / "prices.toml").write_text(PRICES)
     return tmp_path
 
@@ -95,6 +99,7 @@ def test_both_benchmarks_are_judged_scored_and_paid_for_once(
     assert (grades["v1_0"]["score"], grades["v1_0"]["content"]) == ([0.5], ["0.5"])
     reviews = [row for _, row in read_jsonl(root / "llava-bench-in-the-wild/reviews/m_by-org-j.jsonl")]
     assert [row["tuple"] for row in reviews] == [[8.0, 6.0], [8.0, 4.0]]
+    assert [(row["answer1_id"], row["answer2_id"]) for row in reviews] == [("g0", "a0"), ("g1", "a1")]
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("total") and "25.00" in line)
     assert "judge: org/j (llava's prompt)" in row
@@ -191,7 +196,9 @@ def test_no_money_no_reply_and_no_answers_are_said_and_what_was_paid_for_is_kept
         assert server.calls == {"http-400": 1, "good": 2}
 
 
-def test_scores_of_two_judges_are_not_compared(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_two_judges_are_not_compared_and_of_an_unknown_one_with_a_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     metrics = root / "mm-vet/answers/m/metrics.json"
     with ChatServer(answer=points) as server:
         judge(monkeypatch, root, server, "mmvet")
@@ -201,5 +208,8 @@ def test_scores_of_two_judges_are_not_compared(root: Path, monkeypatch: pytest.M
     with raises_code("different-judges", LlavaError) as error:
         compare(runs)
     assert "org/j" in str(error.value)
+    unknown = replace(runs[1], scores=replace(runs[1].scores, judge=""))
+    assert compare([runs[0], unknown])
+    assert any(str(metrics) in text and "org/j" in text for text in caplog.messages)
     assert runs[1].scores.judge == "k[31m (llava's prompt)"
     assert f"{runs[0].name}: judged by org/j (llava's prompt)." in to_markdown(runs[:1], compare(runs[:1]))

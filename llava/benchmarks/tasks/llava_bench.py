@@ -215,10 +215,14 @@ def _parse_review(reply: str) -> tuple[float, ...] | None:
 def _write_reviews(task: Task, replies: Mapping[RecordId, Sequence[JudgeReply]], path: Path) -> None:
     """Write LLaVA's review file, with the judge's name in each row."""
     category = {question.id: question.category for question in _build(task.root, task.split)}
+    gpt4 = _read_by_key(task.root / GPT4, key="question_id")
+    answers = {str(answer.question_id): answer for answer in task.answers}
     rows = [
         {
             "id": number,
             "question_id": identifier,
+            "answer1_id": gpt4[str(identifier)].get("answer_id", ""),
+            "answer2_id": answers[str(identifier)].answer_id,
             "category": f"{PREFIX}{category[identifier]}",
             "content": reply.text,
             "tuple": list(reply.grade),
