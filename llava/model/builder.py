@@ -35,7 +35,9 @@ from llava.model.loading.checkpoint import (
 from llava.model.loading.placement import (
     DeviceMap,
     Placement,
+    avoid_slow_kernels,
     avoid_unsupported_kernels,
+    keep_on_one_gpu,
     parse_dtype,
     plan_placement,
 )
@@ -112,6 +114,8 @@ def load_pretrained_model(
     _refuse_revision(kwargs, model_path)
     source = find_source(model_path, model_base)
     fields = _take_config_fields(kwargs, source)
+    avoid_slow_kernels()
+    keep_on_one_gpu(placement, source.measure_weights() * placement.dtype.itemsize // 2)
     placement.arguments.update(kwargs)
     tokenizer = read_tokenizer(source)
     model = assemble_model(source, placement, tokenizer, fields)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedModel
@@ -77,6 +78,16 @@ def add_adapter(
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def leave_casts_to_autocast(model: nn.Module) -> None:
+    """Keep PEFT from casting each adapter's inputs to float32, where autocast casts them back.
+
+    Losses and gradients have the same bits, but dropout draws other numbers for another precision.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def split_trained_state(

@@ -113,6 +113,11 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
         """The model's compute precision: fp16 or bf16 if asked for, else fp32."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The precision of autocast, None without it; DeepSpeed casts the weights instead."""
+        return self.compute_dtype if (self.bf16 or self.fp16) and not self.deepspeed else None
+
 
 # Old name -> (today's name, old value -> today's value).
 OLD_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {

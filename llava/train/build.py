@@ -27,7 +27,7 @@ from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file
 from llava.model.loading.locate import locate
-from llava.model.loading.placement import UNQUANTISED
+from llava.model.loading.placement import UNQUANTISED, avoid_slow_kernels
 from llava.model.loading.weights import check_weight_file, check_weight_files
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.vocabulary import grow_embeddings
@@ -207,6 +207,7 @@ def load_language_model(
     """
     folder, config = base.folder, base.config
     check_weight_files(folder)
+    avoid_slow_kernels()
     kind = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
     if attn_implementation == "flash_attention_2" and training_args.compute_dtype == torch.float32:
@@ -294,15 +295,22 @@ def prepare_language_model(
     if not training_args.lora_enable:
         return model
     if model_args.init_adapter:
-        return lora.attach_adapter(model, Path(model_args.init_adapter), dropout=training_args.lora_dropout)
-    bias: Any = training_args.lora_bias
-    return lora.add_adapter(
-        model,
-        r=training_args.lora_r,
-        alpha=training_args.lora_alpha,
-        dropout=training_args.lora_dropout,
-        bias=bias,
-    )
+        wrapped = lora.attach_adapter(
+            model, Path(model_args.init_adapter), dropout=training_args.lora_dropout
+        )
+    else:
+        bias: Any = training_args.lora_bias
+        wrapped = lora.add_adapter(
+            model,
+            r=training_args.lora_r,
+            alpha=training_args.lora_alpha,
+            dropout=training_args.lora_dropout,
+            bias=bias,
+        )
+    is_fast = training_args.recipe == "fast"
+    if is_fast and training_args.autocast_dtype is not None and training_args.bits == 16:
+        lora.leave_casts_to_autocast(wrapped)
+    return wrapped
 
 
 def add_vision(

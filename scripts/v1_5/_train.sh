@@ -48,6 +48,8 @@ projector() {
 train() {
     local stage=$1
     shift
+    # Rows have many lengths: fixed segments of the GPU's memory would leave gaps.
+    export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
     # exec, so that a signal to the script reaches the run.
     exec "$PYTHON" -m llava.train.launch "$stage" \
         --init_adapter "${INIT_ADAPTER:-}" \

@@ -23,6 +23,7 @@ from llava.images import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import detect_kind, strip_wrappers
+from llava.model.loading.placement import Placement, keep_on_one_gpu
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 
@@ -314,6 +315,36 @@ def test_cuda_without_a_gpu_is_refused_only_when_asked_for(golden: Path) -> None
         load_pretrained_model(golden / tiny.LANGUAGE, device="cuda")
     model = load_pretrained_model(golden / tiny.LANGUAGE)[1]
     assert (model.device.type, model.dtype) == ("cpu", torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "dtype", "placed"),
+    [
+        ([80, 80], torch.float16, {"": "cuda:0"}),
+        ([10, 80], torch.float16, {"": "cuda:1"}),
+        ([24, 24], torch.float32, "auto"),
+        ([18, 18], torch.float16, "auto"),
+        ([20], torch.float16, {"": "cuda:0"}),
+    ],
+)
+def test_a_model_stays_on_one_gpu_where_it_fits(
+    monkeypatch: pytest.MonkeyPatch, free_gib: list[int], dtype: torch.dtype, placed: object
+) -> None:
+    """Made-up GPUs; a 7B model has 13.5 GiB of files."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(free_gib))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (free_gib[index] << 30, 80 << 30))
+    placement = Placement(dtype, {"device_map": "auto"})
+    keep_on_one_gpu(placement, int(13.5 * 2**30) * dtype.itemsize // 2)
+    assert placement.arguments["device_map"] == placed
+    asked_for = Placement(dtype, {"device_map": {"": "cuda:1"}})
+    keep_on_one_gpu(asked_for, 1)
+    assert asked_for.arguments["device_map"] == {"": "cuda:1"}
+
+
+def test_loading_keeps_attention_from_kernels_that_plan_for_every_shape(golden: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_pretrained_model(golden / tiny.LANGUAGE, device="cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_contradicting_or_unknown_arguments_fail(golden: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ from llava.images import process_images
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, next_token_loss
-from llava.model.lora import add_adapter, lora_targets, split_trained_state
+from llava.model.lora import add_adapter, leave_casts_to_autocast, lora_targets, split_trained_state
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import splice
 from llava.tokenizer import load_tokenizer
@@ -389,6 +389,33 @@ def test_an_adapter_never_touches_the_tower(golden: Path) -> None:
         f"base_model.model.model.mm_projector.{name}" for name in ("0.bias", "0.weight", "2.bias", "2.weight")
     ]
     assert {tensor.dtype for tensor in state.adapter.values()} == {torch.float32}
+
+
+def test_an_adapter_learns_the_same_bits_where_autocast_does_the_casts(golden: Path) -> None:
+    """PEFT casts each input to float32 first; autocast casts it back."""
+    ids = torch.arange(3, 40)[None]
+
+    def learn(*, by_autocast: bool) -> list[torch.Tensor]:
+        model = LlavaLlamaForCausalLM.from_pretrained(golden / tiny.LANGUAGE, dtype=torch.bfloat16)
+        torch.manual_seed(0)
+        wrapped = add_adapter(model, r=4, alpha=8).train()
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:  # zeros would hide the inputs
+                torch.nn.init.normal_(parameter)
+        if by_autocast:
+            leave_casts_to_autocast(wrapped)
+        inputs: set[torch.dtype] = set()
+        first = next(module for name, module in wrapped.named_modules() if name.endswith("lora_A.default"))
+        first.register_forward_pre_hook(lambda _, given: inputs.add(given[0].dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = wrapped(input_ids=ids, labels=ids).loss
+        loss.backward()
+        assert inputs == {torch.bfloat16 if by_autocast else torch.float32}
+        return [loss.detach(), *(each.grad for each in wrapped.parameters() if each.grad is not None)]
+
+    ours, pefts = learn(by_autocast=True), learn(by_autocast=False)
+    assert len(ours) == len(pefts) == 1 + 4 * 7 * 2
+    assert all(torch.equal(one, other) for one, other in zip(ours, pefts, strict=True))
 
 
 def vision_flags(golden: Path, **changes: Any) -> SimpleNamespace:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -148,6 +149,15 @@ def test_the_config_tells_readers_what_the_originals_does(golden: Path, runs: Pa
 
 
 # ---- what is learned, and from what
+
+
+@pytest.mark.parametrize(("recipe", "casts"), [("fast", False), ("exact", True)])
+def test_only_the_fast_recipe_leaves_an_adapters_casts_to_autocast(
+    golden: Path, tmp_path: Path, recipe: str, casts: bool
+) -> None:
+    flags = short(golden, tmp_path, "--recipe", recipe, "--bf16", "True")
+    layers = assemble(*parse_arguments(flags)).model.modules()
+    assert {each.cast_input_dtype_enabled for each in layers if isinstance(each, LoraLayer)} == {casts}
 
 
 def test_equal_seeds_give_equal_adapters(golden: Path, tmp_path: Path) -> None:

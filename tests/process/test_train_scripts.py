@@ -89,7 +89,10 @@ def test_a_script_asks_for_the_published_settings(
 ) -> None:
     # Stands in for Python: writes down its arguments, which are then planned and parsed for real.
     recorder = tmp_path / "python"
-    recorder.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@" > "$FLAGS"\n')
+    recorder.write_text(
+        '#!/usr/bin/env bash\nprintf "%s\\0" "$@" > "$FLAGS"\n'
+        "[[ $PYTORCH_ALLOC_CONF == expandable_segments:True ]]\n"
+    )
     recorder.chmod(0o755)
     written = tmp_path / "flags"
     env = environment(golden, PYTHON=str(recorder), FLAGS=str(written))

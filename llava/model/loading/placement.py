@@ -96,6 +96,33 @@ def plan_rewriting(dtype: torch.dtype | str, device: str = "cpu") -> Placement:
     )
 
 
+def keep_on_one_gpu(placement: Placement, weights: int) -> None:
+    """Replace the device map `auto` by one GPU where a model fits it; `auto` spreads it over all.
+
+    Beside the weights, a quarter of their size and 2 GiB are left for answering.
+
+    Args:
+        placement: Its device map is changed.
+        weights: The size of the weights in memory, in bytes.
+    """
+    if placement.arguments["device_map"] != "auto":
+        return
+    for index in range(torch.cuda.device_count()):
+        free, _ = torch.cuda.mem_get_info(index)
+        if 1.25 * weights + 2 * 2**30 <= free:
+            placement.arguments["device_map"] = {"": f"cuda:{index}"}
+            return
+
+
+def avoid_slow_kernels() -> None:
+    """Keep PyTorch's attention from cuDNN, which builds a plan for every new shape, and here most are new.
+
+    A plan takes up to half a second (modelscope/FunASR issue 3704). For some lengths of masked batches its
+    gradients are NaN (pytorch/pytorch issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def avoid_unsupported_kernels(model: torch.nn.Module) -> None:
     """Keep bitsandbytes' packed CPU kernel from 4-bit layers whose size it does not support.
 

@@ -63,6 +63,11 @@ class Source:
         """The folders from which a relative path in the config is resolved."""
         return [self.config_folder, self.folder, self.base]
 
+    def measure_weights(self) -> int:
+        """Return the size of the language model's weight files, in bytes. Most are in half precision."""
+        files = [*self.base.glob("*.safetensors")] or [*self.base.glob("pytorch_model*.bin")]
+        return sum(path.stat().st_size for path in files)
+
     @property
     def tokenizer_folder(self) -> Path:
         """The folder itself if it has a tokenizer, else the base's."""

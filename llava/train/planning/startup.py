@@ -16,7 +16,6 @@ from operator import truediv
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -67,7 +66,7 @@ def plan_run(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> RunPlan:
     Every rank must call this, before DeepSpeed wraps the model.
     """
     args, model = trainer.args, trainer.model
-    footprint = measure(model, device=args.device, autocast=_autocast(args))
+    footprint = measure(model, device=args.device, autocast=args.autocast_dtype)
     batch = largest_batch(dataset, args, _image_positions(trainer, dataset), trainer.recipe)
     sharing, room = Sharing.of(args), memory.room_on(args.device, model)
     recomputed = choose_recomputed_layers(trainer.recipe, args, footprint, batch, sharing, room)
@@ -163,11 +162,6 @@ class Outlook(TrainerCallback):
             seconds = (time.perf_counter() - self._since) / (_MEASURED_STEPS - _SLOW_STEPS)
             hours = seconds * (state.max_steps - state.global_step) / 3600
             logger.info(f"step {state.global_step:,}: {seconds:.2f} s a step, {hours:.1f} h to go")
-
-
-def _autocast(args: TrainingArguments) -> torch.dtype | None:
-    """Return the precision of autocast, None without it; DeepSpeed casts the weights instead."""
-    return args.compute_dtype if (args.bf16 or args.fp16) and not args.deepspeed else None
 
 
 def _advice(plan: RunPlan, *, can_quantise: bool) -> str:
