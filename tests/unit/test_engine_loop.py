@@ -367,7 +367,10 @@ def test_a_type_that_did_not_gain_is_given_up_for_good(rounds: Path, tmp_path: P
     assert control["power"]["flip_rate"] == read_plan(rounds / "2")["power"]["flip_rate"] != 0.2
 
 
-@pytest.mark.parametrize(("up", "down", "kept"), [(9, 3, True), (5, 5, False), (12, 1, True), (1, 6, False)])
+@pytest.mark.parametrize(
+    ("up", "down", "kept"),
+    [(9, 3, True), (5, 5, False), (12, 1, True), (1, 6, False), (3, 0, True), (0, 2, False)],
+)
 def test_only_a_type_whose_gain_is_surely_small_is_given_up(
     rounds: Path, tmp_path: Path, up: int, down: int, kept: bool
 ) -> None:

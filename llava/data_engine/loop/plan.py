@@ -32,6 +32,7 @@ from llava.data_engine.loop.split import SPLIT_FILE, Split, read_parts
 from llava.errors import DataError, SettingsError, shown
 from llava.files import write_json
 from llava.schema import JsonObject, Verdict
+from llava.scoring.intervals import FEWEST_CHANGES
 from llava.scoring.metrics import format_table, read_scores
 
 PLAN_FILE = "plan.json"
@@ -264,12 +265,27 @@ def _give_up(
 ) -> dict[str, str]:
     """Return the types that get no request, with the reasons.
 
-    The gain of the last round must speak for it: its interval has 0, and no gain that the questions would
-    have shown (`power.smallest_gain`, with their own flips). A type that may have been unlucky is kept.
+    The gain of the last round must speak for it (`find_ruled_out`). A type that may have been unlucky is
+    kept.
     """
     reasons = {name: _NO_CASE for name, row in pool["types"].items() if not row["kept"]}
     if before is None or not settings.give_up or settings.arm == "uniform":
         return reasons
+    for name, row in load_plan(before)["types"].items():
+        if name in reasons or name not in pool["types"]:
+            continue
+        if row["given_up"] and row["given_up"] != _NO_CASE:
+            reasons[name] = row["given_up"]
+        elif row["requests"]:
+            ruled_out = find_ruled_out(pairs[name], significance=SIGNIFICANCE / settings.rounds)
+            if ruled_out is not None:
+                low, high = gain_interval(pairs[name])
+                reasons[name] = (
+                    f"gain of round {settings.round - 1} within noise"
+                    f" [{100 * low:.1f}, {100 * high:.1f}] on {len(pairs[name])} questions, which would show"
+                    f" {100 * ruled_out:.1f}"
+                )
+    return reasons
     for name, row in load_plan(before)["types"].items():
         if name in reasons or name not in pool["types"]:
             continue
@@ -287,6 +303,19 @@ def _give_up(
                     f" {100 * visible:.1f}"
                 )
     return reasons
+
+
+def find_ruled_out(pairs: Pairs, *, significance: float) -> float | None:
+    """Return the smallest gain that the questions would have shown, if they rule it out; else None.
+
+    The gain's interval must have 0 and end below. Fewer than six changed answers show nothing, either way;
+    among so few, more right ones than before keep the question open.
+    """
+    flips = flip_rate_of(pairs)
+    visible = smallest_gain(len(pairs), flips, significance=significance)
+    low, high = gain_interval(pairs)
+    is_open = flips * len(pairs) < FEWEST_CHANGES and sum(after - before for before, after in pairs) > 0
+    return visible if visible is not None and low <= 0 and high < visible and not is_open else None
 
 
 def _pool_verdicts(pool: JsonObject, split: Split) -> tuple[Verdict, ...]:
