@@ -183,7 +183,7 @@ class _Comparison:
         )
 
     def _align(self, model: ScoredModel, task: Task) -> Scores | None:
-        """Return the model's scores in the order of the baseline's questions, None if they are others."""
+        """Return the model's scores in the order of the baseline's questions, None if they do not compare."""
         key = (model.name, task)
         if key not in self.aligned:
             self.aligned[key] = None
@@ -263,4 +263,6 @@ def _run_notes(models: Sequence[ScoredModel]) -> Iterator[str]:
                 largest = max(partial, key=lambda score: score.of or 0)
                 yield f"{PARTIAL_MARK} partial: {where}: {largest.count} questions."
             yield from (f"{WARNING_MARK} WARNING: {where}: {text}." for text in run.scores.warnings)
+            if run.scores.judge:
+                yield f"{where}: judged by {run.scores.judge}."
             yield from (f"{where}: {note}." for note in run.scores.notes)

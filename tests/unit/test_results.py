@@ -157,6 +157,16 @@ def test_models_are_compared_with_the_baseline(root: Path) -> None:
     assert all(fact in told for fact in ("part", "10 of 80", "all answers are empty", "80 questions"))
 
 
+def test_the_grades_of_two_judges_are_shown_without_a_difference(tmp_path: Path) -> None:
+    for name, scores in {"a": BASE, "b": BETTER}.items():
+        write_scores(tmp_path / name, replace(scores, judge=f"judge of {name}"))
+    results = build_results(read_models([str(tmp_path)]))
+    cell = results.main.rows[1].cells[0]
+    assert cell.lines[0] == "57.50"
+    assert (cell.difference, cell.p) == (None, None)
+    assert all(any(note.endswith(f"judged by judge of {name}.") for note in results.notes) for name in "ab")
+
+
 def test_a_clear_difference_stays_clear_among_many(tmp_path: Path) -> None:
     kinds = [f"type {n}" for n in range(20)]
     before = {kind: [0.0, 1.0] * 10 for kind in kinds}
