@@ -35,10 +35,14 @@ def get(name: str) -> Benchmark:
     raise SettingsError(f"no benchmark {name!r}; there are: {', '.join(known)}", code="unknown-benchmark")
 
 
-def evaluation_of(name: str, split: str | None, eval_root: Path, model_name: str) -> ModelEvaluation:
+def evaluation_of(
+    name: str, split: str | None, eval_root: Path, model_name: str, limit: int | None = None
+) -> ModelEvaluation:
     """Return the evaluation of one model on the benchmark called `name`, under `eval_root`.
 
-    `split` is a split's name or its question file's without suffix; None is the usual split.
+    `split` is a split's name or its question file's without suffix; None is the usual split. `limit` is how
+    many of its questions are asked; None is all.
     """
     benchmark = get(name)
-    return ModelEvaluation(benchmark, eval_root / benchmark.folder, benchmark.pick_split(split), model_name)
+    root = eval_root / benchmark.folder
+    return ModelEvaluation(benchmark, root, benchmark.pick_split(split), model_name, limit)

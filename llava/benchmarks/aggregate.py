@@ -171,7 +171,7 @@ def collect_unjudged(
             image=question.image,
             question=question.text,
         )
-        for question, answer in zip(questions, matched.answers, strict=True)
+        for question, answer in matched.pairs(questions)
     ]
     score = not_available(headline, why)
     return collect(benchmark, headline, [score], verdicts, matched, source=source, split=split)
@@ -193,7 +193,11 @@ def match_notes(matched: Matched) -> tuple[str, ...]:
     """Return notes on answers that are missing or may belong to another question."""
     notes = []
     total = len(matched.answers)
-    if matched.missing:
+    if matched.missing and matched.leaves_out:
+        notes.append(
+            f"limited: a sample of {total - matched.missing} of {total} questions was asked (--limit)"
+        )
+    elif matched.missing:
         notes.append(
             f"{matched.missing} of {total} questions have no answer and count as wrong (--allow-missing)"
         )

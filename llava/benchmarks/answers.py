@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from llava.benchmarks.records import read_json_records, read_record_lines, require_id
 from llava.errors import AnswersError, shown
@@ -20,6 +21,11 @@ ID_KEYS = ("question_id", "questionId")
 TEXT_KEYS = ("text", "prediction", "answer")
 KNOWN_KEYS = {*ID_KEYS, "prompt", "text", "answer_id", "model_id", "metadata"}
 SHOWN_IDS = 5
+
+AllowMissing = bool | Literal["left out"]
+"""Whether questions may have no answer; they then count as wrong, or are left out of the scores."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +39,24 @@ class Matched:
             they may belong to another question.
         by_order: How many answers without prompt share their id with several questions, so that only their
             order identifies the question.
+        leaves_out: Whether questions without answer are left out, as they were not asked (`--limit`).
     """
 
     answers: list[Answer | None]
     duplicates: int
     other_prompts: int
     by_order: int = 0
+    leaves_out: bool = False
 
     @property
     def missing(self) -> int:
         """The number of questions without answer."""
         return sum(answer is None for answer in self.answers)
+
+    def pairs(self, items: Iterable[Item]) -> list[tuple[Item, Answer | None]]:
+        """Return what belongs to each question with its answer; without those that are left out."""
+        pairs = zip(items, self.answers, strict=True)
+        return [pair for pair in pairs if pair[1] is not None or not self.leaves_out]
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -114,7 +127,7 @@ def _answer(row: object, where: str) -> Answer:
 
 
 def match(
-    questions: Sequence[Question], answers: Sequence[Answer], *, allow_missing: bool, name: str
+    questions: Sequence[Question], answers: Sequence[Answer], *, allow_missing: AllowMissing, name: str
 ) -> Matched:
     """Match each answer to its question by id; if an id repeats, by prompt, then by order.
 
@@ -168,7 +181,7 @@ def match(
     other_prompts = sum(
         _has_other_prompt(question.text, answer) for question, answer in zip(questions, found, strict=True)
     )
-    return Matched(found, duplicates, other_prompts, by_order)
+    return Matched(found, duplicates, other_prompts, by_order, allow_missing == "left out")
 
 
 def _has_other_prompt(text: str, answer: Answer | None) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llava.benchmarks.answers import read_answers
+from llava.benchmarks.answers import AllowMissing, read_answers
 from llava.benchmarks.judging import Judging
 from llava.benchmarks.records import is_data_fault, read_record_lines, require_id
 from llava.errors import AnswersError, DataError, SettingsError
@@ -37,7 +37,7 @@ class Task:
     root: Path
     split: str
     answers: Sequence[Answer]
-    allow_missing: bool = False
+    allow_missing: AllowMissing = False
     truth: Path | None = None
 
 
@@ -103,6 +103,7 @@ class Benchmark:
             is read by `build`.
         evaluation: How its questions are asked and where the answers go.
         evaluation_of: The same for splits that differ.
+        unit_of: What the ids of questions that make sense only together have in common (MMBench's rotations).
         result: What it scores, in a few words.
         write_file: Writes a question file that is not jsonl; returns the number of questions.
         aliases: Other names of it, such as that of its script.
@@ -130,6 +131,7 @@ class Benchmark:
     question_files: dict[str, str]
     evaluation: Evaluation = field(default_factory=Evaluation)
     evaluation_of: Mapping[str, Evaluation] = field(default_factory=dict)
+    unit_of: Callable[[RecordId], RecordId] = lambda identifier: identifier
     result: str = "accuracy"
     write_file: Callable[[Path, str, Path], int] | None = None
     aliases: tuple[str, ...] = ()
@@ -239,17 +241,20 @@ class Benchmark:
         *,
         split: str | None = None,
         truth: Path | None = None,
-        allow_missing: bool = False,
+        allow_missing: AllowMissing = False,
     ) -> Scores:
         """Judge `answers` by the official rule. The headline has no value where only a server can tell.
 
         Raises:
             AnswersError: Answers are missing (unless `allow_missing`), contradict, or answer other questions.
             DataError: The ground truth is absent or damaged.
+            SettingsError: Missing answers should be left out, and the benchmark counts them.
         """
         split = self.pick_split(split)
         with self._explaining_data_faults(truth or root):
             scores = self.judge(Task(root, split, answers, allow_missing, truth))
+            if allow_missing == "left out":
+                scores = _mark_limited(scores, self.judge(Task(root, split, answers, True, truth)))
         return self.with_official_facts(scores, split)
 
     def with_official_facts(self, scores: Scores, split: str) -> Scores:
@@ -258,7 +263,9 @@ class Benchmark:
         known = (
             replace(
                 score,
-                of=sizes.get(score.name if score.group in PLAIN_GROUPS else f"{score.group}/{score.name}"),
+                of=sizes.get(
+                    score.name if score.group in PLAIN_GROUPS else f"{score.group}/{score.name}", score.of
+                ),
                 quoted=score.group == "total" and score.name in quoted,
             )
             for score in scores.scores
@@ -304,6 +311,19 @@ class Benchmark:
             raise AnswersError(f"{self.name}: there are no answers to send in", code="no-answers")
         with self._explaining_data_faults(truth or root):
             (writer or self.submit)(Task(root, self.pick_split(split), answers, allow_missing, truth), path)
+
+
+def _mark_limited(scores: Scores, whole: Scores) -> Scores:
+    """Return `scores` of a limited run, each with the number of questions that it has in the `whole` run."""
+    if any(verdict.status == "unanswered" for verdict in scores.verdicts):
+        raise SettingsError(
+            f"{scores.benchmark} cannot be limited: its rule counts questions that were not asked. Its "
+            "module should pair questions and answers by Matched.pairs",
+            code="cannot-limit",
+        )
+    sizes = {(score.group, score.name): score.n for score in whole.scores}
+    marked = (replace(score, of=sizes.get((score.group, score.name))) for score in scores.scores)
+    return replace(scores, scores=tuple(marked))
 
 
 def read_jsonl_questions(path: Path, required: Sequence[str] = ("question_id", "text")) -> list[Question]:

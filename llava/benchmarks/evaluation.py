@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.benchmarks.aggregate import degenerate_texts
+from llava.benchmarks.answers import AllowMissing
 from llava.benchmarks.base import Benchmark, Evaluation, Task, Writer
 from llava.errors import DataError, SettingsError
 from llava.schema import JsonObject, Scores
@@ -53,12 +54,14 @@ class ModelEvaluation:
         root: The benchmark's folder.
         split: Which questions.
         name: What the model's files are called.
+        limit: How many questions are asked, None for all. Of a limited run nothing is sent in.
     """
 
     benchmark: Benchmark
     root: Path
     split: str
     name: str
+    limit: int | None = None
 
     @property
     def evaluation(self) -> Evaluation:
@@ -118,7 +121,10 @@ class ModelEvaluation:
                 file.unlink(missing_ok=True)
 
     def submit(self) -> None:
-        """Write the files that the benchmark's server, judge or own program takes."""
+        """Write the files that the benchmark's server, judge or own program takes; none of a limited run."""
+        if self.limit:
+            logger.info(f"{self.benchmark.name}: nothing to send in is written of a limited run (--limit)")
+            return
         for path, writer in self._submissions():
             answers = self.benchmark.read_answers(self.merged)
             self.benchmark.write_submission(self.root, answers, path, split=self.split, writer=writer)
@@ -139,7 +145,9 @@ class ModelEvaluation:
                 logger.warning(f"{self.benchmark.name}: {text}")
             logger.info(f"{self.benchmark.name}: no scores here; its server or judge takes what was written")
             return None
-        return score_file(self.benchmark, Task(self.root, self.split, ()), file, self.answers)
+        allow_missing: AllowMissing = "left out" if self.limit else False
+        task = Task(self.root, self.split, (), allow_missing)
+        return score_file(self.benchmark, task, file, self.answers)
 
     def _newest_grades(self, answered_at: Path) -> Path | None:
         newest: Path | None = None
@@ -175,7 +183,11 @@ def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path 
     if save_path:
         write_scores(save_path, scores)
     if scores.get(scores.headline).value is None:
-        if save_path is None:
+        if task.allow_missing == "left out":
+            logger.info(
+                f"{benchmark.name} has no local score, and nothing is sent in of a limited run (--limit)"
+            )
+        elif save_path is None:
             logger.warning(
                 f"{benchmark.name} has no local score; `submit` writes the file for its server or judge"
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava.benchmarks.answers import match, read_answers
+from llava.benchmarks.answers import AllowMissing, match, read_answers
 from llava.benchmarks.base import options_text
 from llava.benchmarks.records import Record, read_sheet, read_tsv
 from llava.errors import AnswersError, DataError
@@ -175,7 +175,7 @@ def _read_upload(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def write_mmbench_upload(
-    tsv: Path, answers: Sequence[Answer], path: Path, *, name: str, allow_missing: bool = True
+    tsv: Path, answers: Sequence[Answer], path: Path, *, name: str, allow_missing: AllowMissing = True
 ) -> int:
     """Write the server's xlsx (the TSV's columns plus `prediction`); return the number of empty predictions.
 

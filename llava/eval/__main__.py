@@ -90,6 +90,12 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=STEPS,
         help=f"which steps to run (default: {','.join(STEPS)})",
     )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="ask a sample of N questions, the same for every model; -limitN is added to the name",
+    )
     parser.add_argument("--overwrite", action="store_true", help="discard earlier answers and results")
     parser.add_argument("--num-chunks", type=int, help="number of shards (default: of torchrun or srun)")
     parser.add_argument("--chunk-idx", type=int, help="which shard to answer, from 0")
@@ -105,6 +111,10 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--steps: no step {unknown[0]!r}; there are: {','.join(STEPS)}")
     if flags.name is None:
         flags.name = Path(flags.model_path).name
+    if flags.limit is not None:
+        if flags.limit < 1:
+            raise SettingsError(f"--limit {flags.limit}: want at least 1", code="out-of-range")
+        flags.name += f"-limit{flags.limit}"
     require_model_name(flags.name)
     return flags
 
@@ -125,7 +135,7 @@ def select_benchmarks(flags: argparse.Namespace) -> dict[str, ModelEvaluation]:
     found = {}
     for name in names:
         split = splits.get(benchmarks.get(name).name)
-        found[name] = benchmarks.evaluation_of(name, split, flags.eval_root, flags.name)
+        found[name] = benchmarks.evaluation_of(name, split, flags.eval_root, flags.name, flags.limit)
     needs_data = {"prepare", "answer"} & set(flags.steps)
     lacking = {}
     for name, target in found.items() if is_all or needs_data else ():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +46,30 @@ def journal_of(target: ModelEvaluation) -> Path:
 
 
 def read_asks(target: ModelEvaluation) -> list[Ask]:
-    """Return what to ask for the questions of an evaluation, in order."""
+    """Return what to ask for the questions of an evaluation, in order; a sample of them if it is limited."""
+    asks = _read_all_asks(target)
+    return asks if target.limit is None else sample_asks(asks, target)
+
+
+def sample_asks(asks: Sequence[Ask], target: ModelEvaluation) -> list[Ask]:
+    """Return a sample of `asks`, in order: `target.limit` of them, or a few more to keep units whole.
+
+    A unit is what shares an id (MME's two questions on an image) or what the benchmark says. Units are drawn
+    in the order of their ids' SHA-256: every model is asked the same, and a larger sample contains a smaller
+    one. The first questions would be of one type where a file is sorted (MME, POPE).
+    """
+    units: dict[str, list[int]] = defaultdict(list)
+    for position, ask in enumerate(asks):
+        units[str(target.benchmark.unit_of(ask.head["question_id"]))].append(position)
+    chosen: list[int] = []
+    for unit in sorted(units, key=lambda unit: hashlib.sha256(unit.encode()).digest()):
+        if len(chosen) >= (target.limit or 0):
+            break
+        chosen += units[unit]
+    return [asks[position] for position in sorted(chosen)]
+
+
+def _read_all_asks(target: ModelEvaluation) -> list[Ask]:
     evaluation = target.evaluation
     images = target.root / evaluation.images
     if evaluation.questions == "mmbench":

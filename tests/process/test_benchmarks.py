@@ -21,7 +21,7 @@ from llava.benchmarks.base import Benchmark, Example
 from llava.benchmarks.evaluation import score_table
 from llava.errors import AnswersError, DataError, SettingsError
 from llava.report.comparison import compare, read_runs, to_markdown
-from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.schema import Answer, Question, Score, Scores, Verdict, describe_count
 from llava.scoring.metrics import read_scores, write_scores
 from support.benchmark_downloads import MAKERS
 from support.errors import raises_code
@@ -76,6 +76,20 @@ def test_more_questions_than_the_official_ones_are_others(n: int, of: int | None
 
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
+    def test_a_limited_run_is_scored_over_what_was_asked_and_says_so(
+        self, benchmark: Benchmark, tiny: Example, tmp_path: Path
+    ) -> None:
+        units = [str(benchmark.unit_of(answer.question_id)) for answer in tiny.answers]
+        asked = [answer for answer, unit in zip(tiny.answers, units, strict=True) if unit == units[-1]]
+        benchmark = replace(benchmark, official_sizes={})
+        whole = benchmark.score(tmp_path, tiny.answers, split=tiny.split)
+        limited = benchmark.score(tmp_path, asked, split=tiny.split, allow_missing="left out")
+        assert limited.counts["questions"] == limited.counts["answered"] <= whole.counts["questions"]
+        if len(asked) < len(tiny.answers):
+            assert "--limit" in " ".join(limited.notes)
+            headline, n = limited.get(limited.headline), whole.get(limited.headline).n
+            assert headline.value is None or headline.count == describe_count(headline.n, n)
+
     def test_a_score_says_how_many_of_the_official_questions_it_is_over(
         self, benchmark: Benchmark, tiny: Example, tmp_path: Path
     ) -> None:

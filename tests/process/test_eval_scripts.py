@@ -16,7 +16,9 @@ import pytest
 
 from llava import benchmarks
 from llava.eval.__main__ import parse_flags
+from llava.eval.questions import sample_asks
 from llava.files import read_json, read_jsonl, write_json
+from llava.infer.jobs.run import Ask
 from support.canned_answers import canned_python
 from support.chat_server import ChatServer
 from support.errors import raises_code
@@ -515,6 +517,36 @@ def test_only_overwrite_1_discards_answers(repo: Path, tmp_path: Path, overwrite
     code, _, error = finished(started(repo, "mme.sh", "org/7b", **settings, OVERWRITE=overwrite))
     assert code == 0, error
     assert ("have their answer from before" in error) == is_kept
+
+
+def test_a_limited_script_keeps_groups_whole_and_sends_nothing_in(repo: Path, tmp_path: Path) -> None:
+    write_benchmark("mme", tmp_path / "MME")
+    code, output, error = finished(started(repo, "mme.sh", "org/7b", **canned(tmp_path), LIMIT="1"))
+    assert code == 0, error
+    counts = read_json(tmp_path / "MME/answers/7b-limit1/metrics.json")["counts"]
+    assert counts["questions"] == 2  # both about the image
+    assert "2 of 2374" in output
+    assert "7b-limit1" in output
+    assert not (tmp_path / "MME/eval_tool").exists()
+
+
+def test_a_sample_is_the_same_for_all_and_part_of_a_larger_one(tmp_path: Path) -> None:
+    ids = [str(number % 50 + 1_000_000 * (number // 50)) for number in range(200)]
+    asks = [Ask({"question_id": identifier, "prompt": "?"}, "?") for identifier in ids]
+
+    def sample(limit: int, benchmark: str = "mmbench") -> list[str]:
+        target = benchmarks.evaluation_of(benchmark, None, tmp_path, "7b", limit)
+        return [ask.head["question_id"] for ask in sample_asks(asks, target)]
+
+    small, large = sample(10), sample(50)
+    assert len(small) == 12  # 3 questions with their 4 rotations
+    assert {int(identifier) % 1_000_000 for identifier in small} <= {int(i) % 1_000_000 for i in large}
+    assert len({int(identifier) % 1_000_000 for identifier in small}) == 3
+    assert large == sorted(large, key=ids.index)
+    assert len(sample(10, "seed")) == 10
+    assert sample(1000) == ids
+    with raises_code("out-of-range"):
+        parse_flags(["seed", "--model-path=m", "--limit=0"])
 
 
 def mme(root: Path, golden: Path) -> None:

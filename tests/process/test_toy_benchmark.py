@@ -54,6 +54,28 @@ def test_llava_eval_goes_from_its_download_to_scores_and_submission(folder: Path
     assert "llava_street.jsonl: 2 questions" in result.stdout
 
 
+def test_a_limited_run_says_so_wherever_its_score_goes(folder: Path) -> None:
+    result = evaluate(folder, "street", "--limit", "1")
+    assert result.returncode == 0, result.stderr
+    root = folder.parent / "eval/street"
+    metrics = read_json(root / "answers/7b-limit1/metrics.json")
+    assert [(s["n"], s["of"]) for s in metrics["scores"] if s["name"] == "accuracy"] == [(1, 2)]
+    assert "--limit" in " ".join(metrics["notes"])
+    assert "1 of 2" in result.stdout
+    assert not (root / "answers_upload").exists()
+    report = run(folder, sys.executable, "-m", "llava.report", root / "answers/7b-limit1")
+    assert "1 of 2" in report.stdout
+    assert "--limit" in report.stdout
+    # A judge that counts what was not asked gives no score.
+    path = folder / "street.py"
+    pairs = "matched.pairs(zip(questions, _records(task.root), strict=True))"
+    every = "zip(zip(questions, _records(task.root)), matched.answers)"
+    path.write_text(path.read_text().replace(pairs, every))
+    result = evaluate(folder, "street", "--limit", "1", "--steps", "score")
+    assert result.returncode == 2
+    assert "Matched.pairs" in result.stderr
+
+
 def test_it_is_listed_and_in_the_readme_table(folder: Path) -> None:
     listed = run(folder, sys.executable, "-m", "llava.benchmarks", "list")
     assert "street" in listed.stdout

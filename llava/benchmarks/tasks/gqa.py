@@ -112,20 +112,20 @@ def _judge(task: Task) -> Scores:
     answers = [answer for answer in task.answers if str(answer.question_id) not in unbalanced]
     questions = [Question(key, f"{row['question']}\n{SHORT_SUFFIX}") for key, row in balanced.items()]
     matched = match(questions, answers, allow_missing=task.allow_missing, name="gqa")
-    rows = zip(balanced.items(), matched.answers, strict=True)
-    verdicts = [_verdict(key, row, answer) for (key, row), answer in rows]
-    predictions = {key: v.answer for key, v in zip(balanced, verdicts, strict=True)}
+    verdicts = [_verdict(key, row, answer) for (key, row), answer in matched.pairs(balanced.items())]
+    predictions = {str(verdict.question_id): verdict.answer for verdict in verdicts}
     predictions |= {
         str(answer.question_id): to_prediction(answer.text)
         for answer in task.answers
         if str(answer.question_id) in unbalanced
     }
+    asked = {key: row for key, row in truth.questions.items() if key in predictions}
     scores: list[Score] = [
         aggregate.accuracy(verdicts, kind, over={"answer": kind}) for kind in ("binary", "open")
     ]
     scores.append(aggregate.accuracy(verdicts, "accuracy", over={}))
     scores += gqa_metrics.further_metrics(
-        truth.questions, predictions, truth.choices, truth.scene_graphs, truth.attentions
+        asked, predictions, truth.choices, truth.scene_graphs, truth.attentions
     )
     scores += aggregate.accuracy_by(verdicts, names=sorted({v.type for v in verdicts}))
     for facet in ("semantic", "steps", "words"):

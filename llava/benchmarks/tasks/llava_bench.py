@@ -91,10 +91,10 @@ def _judge(task: Task) -> Scores:
         return aggregate.collect_unjudged(
             "llava_bench", "all", why, questions, matched, source=SOURCE, split=task.split
         )
-    verdicts = [_verdict(q, a) for q, a in zip(questions, matched.answers, strict=True)]
+    verdicts = [_verdict(q, a) for q, a in matched.pairs(questions)]
     points = {
         str(q.id): (q.category, *(a.extra[REVIEW]["tuple"] if a else MISSING_POINTS))
-        for q, a in zip(questions, matched.answers, strict=True)
+        for q, a in matched.pairs(questions)
     }
     scores = [
         score

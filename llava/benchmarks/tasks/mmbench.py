@@ -27,6 +27,7 @@ from llava.benchmarks.mmbench_files import (
     BLANK,
     ITEM,
     LETTERS,
+    ROTATION,
     MmbenchItem,
     read_mmbench_items,
     read_mmbench_upload,
@@ -100,10 +101,7 @@ def judge(benchmark: str, tsv: str, task: Task) -> Scores:
             f"e.g. index {invalid[0].index}: {invalid[0].truth!r} of {len(invalid[0].options)} options",
             code="wrong-label",
         )
-    rows = [
-        AskedRow(item, answer.text if answer else None)
-        for item, answer in zip(items, matched.answers, strict=True)
-    ]
+    rows = [AskedRow(item, answer.text if answer else None) for item, answer in matched.pairs(items)]
     scores = _compute_scores(benchmark, rows, matched, task.split)
     if blank := sum(bool(answer.extra.get(BLANK)) for answer in task.answers):
         note = f"{blank} predictions of the upload are blank, an empty answer or none; they count as wrong"
@@ -245,6 +243,7 @@ def make_mmbench(name: str, title: str, splits: Sequence[str], suffix: str) -> B
         build=build,
         judge=lambda task: judge(name, files[task.split], task),
         submit=submit,
+        unit_of=lambda identifier: int(identifier) % ROTATION,
         evaluation=Evaluation(
             questions="mmbench",
             images="",

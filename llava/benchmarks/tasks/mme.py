@@ -189,7 +189,7 @@ def _match(task: Task, items: Sequence[MmeItem]) -> Matched:
 def _judge(task: Task) -> Scores:
     items = read_mme_items(_find_truth_folder(task))
     matched = _match(task, items)
-    verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
+    verdicts = [_verdict(item, answer) for item, answer in matched.pairs(items)]
     scores: list[Score] = []
     totals: dict[str, Score] = {}
     for subtask in SUBTASKS:

@@ -128,12 +128,13 @@ def _judge(task: Task) -> Scores:
         raise AnswersError(
             f"mmvet: some questions have {min(runs)} grades and others {max(runs)}", code="wrong-grades"
         )
-    pairs = zip(rows.items(), matched.answers, strict=True)
-    verdicts = [_verdict(key, row, answer) for (key, row), answer in pairs]
+    pairs = matched.pairs(zip(rows.items(), questions, strict=True))
+    verdicts = [_verdict(key, row, answer) for ((key, row), _), answer in pairs]
+    asked, answers = [question for (_, question), _ in pairs], [answer for _, answer in pairs]
     scores = [
         *aggregate.accuracy_by(verdicts, "abilities"),
         *(aggregate.accuracy(verdicts, name, group="ability", over={name: "yes"}) for name in ABILITIES),
-        *(_run_score(run, questions, matched.answers) for run in range(runs.pop())),
+        *(_run_score(run, asked, answers) for run in range(runs.pop())),
         aggregate.accuracy(verdicts, "total", over={}),
     ]
     judge = name_judges(name for answer in graded for name in answer.extra.get(JUDGES, ()))

@@ -206,7 +206,7 @@ def _judge(task: Task) -> Scores:
     labels = find_labels(questions, read_labels(task.truth or find_label_folder(task.root)))
     known, answers, notes = keep_labelled(questions, labels, task.answers)
     matched = match([q for q, _ in known], answers, allow_missing=task.allow_missing, name="pope")
-    verdicts = [_verdict(q, label, a) for (q, label), a in zip(known, matched.answers, strict=True)]
+    verdicts = [_verdict(q, label, a) for (q, label), a in matched.pairs(known)]
     scores: list[Score] = []
     lists: list[dict[str, Confusion]] = []
     for name in dict.fromkeys(verdict.type for verdict in verdicts):

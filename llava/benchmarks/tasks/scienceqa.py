@@ -190,7 +190,7 @@ def _judge(task: Task) -> Scores:
     problems = read_problems(task.truth or task.root, task.split)
     questions = [Question(problem.id, problem.text) for problem in problems]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="scienceqa")
-    verdicts = [_verdict(p, answer) for p, answer in zip(problems, matched.answers, strict=True)]
+    verdicts = [_verdict(p, answer) for p, answer in matched.pairs(problems)]
     scores = [
         aggregate.accuracy(verdicts, "ALL", over={}),
         aggregate.accuracy(verdicts, "IMG", over={"image": "yes"}),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.benchmarks import aggregate
-from llava.benchmarks.answers import match
+from llava.benchmarks.answers import AllowMissing, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, as_number, options_text, require_file
 from llava.benchmarks.records import read_json_records, require_id
 from llava.errors import DataError
@@ -108,7 +108,7 @@ def judge_items(
     items: Sequence[SeedItem],
     answers: Sequence[Answer],
     *,
-    allow_missing: bool,
+    allow_missing: AllowMissing,
     split: str = "image",
     left_out: int = 0,
 ) -> Scores:
@@ -118,7 +118,7 @@ def judge_items(
     """
     kept = drop_unknown_videos(items, answers)
     matched = match([item.question for item in items], kept, allow_missing=allow_missing, name="seed")
-    verdicts = [_verdict(item, answer) for item, answer in zip(items, matched.answers, strict=True)]
+    verdicts = [_verdict(item, answer) for item, answer in matched.pairs(items)]
     skills = {item.skill_id: item.skill for item in items}
     kinds = [kind for kind in ("image", "video") if any(item.kind == kind for item in items)]
     scores = [
@@ -154,7 +154,7 @@ def _verdict(item: SeedItem, answer: Answer | None) -> Verdict:
 
 
 def write_seed_upload(
-    items: Sequence[SeedItem], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
+    items: Sequence[SeedItem], answers: Sequence[Answer], path: Path, *, allow_missing: AllowMissing = False
 ) -> None:
     """Write the leaderboard's jsonl: question_id (as text) and prediction of each answered item."""
     kept = drop_unknown_videos(items, answers)

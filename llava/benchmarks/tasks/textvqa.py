@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from llava.benchmarks import aggregate
-from llava.benchmarks.answers import Matched, match
+from llava.benchmarks.answers import AllowMissing, Matched, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file, require_keys
 from llava.benchmarks.records import read_json_records, require_id
 from llava.benchmarks.vqa_answers import normalise, normalised_accuracy
@@ -108,7 +108,7 @@ def _ocr_line(ocr_lines: Mapping[str, str], image: str, split: str) -> str:
 
 
 def match_annotations(
-    truth: Sequence[Annotation], answers: Sequence[Answer], *, allow_missing: bool
+    truth: Sequence[Annotation], answers: Sequence[Answer], *, allow_missing: AllowMissing
 ) -> Matched:
     """Match answers to annotated questions by image id and by the question in the prompt.
 
@@ -136,7 +136,7 @@ def _question_of(answer: Answer, *, is_needed: bool) -> str:
 def _judge(task: Task) -> Scores:
     truth = _annotations(task)
     matched = match_annotations(truth, task.answers, allow_missing=task.allow_missing)
-    verdicts = [_verdict(row, answer) for row, answer in zip(truth, matched.answers, strict=True)]
+    verdicts = [_verdict(row, answer) for row, answer in matched.pairs(truth)]
     scores = [aggregate.accuracy(verdicts, "accuracy", over={})]
     return aggregate.collect(
         "textvqa", "accuracy", scores, verdicts, matched, source=SOURCE, split=task.split

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from llava.benchmarks import aggregate
-from llava.benchmarks.answers import match
+from llava.benchmarks.answers import AllowMissing, match
 from llava.benchmarks.base import Benchmark, Evaluation, Task, require_file
 from llava.benchmarks.records import index_records, read_json_records
 from llava.benchmarks.vqa_answers import normalise, official_accuracy
@@ -56,7 +56,7 @@ def _judge(task: Task) -> Scores:
         )
     rows = read_json_records(task.truth) if task.truth else _read_official(task.root, task.split)
     truth: dict[str, VizwizRow] = index_records(task.truth or task.root, rows, "image")
-    verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in zip(questions, matched.answers, strict=True)]
+    verdicts = [_verdict(q, truth[str(q.image)], a) for q, a in matched.pairs(questions)]
     scores = [*aggregate.accuracy_by(verdicts), aggregate.accuracy(verdicts, "overall", over={})]
     return aggregate.collect("vizwiz", "overall", scores, verdicts, matched, source=SOURCE, split=task.split)
 
@@ -77,7 +77,11 @@ def _verdict(question: Question, row: VizwizRow, answer: Answer | None) -> Verdi
 
 
 def write_vizwiz_upload(
-    questions: Sequence[Question], answers: Sequence[Answer], path: Path, *, allow_missing: bool = False
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    path: Path,
+    *,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Write the server's JSON list of image and normalized answer, in the order of the questions."""
     matched = match(questions, answers, allow_missing=allow_missing, name="vizwiz")

@@ -94,7 +94,7 @@ def _judge(task: Task) -> Scores:
     questions = [Question(row["question_id"], "") for row in truth]
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="vqav2")
     texts = _question_texts(task)
-    rows = list(zip(truth, matched.answers, strict=True))
+    rows = matched.pairs(truth)
     verdicts = [_verdict(row, answer, texts, as_sent=True) for row, answer in rows]
     raw = [_verdict(row, answer, texts, as_sent=False) for row, answer in rows]
     scores = [

@@ -6,6 +6,7 @@
 #   MODEL_BASE            the base of an adapter (default: the one that its adapter_config.json names)
 #   CUDA_VISIBLE_DEVICES  one process for each GPU named here (default 0; empty: no GPU)
 #   SHARDS                number of processes instead; they share the GPUs or, without one, the cores
+#   LIMIT                 ask a sample of so many questions; the name gets -limitN, nothing is sent in or graded
 #   OVERWRITE             1: discard this name's earlier answers and results; 0 (default): ask only what is missing
 #   ANSWER_FLAGS          more flags for answering, such as "--batch-size 16 --device cpu"
 #   PYTHON                the interpreter (default python)
@@ -52,6 +53,7 @@ evaluate() {
     read -ra flags <<<"$1"
     flags+=("--model-path=$model_path" ${3+"--name=$3"} ${MODEL_BASE:+"--model-base=$MODEL_BASE"})
     flags+=("--eval-root=${EVAL_ROOT:-./playground/data/eval}" ${VIZWIZ_SPLIT:+"--split=vizwiz=$VIZWIZ_SPLIT"})
+    flags+=(${LIMIT:+"--limit=$LIMIT"})
     flags+=(${MMBENCH_SPLIT:+"--split=mmbench=$MMBENCH_SPLIT"} ${VQAV2_SPLIT:+"--split=vqav2=$VQAV2_SPLIT"})
 
     "$PYTHON" -m llava.eval "${flags[@]}" "${answer_flags[@]}" --steps prepare "${overwrite[@]}"
@@ -59,7 +61,7 @@ evaluate() {
     wait_for_shards "$first" "$count"
     if ((first > 0)); then exit 0; fi # the first process merges and scores
     "$PYTHON" -m llava.eval "${flags[@]}" --steps merge,score,submit --wait-s "$wait_s"
-    [[ -z ${JUDGE_MODEL:-} || ! " $1 " =~ \ (all|mmvet|llava_?bench)\  ]] || grade "$1" "${3-${model_path##*/}}"
+    [[ -z ${JUDGE_MODEL:-} || -n ${LIMIT:-} || ! " $1 " =~ \ (all|mmvet|llava_?bench)\  ]] || grade "$1" "${3-${model_path##*/}}"
 }
 
 # grade "BENCHMARK..." MODEL_NAME: let JUDGE_MODEL grade the answers to those that need a judge.

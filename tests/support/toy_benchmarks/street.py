@@ -30,7 +30,7 @@ def _judge(task: Task) -> Scores:
     questions = _build(task.root, task.split)
     matched = match(questions, task.answers, allow_missing=task.allow_missing, name="street")
     verdicts = []
-    for question, row, answer in zip(questions, _records(task.root), matched.answers, strict=True):
+    for (question, row), answer in matched.pairs(zip(questions, _records(task.root), strict=True)):
         text = answer.text.lower() if answer else None
         verdicts.append(
             Verdict(
