@@ -88,12 +88,12 @@ def _announce(chosen: Sequence[DataSet], wanted: Sequence[Remote], root: Path) -
     known = [size for size in sizes if size is not None]
     # An archive of images is about as large as they are, and is deleted before the next one comes.
     needed = sum(known) + max(known, default=0)
-    unknown = f", besides {len(sizes) - len(known)} of unknown size" if len(known) < len(sizes) else ""
+    unknown = f" and {len(sizes) - len(known)} of unknown size" if len(known) < len(sizes) else ""
     place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     sys.stdout.write(
-        f"{format_bytes(sum(known))} to fetch{unknown}; about {format_bytes(needed)} of disk until all is "
-        f"unpacked, of {format_bytes(free)} free\n"
+        f"{format_bytes(sum(known))}{unknown} to fetch; {format_bytes(needed)}{unknown and ' or more'} of disk "
+        f"until all is unpacked, of {format_bytes(free)} free\n"
     )
     sys.stdout.flush()
     require_free(place, needed, "this download")
