@@ -92,8 +92,8 @@ def _announce(chosen: Sequence[DataSet], wanted: Sequence[Remote], root: Path) -
     place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     sys.stdout.write(
-        f"{format_bytes(sum(known))}{unknown} to fetch; {format_bytes(needed)}{unknown and ' or more'} of disk "
-        f"until all is unpacked, of {format_bytes(free)} free\n"
+        f"{format_bytes(sum(known))}{unknown} to fetch; {format_bytes(needed)}{unknown and ' or more'} of "
+        f"disk until all is unpacked, of {format_bytes(free)} free\n"
     )
     sys.stdout.flush()
     require_free(place, needed, "this download")
