@@ -286,23 +286,6 @@ def _give_up(
                     f" {100 * ruled_out:.1f}"
                 )
     return reasons
-    for name, row in load_plan(before)["types"].items():
-        if name in reasons or name not in pool["types"]:
-            continue
-        if row["given_up"] and row["given_up"] != _NO_CASE:
-            reasons[name] = row["given_up"]
-        elif row["requests"]:
-            low, high = gain_interval(pairs[name])
-            visible = smallest_gain(
-                len(pairs[name]), flip_rate_of(pairs[name]), significance=SIGNIFICANCE / settings.rounds
-            )
-            if low <= 0 and visible is not None and high < visible:
-                reasons[name] = (
-                    f"gain of round {settings.round - 1} within noise"
-                    f" [{100 * low:.1f}, {100 * high:.1f}] on {len(pairs[name])} questions, which would show"
-                    f" {100 * visible:.1f}"
-                )
-    return reasons
 
 
 def find_ruled_out(pairs: Pairs, *, significance: float) -> float | None:

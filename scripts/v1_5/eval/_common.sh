@@ -11,8 +11,6 @@
 #   ANSWER_FLAGS          more flags for answering, such as "--batch-size 16 --device cpu"
 #   PYTHON                the interpreter (default python)
 #   WAIT_S                on several machines: how long the first process waits for the others (default a day)
-#   JUDGE_MODEL           a model that grades MM-Vet and LLaVA-Bench, on the server of OPENAI_BASE_URL (default: none)
-#   JUDGE_FLAGS           more flags of `llava judge`, such as "--prices prices.toml --budget 5"
 #   MMBENCH_SPLIT, VQAV2_SPLIT, VIZWIZ_SPLIT  another question file's name, without suffix
 #
 # On several machines start this once a GPU with torchrun or srun. Each answers its shard, the first merges and scores:
@@ -51,26 +49,14 @@ evaluate() {
     fi
     if ((ranks > 1)); then count=$ranks processes=1 wait_s=${WAIT_S:-86400}; else first=0 local_index=0; fi
     read -ra flags <<<"$1"
-    flags+=("--model-path=$model_path" ${3+"--name=$3"} ${MODEL_BASE:+"--model-base=$MODEL_BASE"})
+    flags+=("--model-path=$model_path" ${3+"--name=$3"} ${MODEL_BASE:+"--model-base=$MODEL_BASE"} ${LIMIT:+"--limit=$LIMIT"})
     flags+=("--eval-root=${EVAL_ROOT:-./playground/data/eval}" ${VIZWIZ_SPLIT:+"--split=vizwiz=$VIZWIZ_SPLIT"})
-    flags+=(${LIMIT:+"--limit=$LIMIT"})
     flags+=(${MMBENCH_SPLIT:+"--split=mmbench=$MMBENCH_SPLIT"} ${VQAV2_SPLIT:+"--split=vqav2=$VQAV2_SPLIT"})
-
     "$PYTHON" -m llava.eval "${flags[@]}" "${answer_flags[@]}" --steps prepare "${overwrite[@]}"
     for ((i = 0; i < processes; i++)); do start_shard $((first + i)) "$count" $((local_index + i)); done
     wait_for_shards "$first" "$count"
     if ((first > 0)); then exit 0; fi # the first process merges and scores
     "$PYTHON" -m llava.eval "${flags[@]}" --steps merge,score,submit --wait-s "$wait_s"
-    [[ -z ${JUDGE_MODEL:-} || -n ${LIMIT:-} || ! " $1 " =~ \ (all|mmvet|llava_?bench)\  ]] || grade "$1" "${3-${model_path##*/}}"
-}
-
-# grade "BENCHMARK..." MODEL_NAME: let JUDGE_MODEL grade the answers to those that need a judge.
-grade() {
-    local names judge_flags
-    read -ra names <<<"$1"
-    read -ra judge_flags <<<"${JUDGE_FLAGS:-}"
-    "$PYTHON" -m llava.eval.judge "${names[@]}" "--name=$2" "--judge=$JUDGE_MODEL" \
-        "--eval-root=${EVAL_ROOT:-./playground/data/eval}" "${judge_flags[@]}"
 }
 
 # start_shard INDEX COUNT GPU: start a process that answers its shard of the questions.
