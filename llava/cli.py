@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "steer the data engine, convert its records, mix them into base data",
     ),
     "features": ("llava.infer.features", "a feature vector for each image of a folder"),
+    "plan": ("llava.train.plan", "what a training script needs: memory, steps, hours; without its weights"),
     "train": ("llava.train.train", "train (the flags of scripts/v1_5/*.sh)"),
     "eval": ("llava.eval", "evaluate a model on benchmarks: answer, score, write submissions"),
     "judge": ("llava.eval.judge", "let a model grade the answers to MM-Vet and LLaVA-Bench"),

@@ -39,6 +39,8 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
 
     # Flags that this machine cannot honour; reported with the other invalid flags.
     unfit: list[str] = field(default_factory=list, init=False, repr=False)
+    # With --dry_run: what --deepspeed names.
+    planned_deepspeed: str | None = field(default=None, init=False, repr=False)
     # Set after parsing: the flags that decide what is learned; see checkpointing/resume.py.
     learned_from: JsonObject = field(default_factory=dict, init=False, repr=False)
 
@@ -59,6 +61,9 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
         self.average_tokens_across_devices = False  # the original averages the means of the ranks
         self.activation_checkpointing = self.gradient_checkpointing  # its name since transformers 6
         self._fit_to_hardware()
+        if self.dry_run:  # nothing is started, and the plan may be for another machine
+            self.planned_deepspeed = self.deepspeed  # type: ignore[has-type]  # transformers' field
+            self.deepspeed = None
         for flag, problem in self._impossible():
             self.unfit.append(problem)
             setattr(self, flag, None)  # or transformers raises before the other flags are checked

@@ -35,7 +35,6 @@ from llava.tokenizer import LlamaSentencePieceTokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.check_data import open_checked
 from llava.train.init_adapter import locate_adapter
-from llava.train.planning.footprint import numel
 from llava.train.step.recipe import shards_weights
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def locate_base(
     if model_args.init_adapter:
         adapter = locate_adapter(model_args.init_adapter, model_args.model_name_or_path, training_args)
         model_args.init_adapter = str(adapter)
-    _resolve_vision_flags(model_args, config)
+    resolve_vision_flags(model_args, config)
     if model_args.vision_tower:
         check_weight_files(locate(model_args.vision_tower, near=[folder], what="--vision_tower"))
     data_args.is_multimodal = bool(model_args.vision_tower)
@@ -136,31 +135,7 @@ def projector_file(name: str) -> Path:
     return path
 
 
-def log_what_is_trained(model: nn.Module) -> None:
-    """Log, for each part of the model, how many of its tensors and parameters are trained.
-
-    Raises:
-        SettingsError: Nothing is trained.
-    """
-    parts = {"mm_projector": "projector", "vision_tower": "vision tower", "lora_": "LoRA adapter"}
-    sizes: dict[str, list[tuple[int, bool]]] = {}
-    for name, parameter in model.named_parameters():
-        part = next((text for mark, text in parts.items() if mark in name), "language model")
-        sizes.setdefault(part, []).append((numel(parameter), parameter.requires_grad))
-    for part, tensors in sizes.items():
-        trained = [size for size, is_trained in tensors if is_trained]
-        logger.info(
-            f"trained: {sum(trained):15,} of {sum(size for size, _ in tensors):15,} parameters, "
-            f"{len(trained):3} of {len(tensors):3} tensors, {part}"
-        )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SettingsError(
-            "nothing is left to train: the flags freeze the whole model; remove one of the freeze flags",
-            code="nothing-to-train",
-        )
-
-
-def _resolve_vision_flags(model_args: ModelArguments, config: LlavaConfig) -> None:
+def resolve_vision_flags(model_args: ModelArguments, config: LlavaConfig) -> None:
     """Fill in the vision flags from the base model's config; refuse flags that contradict it."""
     if model_args.pretrain_mm_mlp_adapter:
         path = projector_file(model_args.pretrain_mm_mlp_adapter)
@@ -299,18 +274,28 @@ def prepare_language_model(
             model, Path(model_args.init_adapter), dropout=training_args.lora_dropout
         )
     else:
-        bias: Any = training_args.lora_bias
-        wrapped = lora.add_adapter(
-            model,
-            r=training_args.lora_r,
-            alpha=training_args.lora_alpha,
-            dropout=training_args.lora_dropout,
-            bias=bias,
-        )
+        wrapped = add_new_adapter(model, training_args)
+    set_casts(wrapped, training_args)
+    return wrapped
+
+
+def add_new_adapter(model: PreTrainedModel, training_args: TrainingArguments) -> PreTrainedModel:
+    """Wrap the language model with a LoRA adapter of random weights, as the flags say."""
+    bias: Any = training_args.lora_bias
+    return lora.add_adapter(
+        model,
+        r=training_args.lora_r,
+        alpha=training_args.lora_alpha,
+        dropout=training_args.lora_dropout,
+        bias=bias,
+    )
+
+
+def set_casts(wrapped: PreTrainedModel, training_args: TrainingArguments) -> None:
+    """Leave an adapter's casts to autocast where the recipe and the precision allow it."""
     is_fast = training_args.recipe == "fast"
     if is_fast and training_args.autocast_dtype is not None and training_args.bits == 16:
         lora.leave_casts_to_autocast(wrapped)
-    return wrapped
 
 
 def add_vision(
@@ -347,13 +332,24 @@ def add_vision(
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     config.mm_projector_lr = training_args.mm_projector_lr
 
+    if training_args.bits in (4, 8):
+        projector.to(dtype=training_args.compute_dtype, device=training_args.device)
+    choose_trained(model, tokenizer, model_args, training_args)
+
+
+def choose_trained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """Freeze or train the projector, and add the image tokens, as the flags say."""
+    projector = model.get_model().mm_projector
     if model_args.tune_mm_mlp_adapter:
         model.requires_grad_(False)
         projector.requires_grad_(True)
     if training_args.freeze_mm_mlp_adapter:
         projector.requires_grad_(False)
-    if training_args.bits in (4, 8):
-        projector.to(dtype=training_args.compute_dtype, device=training_args.device)
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 

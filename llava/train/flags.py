@@ -100,6 +100,13 @@ class LlavaTrainingFlags:
         None, "Minutes between checkpoints, in addition to --save_steps: 30 by default, 0 for none."
     )
 
+    dry_run: bool = _flag(False, "Say what the run needs, by `llava plan`, and train nothing.")
+    gpu: str | None = _flag(None, "For the plan: a GPU's memory, as 24GB, or its name, as A100 or 4090.")
+    gpus: int | None = _flag(None, "For the plan: number of GPUs; those that are here if not given.")
+    rate: str | None = _flag(
+        None, "For the plan: samples a second on all GPUs, or the output folder of an earlier run."
+    )
+
     per_device_eval_batch_size: int = _flag(1, "Has no effect: validation takes one sample at a time.")
 
     # Declared again: `--gradient_checkpointing` once took no value, and `--report_to` several.

@@ -321,6 +321,12 @@ def _forward_signal(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     stage, *flags = sys.argv[1:]
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+    if "--dry_run" in flags:  # a plan: one process, which starts nothing
+        processes = int(os.environ.get("NPROC") or 0) * int(os.environ.get("NNODES") or 1)
+        known = ["--gpus", str(processes)] if processes else []
+        program = [str(REPO / "llava" / "train" / "train_mem.py")]
+        zero = ["--deepspeed", str(REPO / "scripts" / f"zero{stage}.json")]
+        start_run(Launch("python", [*program, *zero, *known, *flags]))
     machine = Machine(torch.cuda.device_count(), has_deepspeed)
     start_run(plan_launch(stage, flags, os.environ, machine))
 

@@ -53,7 +53,8 @@ from llava.train.finish import safe_save_model_for_hf_trainer as safe_save_model
 from llava.train.init_adapter import set_trained_beside
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.outcome import end_if_stopped, make_output_dir, require_learned, run_steps
-from llava.train.planning.startup import Outlook, log_startup, plan_run
+from llava.train.planning.foresee import print_plan
+from llava.train.planning.startup import Outlook, describe_trained, log_startup, plan_run
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
         LlavaError: The flags, the data or the weights are invalid, or the disk is full.
     """
     model_args, data_args, training_args = parse_arguments(argv)
+    if training_args.dry_run:
+        print_plan(model_args, data_args, training_args)
+        return
     output = make_output_dir(training_args)
     with lock_output_dir(output, is_writer=training_args.should_save):
         start = find_start(training_args)
@@ -128,7 +132,8 @@ def assemble(
     if model_args.init_adapter:
         set_trained_beside(model, Path(model_args.init_adapter))
     build.set_precision(model, training_args)
-    build.log_what_is_trained(model)
+    for line in describe_trained(model):
+        logger.info(line)
     collator = DataCollatorForSupervisedDataset(tokenizer, with_notes=True)
     return Assembled(model, tokenizer, dataset, collator, model_args, data_args, training_args, eval_dataset)
 

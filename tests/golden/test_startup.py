@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from llava.conversation import conv_templates
 from llava.data.dataset import LazySupervisedDataset
+from llava.errors import SettingsError
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import parse_arguments
-from llava.train.planning.startup import describe_sample
-from llava.train.train import assemble, fit
+from llava.train.planning.footprint import measure
+from llava.train.planning.foresee import foresee_run
+from llava.train.planning.startup import describe_sample, describe_trained
+from llava.train.train import assemble, fit, train
+from support.errors import raises_code
 
 SYSTEM = "A chat between a curious user and an artificial intelligence assistant. "
 SYSTEM += "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -102,3 +108,76 @@ def test_a_run_says_what_it_takes(
     warnings = [each.getMessage() for each in caplog.records if "hardly fit" in each.getMessage()]
     assert len(warnings) == 1
     shutil.rmtree(tmp_path)
+
+
+# ---- llava plan
+
+
+@pytest.fixture
+def without_weights(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The golden folder's configs, tokenizer and data, and no weight."""
+    for name in ("weights", "train_data", "images"):
+        ignore = shutil.ignore_patterns("*.safetensors", "*.bin")
+        shutil.copytree(golden / name, tmp_path / name, ignore=ignore)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("run", "more"),
+    [("viii_lora", []), ("viii_lora", ["--bits", "4"]), ("viii_pretrain", []), ("viii_full", [])],
+)
+def test_a_plan_without_weights_is_that_of_the_loaded_model(
+    golden: Path, without_weights: Path, monkeypatch: pytest.MonkeyPatch, run: str, more: list[str]
+) -> None:
+    if more:
+        pytest.importorskip("bitsandbytes")
+    argv = [*json.loads((golden / f"{run}.json").read_text())["argv"], "--output_dir", "out", *more]
+    planned = foresee_run(*parse_arguments([*argv, "--dry_run", "True"]))
+    assert not (without_weights / "out").exists()
+    monkeypatch.chdir(golden)
+    made = assemble(*parse_arguments(argv))
+    real = measure(made.model, device=torch.device("cpu"), autocast=None)
+    sketched = planned.plan.footprint
+    for field in fields(sketched):
+        wanted = getattr(real, field.name)
+        assert getattr(sketched, field.name) == pytest.approx(wanted, rel=0.02), field.name
+    assert describe_trained(planned.model)[1:] == describe_trained(made.model)[1:]
+
+
+def test_a_plan_says_steps_hours_and_what_would_fit(
+    golden: Path, without_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*json.loads((golden / "viii_lora.json").read_text())["argv"], "--dry_run", "True"]
+    argv += ["--max_steps", "-1", "--num_train_epochs", "3"]
+    state = {"log_history": [{"samples_per_second": 2.0}, {"eval_loss": 1.0}, {"samples_per_second": 4.0}]}
+    (without_weights / "trainer_state.json").write_text(json.dumps(state))
+    train(argv=[*argv, "--gpu", "0.05GB", "--gpus", "2", "--rate", str(without_weights)])
+    said = capsys.readouterr().out
+    assert "78,080 of          78,080 parameters,  56 of  56 tensors, LoRA adapter" in said
+    assert "18 steps of 8 samples (2 x 4); 48 samples in all" in said
+    assert "2.1% of the samples are cut at 256 positions" in said
+    assert "0.0 hours at 3 samples a second" in said
+    assert "hardly fit" in said
+    assert "--gradient_checkpointing True takes" in said
+    train(argv=[*argv, "--gpu", "4090"])
+    said = capsys.readouterr().out
+    assert "of 24.0 GiB that are free" in said
+    assert "data sheet's rate of RTX 4090" in said
+    assert "hardly fit" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--gpu", "big"], "unknown-gpu"),
+        (["--rate", "fast"], "unknown-rate"),
+        (["--rate", "0"], "unknown-rate"),
+    ],
+)
+def test_a_plan_refuses_what_it_cannot_read(
+    golden: Path, without_weights: Path, flags: list[str], code: str
+) -> None:
+    argv = [*json.loads((golden / "viii_lora.json").read_text())["argv"], "--dry_run", "True", *flags]
+    with raises_code(code, SettingsError):
+        train(argv=argv)

@@ -47,5 +47,5 @@ def test_every_command_answers_help_at_once(command: list[str]) -> None:
     assert result.returncode == 0, result.stderr
     assert "usage" in result.stdout.lower()
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert "argparse" in imported or "llava.train.flags" in imported  # the list is read right
+    assert "site" in imported  # the list is read right
     assert not imported & HEAVY

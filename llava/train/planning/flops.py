@@ -44,6 +44,12 @@ PEAK_RATES: dict[str, float] = {
     "V100": 125e12,
     "T4": 65e12,
 }
+# GiB of memory of the cards of which there is one size, or the larger size where there are two.
+CARD_MEMORY: dict[str, int] = {
+    **{"B200": 180, "GH200": 96, "H200 NVL": 141, "H200": 141, "H100 PCIe": 80, "H100 NVL": 94, "H100": 80},
+    **{"H800": 80, "A100": 80, "A800": 80, "L40S": 48, "L40": 48, "L4": 24, "A40": 48, "A10": 24},
+    **{"RTX A6000": 48, "RTX 6000 Ada": 48, "RTX 4090": 24, "RTX 3090": 24, "V100": 32, "T4": 16},
+}
 # Words that mark a slice of a card, or a slower card of the same number.
 _SLOWER = {"MIG", "Laptop", "D"}
 _MEASURING_S = 0.2

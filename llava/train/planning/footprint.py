@@ -67,7 +67,10 @@ def measure(model: PreTrainedModel, *, device: torch.device, autocast: torch.dty
     embedding = decoder.embed_tokens.weight
     rows = torch.zeros(1, 2 * _PROBE, width, dtype=embedding.dtype, device=device)
     position_ids = torch.arange(2 * _PROBE, device=device)[None]
-    angles = decoder.rotary_emb(rows, position_ids=position_ids)
+    rotary = decoder.rotary_emb
+    if rotary.inv_freq.is_meta:
+        rotary = copy.deepcopy(rotary).to_empty(device=device)
+    angles = rotary(rows, position_ids=position_ids)
 
     def run_layer(layer: nn.Module, hidden: torch.Tensor) -> object:
         length = hidden.shape[1]
@@ -121,7 +124,8 @@ def _saved(
     device, was_training = rows.device, module.training
     weight = next(module.parameters())
     if weight.device.type != device.type and not hasattr(weight, "ds_id"):  # ZeRO-3 gathers it there
-        module = copy.deepcopy(module).to(device)
+        module = copy.deepcopy(module)
+        module = module.to_empty(device=device) if weight.is_meta else module.to(device)
     module.train()
     try:
         with (

@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import nn
 
+from llava.schema import JsonObject
 from llava.train.planning.footprint import Footprint, stored_bytes
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ class Pass:
         positions: Positions of all rows, padding included.
         logits: Number of positions whose logits are computed.
         recomputed: Number of layers that recompute their activations.
+        follows: Whether it adds to the gradients of an earlier pass.
     """
 
     positions: int
     logits: int
     recomputed: int = 0
+    follows: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,11 @@ class Batch:
 
     def passed(self, recomputed: int) -> Pass:
         """Return the pass of this batch with `recomputed` layers recomputed."""
-        positions = self.samples * self.longest
+        whole = positions = self.samples * self.longest
         if self.row:
             positions = min(positions, max(self.row, self.longest))
-        return Pass(positions, round(positions * self.logits), recomputed)
+        follows = self.accumulation > 1 or positions < whole
+        return Pass(positions, round(positions * self.logits), recomputed, follows)
 
     def halved(self) -> Batch | None:
         """Return the same samples a step in smaller passes; None if a pass has only one sample."""
@@ -111,31 +115,43 @@ class Sharing:
     @classmethod
     def of(cls, args: TrainingArguments) -> Sharing:
         """Read the sharing from the training flags."""
-        sizes = (size for word, size in _STATES.items() if word in str(args.optim).lower())
-        optimizer = next(sizes, 8.0)
-        if not args.deepspeed:
-            return cls(args.world_size, 3 if args.fsdp else 0, optimizer)
-        read = args.hf_deepspeed_config.get_value
-        devices = (read(f"zero_optimization.offload_{kind}.device") for kind in ("optimizer", "param"))
+        config = args.hf_deepspeed_config.config if args.deepspeed else None
+        return cls.read(config, args.world_size, optim=str(args.optim), fsdp=bool(args.fsdp))
+
+    @classmethod
+    def read(cls, deepspeed: JsonObject | None, processes: int, *, optim: str, fsdp: bool = False) -> Sharing:
+        """Read the sharing from DeepSpeed's configuration, None without it, and the optimizer's name."""
+        optimizer = next((size for word, size in _STATES.items() if word in optim.lower()), 8.0)
+        if deepspeed is None:
+            return cls(processes, 3 if fsdp else 0, optimizer)
+        zero = deepspeed.get("zero_optimization", {})
+        devices = (zero.get(f"offload_{kind}", {}).get("device") for kind in ("optimizer", "param"))
         # DeepSpeed keeps float32 copies of the trained weights.
-        return cls(args.world_size, args.deepspeed_plugin.zero_stage, 4 + optimizer, *map(_is_host, devices))
+        return cls(processes, zero.get("stage", 0), 4 + optimizer, *map(_is_host, devices))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Bytes of each rank by their use, on its device and in the host's memory."""
+    """Bytes of each rank by their use, on its device and in the host's memory.
+
+    `reused` is what gradients take of the memory that the activations have left by then.
+    """
 
     device: dict[str, float]
     host: dict[str, float]
+    reused: float = 0.0
 
     @property
     def peak(self) -> float:
         """Peak bytes on the device."""
-        return sum(self.device.values())
+        return sum(self.device.values()) - self.reused
 
 
 def plan_memory(footprint: Footprint, passed: Pass, sharing: Sharing) -> Plan:
-    """Estimate the memory of a rank at its peak, the start of the backward pass."""
+    """Estimate the memory of a rank at its peak: the start of the backward pass, or its end.
+
+    The first pass of a step starts without gradients, which appear as the activations go.
+    """
     stage, processes = sharing.zero_stage, sharing.processes
     weight_shards = processes if stage == 3 else 1
     # DDP copies all gradients into the buckets it sends; from ZeRO-2 on, a rank keeps its shard only.
@@ -155,12 +171,15 @@ def plan_memory(footprint: Footprint, passed: Pass, sharing: Sharing) -> Plan:
     if stage == 3:
         whole = footprint.frozen + footprint.trained
         working = {"weights in one piece": min(whole, _LIVE_WEIGHTS * footprint.weight_size), **working}
+    reused = 0.0
+    if not passed.follows and processes == 1:
+        reused = min(learning["gradients"], working["activations"] + working["logits and loss"])
     host: dict[str, float] = {}
     if sharing.offloads_optimizer:
-        host, learning = {**host, **learning}, {}
+        host, learning, reused = {**host, **learning}, {}, 0.0
     if sharing.offloads_weights:
         host, weights = {**weights, **host}, {}
-    return Plan({**weights, **learning, **working}, host)
+    return Plan({**weights, **learning, **working}, host, reused)
 
 
 def layers_to_recompute(footprint: Footprint, passed: Pass, sharing: Sharing, room: float) -> int:

@@ -16,14 +16,16 @@ from operator import truediv
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.dataset import LazySupervisedDataset
+from llava.errors import SettingsError
 from llava.model.recipe import Recipe
 from llava.prompts.labels import Supervised
 from llava.train.planning import memory
-from llava.train.planning.footprint import Footprint, measure
+from llava.train.planning.footprint import Footprint, measure, numel
 from llava.train.planning.memory import SHARE, Batch, Plan, Sharing
 from llava.train.planning.recompute import choose_recomputed_layers
 
@@ -79,8 +81,8 @@ def log_startup(trainer: LLaVATrainer, dataset: LazySupervisedDataset, plan: Run
     args = trainer.args
     logger.info("%s", describe_sample(dataset, 0, _image_positions(trainer, dataset)))
     logger.info("%s", describe_plan(plan, str(args.device)))
-    if plan.memory.peak > SHARE * plan.room and args.process_index == 0:
-        logger.warning("%s", _advice(plan, can_quantise=args.lora_enable and args.bits == 16))
+    if args.process_index == 0 and (advice := advise(plan, args)):
+        logger.warning("%s", advice)
 
 
 def _image_positions(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> int:
@@ -129,9 +131,37 @@ def describe_plan(plan: RunPlan, device: str) -> str:
         f"{plan.recomputed} of {plan.footprint.layers} layers recomputed:"
     ]
     lines += [f"  {name:22} {_size(size)}" for name, size in plan.memory.device.items()]
+    if plan.memory.reused:
+        lines.append(f"  {'less what is reused':22} {_size(-plan.memory.reused)}")
     lines.append(f"  {'in all':22} {_size(plan.memory.peak)}, of {_size(plan.room).strip()} that are free")
     lines += [f"  {name:22} {_size(size)}, in the host's memory" for name, size in plan.memory.host.items()]
     return "\n".join(lines)
+
+
+def describe_trained(model: nn.Module) -> list[str]:
+    """Say for each part of the model how many of its tensors and parameters are trained.
+
+    Raises:
+        SettingsError: Nothing is trained.
+    """
+    parts = {"mm_projector": "projector", "vision_tower": "vision tower", "lora_": "LoRA adapter"}
+    sizes: dict[str, list[tuple[int, bool]]] = {}
+    for name, parameter in model.named_parameters():
+        part = next((text for mark, text in parts.items() if mark in name), "language model")
+        sizes.setdefault(part, []).append((numel(parameter), parameter.requires_grad))
+    lines = []
+    for part, tensors in sizes.items():
+        trained = [size for size, is_trained in tensors if is_trained]
+        lines.append(
+            f"trained: {sum(trained):15,} of {sum(size for size, _ in tensors):15,} parameters, "
+            f"{len(trained):3} of {len(tensors):3} tensors, {part}"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingsError(
+            "nothing is left to train: the flags freeze the whole model; remove one of the freeze flags",
+            code="nothing-to-train",
+        )
+    return lines
 
 
 class Outlook(TrainerCallback):
@@ -164,7 +194,11 @@ class Outlook(TrainerCallback):
             logger.info(f"step {state.global_step:,}: {seconds:.2f} s a step, {hours:.1f} h to go")
 
 
-def _advice(plan: RunPlan, *, can_quantise: bool) -> str:
+def advise(plan: RunPlan, args: TrainingArguments) -> str | None:
+    """Name the flags that make the plan fit; None if it does."""
+    if plan.memory.peak <= SHARE * plan.room:
+        return None
+    can_quantise = args.lora_enable and args.bits == 16
     smaller = memory.remedies(
         plan.footprint, plan.batch, plan.sharing, recomputed=plan.recomputed, can_quantise=can_quantise
     )
@@ -213,4 +247,4 @@ def _marked(
 
 
 def _size(size: float) -> str:
-    return f"{size / 2**30:7.1f} GiB" if size >= 2**30 else f"{size / 2**20:7.1f} MiB"
+    return f"{size / 2**30:7.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:7.1f} MiB"
