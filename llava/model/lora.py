@@ -6,7 +6,7 @@ An adapter never covers the vision tower or the projector, in whatever order the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedModel
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, SettingsError
 from llava.files import atomic_write, write_json
 from llava.model.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, find_first_file
 from llava.model.loading.weights import Tensors, read_tensor_names
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Bias = Literal["none", "all", "lora_only"]
 
+_MAGNITUDE = "lora_magnitude_vector"
 _NOT_LANGUAGE = ("vision_tower", "mm_projector", "vision_resampler")
 # PEFT matches the end of a layer's name, and CLIP's attention has a q_proj too.
 EXCLUDED = rf"(.*\.)?({'|'.join(_NOT_LANGUAGE)})(\..*)?"
@@ -62,18 +63,47 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 
 def add_adapter(
-    model: PreTrainedModel, *, r: int, alpha: int, dropout: float = 0.0, bias: Bias = "none"
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float = 0.0,
+    bias: Bias = "none",
+    targets: Sequence[str] | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
 ) -> PeftModel:
     """Freeze `model` and add a trainable adapter to its language layers.
 
     The adapter is in float32 even if the model is in half precision, which would round small updates away.
+
+    Args:
+        model: The base.
+        r: The adapter's rank.
+        alpha: Its output is multiplied by alpha / r, or by alpha / sqrt(r) with `use_rslora`.
+        dropout: Of its inputs.
+        bias: Which biases are trained.
+        targets: The layers that get one, among `lora_targets`; None for all.
+        use_rslora: Scale by the square root of the rank (arXiv:2312.03732).
+        use_dora: Also learn the length of each row of the weights (arXiv:2402.09353).
+
+    Raises:
+        SettingsError: There is no such layer.
     """
+    known = lora_targets(model)
+    if unknown := [name for name in targets or () if name not in known]:
+        raise SettingsError(
+            f"--lora_target_modules {unknown[0]}: no such linear layer; there are {', '.join(known)}",
+            code="unknown-layer",
+        )
     config = LoraConfig(
+        use_rslora=use_rslora,
+        use_dora=use_dora,
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         bias=bias,
-        target_modules=lora_targets(model),
+        target_modules=list(targets or known),
         exclude_modules=_find_exclusion(model),
         task_type="CAUSAL_LM",
     )
@@ -103,7 +133,9 @@ def split_trained_state(
     non_lora: Tensors = {}
     for name, parameter in named:
         if "lora_" in name:
-            adapter[name.replace(".default.", ".")] = gather_copy(parameter)
+            # PEFT's files name DoRA's vectors without the `.weight` of their modules.
+            stored = name.replace(".default.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE)
+            adapter[stored] = gather_copy(parameter)
             continue
         if name.endswith("bias") and _saves_bias(name, bias, layers):
             adapter[name] = gather_copy(parameter)

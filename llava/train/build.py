@@ -288,13 +288,17 @@ def add_new_adapter(model: PreTrainedModel, training_args: TrainingArguments) ->
         alpha=training_args.lora_alpha,
         dropout=training_args.lora_dropout,
         bias=bias,
+        targets=training_args.lora_target_modules,
+        use_rslora=training_args.use_rslora,
+        use_dora=training_args.use_dora,
     )
 
 
 def set_casts(wrapped: PreTrainedModel, training_args: TrainingArguments) -> None:
     """Leave an adapter's casts to autocast where the recipe and the precision allow it."""
     is_fast = training_args.recipe == "fast"
-    if is_fast and training_args.autocast_dtype is not None and training_args.bits == 16:
+    is_plain = training_args.bits == 16 and not training_args.use_dora
+    if is_fast and is_plain and training_args.autocast_dtype is not None:
         lora.leave_casts_to_autocast(wrapped)
 
 

@@ -63,6 +63,7 @@ _RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
     (lambda value: 0 <= value < 1, "0 to less than 1", ("lora_dropout", "adam_beta1", "adam_beta2")),
     (lambda value: value == -1 or value >= 1, "1 or more, or -1 to go by epochs", ("max_steps",)),
     (lambda value: value >= 2, "2 or more", ("model_max_length",)),
+    (lambda value: value >= 1, "1 or more", ("loraplus_lr_ratio",)),
     (lambda value: 0 <= value < 2**32, "0 to 4294967295", ("seed", "data_seed")),
 )
 
@@ -79,6 +80,11 @@ def find_problems(model: ModelArguments, data: DataArguments, training: Training
         yield f"--bits {training.bits}: bitsandbytes is not installed"
     if training.lora_enable and model.tune_mm_mlp_adapter:
         yield "--lora_enable and --tune_mm_mlp_adapter: choose one"
+    for name in ("lora_target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio"):
+        if getattr(training, name) and not training.lora_enable:
+            yield f"--{name} without --lora_enable True: there is no adapter"
+    if training.use_dora and (training.deepspeed or training.bits != 16):
+        yield "--use_dora True with --deepspeed or --bits: is not tested here; leave one of them out"
     if model.init_adapter:
         yield from _adapter_problems(model, training)
     if training.freeze_mm_mlp_adapter and model.tune_mm_mlp_adapter:

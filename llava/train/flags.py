@@ -82,6 +82,15 @@ class LlavaTrainingFlags:
     lora_dropout: float = _flag(0.05, "Dropout on the adapter's inputs.")
     lora_weight_path: str = _flag("", "Has no effect, as in the original.")
     lora_bias: str = _flag("none", "Biases to train: none, all or lora_only.")
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Linear layers that get an adapter, such as q_proj v_proj; all by default."},
+    )
+    use_rslora: bool = _flag(False, "rsLoRA: multiply the adapter's output by alpha / sqrt(r).")
+    use_dora: bool = _flag(False, "DoRA: also learn the length of each row of the weights.")
+    loraplus_lr_ratio: float | None = _flag(
+        None, "LoRA+: the adapter's B matrices learn at so many times --learning_rate."
+    )
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if different.")
     group_by_modality_length: bool = _flag(False, "Group samples by length and by having an image.")
 

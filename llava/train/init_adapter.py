@@ -21,7 +21,12 @@ if TYPE_CHECKING:  # arguments imports this module
 logger = logging.getLogger(__name__)
 
 # Flags that must equal the adapter's: (flag, key in adapter_config.json).
-_SHAPE = (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_bias", "bias"))
+_SHAPE = (
+    *(("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_bias", "bias")),
+    *(("use_rslora", "use_rslora"), ("use_dora", "use_dora")),
+)
+# What an adapter's config leaves out is not used.
+_ABSENT = {"use_rslora": False, "use_dora": False}
 
 
 def adapter_mismatches(folder: Path, training_args: TrainingArguments) -> Iterator[str]:
@@ -36,8 +41,9 @@ def adapter_mismatches(folder: Path, training_args: TrainingArguments) -> Iterat
         return
     for flag, name in _SHAPE:
         asked = getattr(training_args, flag)
-        if own.get(name) != asked:
-            yield f"--{flag} {asked}: the adapter in {folder} has {own.get(name)}; use that value"
+        found = own.get(name, _ABSENT.get(name))
+        if found != asked:
+            yield f"--{flag} {asked}: the adapter in {folder} has {found}; use that value"
 
 
 def locate_adapter(name: str, model_name_or_path: str, training_args: TrainingArguments) -> Path:

@@ -65,6 +65,7 @@ from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
 from llava.train.reporters import LenientTensorBoard
 from llava.train.step.epochs import EpochTrainer
+from llava.train.step.optimizer import make_loraplus, set_projector_rate
 from llava.train.step.recipe import resolve_recipe
 from llava.train.step.rows import accumulate_gradients, rows_of
 from llava.train.validation import ValidatingTrainer
@@ -124,6 +125,8 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
         has_learned: Whether this rank had any supervised label in the steps so far; None before the first.
         checkpoints: Writes and finds checkpoints.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -202,20 +205,14 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
         return EpochSampler(inner, seed=args.order_seed)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Create transformers' optimizer, with groups for a projector that has its own learning rate."""
+        """Create transformers' or LoRA+'s optimizer, with groups for a projector's own learning rate."""
         is_new = self.optimizer is None
+        trained = self.model if model is None else model
+        if is_new and self.args.loraplus_lr_ratio is not None:
+            self.optimizer = make_loraplus(self.args, trained)
         optimizer = super().create_optimizer(model)
-        rate = self.args.mm_projector_lr
-        if is_new and rate is not None:
-            named = (self.model if model is None else model).named_parameters()
-            projector = {id(parameter) for name, parameter in named if "mm_projector" in name}
-            rest, own = [], []
-            for group in optimizer.param_groups:
-                inside = [parameter for parameter in group["params"] if id(parameter) in projector]
-                outside = [parameter for parameter in group["params"] if id(parameter) not in projector]
-                rest.append({**group, "params": outside})
-                own.append({**group, "params": inside, "lr": rate})
-            optimizer.param_groups = [*rest, *own]
+        if is_new:
+            set_projector_rate(optimizer, trained, self.args)
         return optimizer
 
     # ---- loss

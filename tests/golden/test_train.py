@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -149,6 +150,74 @@ def test_the_config_tells_readers_what_the_originals_does(golden: Path, runs: Pa
 
 
 # ---- what is learned, and from what
+
+
+@pytest.mark.parametrize(
+    ("more", "config"),
+    [
+        (["--use_rslora", "True"], {"use_rslora": True}),
+        (["--use_dora", "True"], {"use_dora": True}),
+        (["--lora_target_modules", "v_proj", "q_proj"], {"target_modules": ["q_proj", "v_proj"]}),
+    ],
+    ids=["rslora", "dora", "targets"],
+)
+def test_a_kind_of_lora_is_saved_resumed_and_merged_as_trained(
+    golden: Path, tmp_path: Path, more: list[str], config: dict[str, object]
+) -> None:
+    flags = short(
+        golden, tmp_path / "out", *more, "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "3"
+    )
+    model = fit(assemble(*parse_arguments(flags))).model.eval()
+    settings = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert {name: settings[name] for name in config} == config
+    saved = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert set(saved) == set(get_peft_model_state_dict(model))
+    again = load_pretrained_model(
+        tmp_path / "out", golden / "weights/tiny-vicuna-v1.5", device="cpu", dtype="float32"
+    )[1]
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert (again(ids).logits - model(ids).logits).abs().max() < 1e-4
+        bare = load_pretrained_model(golden / "weights/tiny-vicuna-v1.5", device="cpu", dtype="float32")[1]
+        assert (bare(ids).logits - model(ids).logits).abs().max() > 1e-3
+
+    shutil.copytree(tmp_path / "out/checkpoint-3", tmp_path / "resumed/checkpoint-3")
+    train(argv=[*flags, "--output_dir", str(tmp_path / "resumed")])
+    assert equal_bits(tmp_path / "out", tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("projector_rate", [None, 3e-4])
+def test_lora_plus_trains_b_matrices_at_their_own_rate(
+    golden: Path, tmp_path: Path, projector_rate: float | None
+) -> None:
+    flags = short(
+        golden, tmp_path, "--loraplus_lr_ratio", "8", "--learning_rate", "1e-3", "--weight_decay", "0.1"
+    )
+    place = flags.index("--mm_projector_lr")
+    flags[place : place + 2] = [] if projector_rate is None else ["--mm_projector_lr", str(projector_rate)]
+    trainer = fit(assemble(*parse_arguments(flags)))
+    rates = {
+        id(each): group["initial_lr"] for group in trainer.optimizer.param_groups for each in group["params"]
+    }
+    named = {name: each for name, each in trainer.model.named_parameters() if each.requires_grad}
+    assert len(rates) == len(named)
+    for name, parameter in named.items():
+        wanted = 8e-3 if "lora_B" in name else projector_rate or 1e-3 if "mm_projector" in name else 1e-3
+        assert rates[id(parameter)] == wanted, name
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--loraplus_lr_ratio", "0.5"],
+        ["--use_dora", "True", "--bits", "4"],
+        ["--lora_enable", "False", "--use_rslora", "True"],
+        ["--lora_target_modules", "q_proj", "mm_projector"],
+    ],
+)
+def test_a_kind_of_lora_that_cannot_be_is_refused(golden: Path, tmp_path: Path, more: list[str]) -> None:
+    with pytest.raises(SettingsError, match=more[-2]):
+        assemble(*parse_arguments(short(golden, tmp_path, *more)))
 
 
 @pytest.mark.parametrize(("recipe", "casts"), [("fast", False), ("exact", True)])

@@ -17,6 +17,7 @@ _DECISIVE = (
     *("learning_rate", "mm_projector_lr", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim"),
     *("num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "fp16", "bits", "model_max_length"),
     *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "freeze_mm_mlp_adapter"),
+    *("lora_target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio"),
     *("group_by_modality_length", "group_by_length", "lr_scheduler_kwargs", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "quant_type", "double_quant"),
 )
