@@ -41,12 +41,26 @@ logger = logging.getLogger("llava.eval")
 
 
 def main() -> None:
-    """Run the steps that the flags name for each benchmark.
+    """Run the steps that the flags name for each benchmark; exit with 1 if one of several failed."""
+    _, failed = evaluate(None)
+    if failed:
+        sys.stderr.write(f"error: failed, see the message of each above: {' '.join(failed)}\n")
+        sys.exit(1)
+
+
+def evaluate(argv: Sequence[str] | None) -> tuple[list[Scores], list[str]]:
+    """Run the steps that the flags name for each benchmark, and print the scores.
+
+    Args:
+        argv: The flags of `llava eval`; the command line if None.
+
+    Returns:
+        The scores, and the names of the benchmarks that failed; a single one raises its error instead.
 
     Raises:
-        SystemExit: A benchmark failed where there are several; the others were scored, and the code is 1.
+        LlavaError: A flag, a question, a model or an answer is wrong.
     """
-    flags = parse_flags()
+    flags = parse_flags(argv)
     shard = choose_shard(flags.num_chunks, flags.chunk_idx)
     if flags.overwrite and shard.count > 1:
         raise SettingsError(
@@ -59,11 +73,9 @@ def main() -> None:
     if "answer" in flags.steps:
         answer_questions(targets, job_settings(flags, shard))
     if shard.launched and shard.index > 0:
-        return
+        return [], []
     wait_s = flags.wait_s if flags.wait_s is not None else WAIT_FOR_SHARDS_S if shard.launched else 0.0
-    if failed := finish(targets, flags.steps, name=flags.name, wait_s=wait_s):
-        sys.stderr.write(f"error: failed, see the message of each above: {' '.join(failed)}\n")
-        sys.exit(1)
+    return finish(targets, flags.steps, name=flags.name, wait_s=wait_s)
 
 
 def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -199,13 +211,13 @@ def answer_questions(targets: dict[str, ModelEvaluation], settings: JobSettings)
 
 def finish(
     targets: dict[str, ModelEvaluation], steps: Sequence[str], *, name: str, wait_s: float
-) -> list[str]:
+) -> tuple[list[Scores], list[str]]:
     """Merge, submit and score every benchmark, and print the paper's row of the model `name`.
 
     With several benchmarks an error of one, or a bug in its code, is printed and the others go on.
 
     Returns:
-        The names of the benchmarks that failed.
+        The scores, and the names of the benchmarks that failed.
     """
     scored, failed = [], []
     for benchmark, target in targets.items():
@@ -219,7 +231,7 @@ def finish(
             scored.append(scores)
     if any(scores.benchmark in paper.BENCHMARKS for scores in scored):
         sys.stdout.write(paper.table(name, scored) + "\n")
-    return failed
+    return scored, failed
 
 
 def finish_one(target: ModelEvaluation, steps: Sequence[str], wait_s: float) -> Scores | None:

@@ -170,12 +170,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Parsed:
         if getattr(old, name) is not None:
             logger.warning("--%s no longer has any effect", name)
     check_arguments(model, data, training)
-    training.learned_from = record_settings(model, data, training)
     return model, data, training
 
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
-    """Check the flags for invalid values, contradictions and missing files.
+    """Check the flags for invalid values, contradictions and missing files; record what decides the result.
 
     Raises:
         SettingsError: Lists all problems.
@@ -185,3 +184,4 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise SettingsError("; ".join(problems), code="invalid-flags")
     if training.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = training.logging_dir
+    training.learned_from = record_settings(model, data, training)

@@ -39,7 +39,13 @@ from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
 from llava.train import build
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    check_arguments,
+    parse_arguments,
+)
 from llava.train.checkpointing.checkpoints import CheckpointCallback
 from llava.train.checkpointing.deepspeed_files import patch_deepspeed_io
 from llava.train.checkpointing.resume import Start, find_start
@@ -62,8 +68,6 @@ logger = logging.getLogger(__name__)
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Fine-tune as the flags say and save to `--output_dir`.
 
-    An interrupted run resumes from its last complete checkpoint; a finished one is left as it is.
-
     Args:
         attn_implementation: eager, sdpa or flash_attention_2; transformers' choice if None.
         argv: The flags; `sys.argv` if None.
@@ -71,7 +75,25 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     Raises:
         LlavaError: The flags, the data or the weights are invalid, or the disk is full.
     """
-    model_args, data_args, training_args = parse_arguments(argv)
+    train_with(*parse_arguments(argv), attn_implementation=attn_implementation)
+
+
+def train_with(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    *,
+    attn_implementation: str | None = None,
+) -> None:
+    """Fine-tune as the arguments say: `train` for callers that make them in Python.
+
+    An interrupted run resumes from its last complete checkpoint; a finished one is left as it is.
+
+    Raises:
+        LlavaError: The arguments, the data or the weights are invalid, or the disk is full.
+    """
+    if not training_args.learned_from:
+        check_arguments(model_args, data_args, training_args)
     if training_args.dry_run:
         print_plan(model_args, data_args, training_args)
         return

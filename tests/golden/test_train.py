@@ -18,11 +18,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
 from llava.model.builder import load_pretrained_model
 from llava.model.vocabulary import grow_embeddings
-from llava.train.arguments import parse_arguments
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpointing.save import lock_output_dir, saved_bytes
 from llava.train.checkpointing.verify import find_damage
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
-from llava.train.train import Assembled, assemble, fit, train
+from llava.train.parser import FlagParser
+from llava.train.train import Assembled, assemble, fit, train, train_with
 from support.errors import raises_code
 from support.training_processes import equal_bits
 
@@ -227,6 +228,18 @@ def test_only_the_fast_recipe_leaves_an_adapters_casts_to_autocast(
     flags = short(golden, tmp_path, "--recipe", recipe, "--bf16", "True")
     layers = assemble(*parse_arguments(flags)).model.modules()
     assert {each.cast_input_dtype_enabled for each in layers if isinstance(each, LoraLayer)} == {casts}
+
+
+def test_arguments_made_in_python_train_as_the_flags_do(golden: Path, tmp_path: Path) -> None:
+    def made(*more: str) -> Any:
+        kinds = (ModelArguments, DataArguments, TrainingArguments)
+        return FlagParser(kinds).parse_args_into_dataclasses(short(golden, tmp_path / "python", *more))
+
+    train(argv=short(golden, tmp_path / "flags"))
+    train_with(*made())
+    assert equal_bits(tmp_path / "flags", tmp_path / "python")
+    with raises_code("invalid-flags", SettingsError):
+        train_with(*made("--lora_r", "0"))
 
 
 def test_equal_seeds_give_equal_adapters(golden: Path, tmp_path: Path) -> None:

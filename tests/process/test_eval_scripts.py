@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llava import benchmarks
-from llava.eval.__main__ import parse_flags
+from llava.eval.__main__ import evaluate, parse_flags
 from llava.eval.questions import sample_asks
 from llava.files import read_json, read_jsonl, write_json
 from llava.infer.jobs.run import Ask
@@ -556,6 +556,17 @@ def mme(root: Path, golden: Path) -> None:
     shutil.copy(golden / "images" / IMAGES[0], folder / "x.png")
     lines = [f"Is it {n}? Please answer yes or no.\t{said}\n" for n, said in enumerate(("Yes", "No"))]
     (folder / "x.txt").write_text("".join(lines))
+
+
+def test_python_gets_the_scores(golden: Path, tmp_path: Path) -> None:
+    mme(tmp_path, golden)
+    model = ["--model-path", str(golden / "viii_lora")]
+    model += ["--model-base", str(golden / "weights/tiny-vicuna-v1.5")]
+    scored, failed = evaluate(["mme", *model, "--eval-root", str(tmp_path), "--max_new_tokens", "4"])
+    assert failed == []
+    (scores,) = scored
+    assert len(scores.verdicts) == 2
+    assert scores.headline in {score.name for score in scores.scores}
 
 
 @pytest.mark.slow
