@@ -8,7 +8,7 @@
 #
 # Settings: LLAVA_TEST_DATA  folder with golden/ and realdata/; without it the golden outputs in tests/data are used,
 #                            and tests of data that may not be shipped are skipped and counted
-#           TEST_WORKERS     pytest processes, one torch thread each (default: one more than cores, as tests also wait)
+#           TEST_WORKERS     pytest processes, one torch thread each (default: as many as cores)
 set -euo pipefail
 
 # shellcheck source=scripts/_environment.sh
@@ -36,6 +36,7 @@ case ${1:-} in
         set -- tests/unit "${@:2}"
         ;;
 esac
-workers=${TEST_WORKERS:-$(($(env -u OMP_NUM_THREADS nproc) + 1))} # with OMP_NUM_THREADS=1 nproc prints 1
+# One more than cores slows the tests with several ranks to a third. With OMP_NUM_THREADS=1 nproc prints 1.
+workers=${TEST_WORKERS:-$(env -u OMP_NUM_THREADS nproc)}
 export OMP_NUM_THREADS=1
 exec "$PYTHON" -m pytest --numprocesses "$workers" --dist worksteal --quiet --durations 15 "$@"

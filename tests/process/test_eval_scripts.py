@@ -72,8 +72,6 @@ def started(repo: Path, script: str, *arguments: str | Path, **settings: str) ->
         stderr=subprocess.PIPE,
         text=True,
         cwd=repo,
-        # A shell lets its background jobs ignore Ctrl-C, and a child inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -286,8 +286,6 @@ class Running:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                # A shell lets its background jobs ignore Ctrl-C, and a child inherits that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def output(self) -> str:
