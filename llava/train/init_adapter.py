@@ -20,13 +20,11 @@ if TYPE_CHECKING:  # arguments imports this module
 
 logger = logging.getLogger(__name__)
 
-# Flags that must equal the adapter's: (flag, key in adapter_config.json).
+# Flags that must equal the adapter's: (flag, key in adapter_config.json, what it means if the key is absent).
 _SHAPE = (
-    *(("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_bias", "bias")),
-    *(("use_rslora", "use_rslora"), ("use_dora", "use_dora")),
+    *(("lora_r", "r", None), ("lora_alpha", "lora_alpha", None), ("lora_bias", "bias", None)),
+    *(("use_rslora", "use_rslora", False), ("use_dora", "use_dora", False)),
 )
-# What an adapter's config leaves out is not used.
-_ABSENT = {"use_rslora": False, "use_dora": False}
 
 
 def adapter_mismatches(folder: Path, training_args: TrainingArguments) -> Iterator[str]:
@@ -39,9 +37,8 @@ def adapter_mismatches(folder: Path, training_args: TrainingArguments) -> Iterat
     except CheckpointError as error:
         yield str(error)
         return
-    for flag, name in _SHAPE:
-        asked = getattr(training_args, flag)
-        found = own.get(name, _ABSENT.get(name))
+    for flag, name, absent in _SHAPE:
+        asked, found = getattr(training_args, flag), own.get(name, absent)
         if found != asked:
             yield f"--{flag} {asked}: the adapter in {folder} has {found}; use that value"
 

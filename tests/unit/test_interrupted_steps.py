@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -75,10 +75,14 @@ class Steps:
             "report": ["report", f"{root}/rounds", *["--final"] * variant],
         }[step]  # fmt: skip
 
-    def run(self, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Run the first variant here, so that the children need not import what it needs."""
-        monkeypatch.setattr(sys, "argv", ["llava engine", *self.command(step, 0)])
-        main()
+    def run_each(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        """Run the first variant of each step here, and yield its name; children then import nothing anew."""
+        for step in ("requests", "clean", "mix", "report"):
+            if step == "clean":
+                self.answer()
+            monkeypatch.setattr(sys, "argv", ["llava engine", *self.command(step, 0)])
+            main()
+            yield step
 
     def files(self) -> Snapshot:
         """All files but those that are being written."""
@@ -140,10 +144,7 @@ def test_a_step_that_is_killed_leaves_whole_files_and_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Steps(tmp_path)
-    for step in ("requests", "clean", "mix", "report"):
-        if step == "clean":
-            world.answer()
-        world.run(step, monkeypatch)
+    for step in world.run_each(monkeypatch):
         old, start = world.files(), time.perf_counter()
         assert in_child(world.command(step, 1))[0] == 0
         new, seconds = world.files(), time.perf_counter() - start
@@ -174,10 +175,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Steps(tmp_path)
-    for step in ("requests", "clean", "mix", "report"):
-        if step == "clean":
-            world.answer()
-        world.run(step, monkeypatch)
+    for step in world.run_each(monkeypatch):
         old = world.files()
         full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200, 200))
         code, said = in_child(world.command(step, 1), full)
