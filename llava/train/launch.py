@@ -13,6 +13,7 @@ from llava.train.flags import answer_help
 if __name__ == "__main__":
     answer_help()  # at once; what follows takes seconds to import
 
+import argparse
 import importlib.util
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from transformers.hf_argparser import string_to_bool
 
 from llava.command import ERROR_FILE, run
 from llava.errors import LlavaError, SettingsError
@@ -318,10 +320,20 @@ def _forward_signal(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
 
+def asks_for_plan(flags: Sequence[str]) -> bool:
+    """Return whether `--dry_run` is on. The run itself refuses a value that is neither true nor false."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--dry_run", type=string_to_bool, nargs="?", const=True, default=False)
+    try:
+        return bool(parser.parse_known_args(flags)[0].dry_run)
+    except argparse.ArgumentError:
+        return True
+
+
 def main() -> None:
     stage, *flags = sys.argv[1:]
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
-    if "--dry_run" in flags:  # a plan: one process, which starts nothing
+    if asks_for_plan(flags):  # one process, which starts nothing
         processes = int(os.environ.get("NPROC") or 0) * int(os.environ.get("NNODES") or 1)
         known = ["--gpus", str(processes)] if processes else []
         program = [str(REPO / "llava" / "train" / "train_mem.py")]

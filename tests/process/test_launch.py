@@ -17,7 +17,7 @@ import pytest
 
 from llava.errors import SettingsError
 from llava.train.checkpointing.verify import find_damage
-from llava.train.launch import Launch, Machine, plan_launch
+from llava.train.launch import Launch, Machine, asks_for_plan, plan_launch
 from support.errors import raises_code
 from support.tiers import exhaustive
 from support.training_processes import free_port
@@ -55,6 +55,22 @@ def test_the_launcher_fits_the_machine(
 ) -> None:
     launch = planned({"NPROC": nproc, "MASTER_PORT": "29999"}, gpus=gpus, deepspeed=deepspeed)
     assert (launch.launcher, launch.arguments) == (launcher, arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        (["--bits", "4"], False),
+        (["--dry_run"], True),
+        (["--dry_run", "True", "--bits", "4"], True),
+        (["--dry_run=true"], True),
+        (["--dry_run", "False"], False),
+        (["--dry_run", "True", "--dry_run", "False"], False),
+        (["--dry_run", "perhaps"], True),
+    ],
+)
+def test_a_plan_is_told_from_a_run(flags: list[str], asked: bool) -> None:
+    assert asks_for_plan(flags) is asked
 
 
 @pytest.mark.parametrize(("nproc", "launched_on"), [("", "4,5,7"), ("2", "4,5"), ("1", "4")])
