@@ -8,7 +8,7 @@ resume and when other data is mixed in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import PurePosixPath
 
@@ -39,26 +39,35 @@ def is_held_out(image: str | None, identifier: RecordId, *, fraction: float, see
 
 
 def hold_out(
-    dataset: LazySupervisedDataset, fraction: float, *, seed: int
-) -> tuple[LazySupervisedDataset, LazySupervisedDataset]:
-    """Split a data set into training and held-out samples, each in the file's order.
+    datasets: Sequence[LazySupervisedDataset], fraction: float, *, seed: int
+) -> tuple[list[LazySupervisedDataset], list[LazySupervisedDataset]]:
+    """Split each data set into training and held-out samples, in the file's order.
 
     Raises:
-        SettingsError: Either part would be empty.
+        SettingsError: There would be nothing to train on, or nothing to validate on.
     """
-    index, rows = dataset.index, dataset.samples.rows
-    held = held_out_mask(
-        index.images(rows), lambda number: index.identifier(rows[number]), fraction=fraction, seed=seed
-    )
-    count = int(held.sum())
-    if count in (0, len(held)):
+    masks = [_mask(dataset, fraction, seed) for dataset in datasets]
+    count, total = sum(int(mask.sum()) for mask in masks), sum(map(len, masks))
+    if count in (0, total):
+        names = ", ".join(str(dataset.data_path) for dataset in datasets)
         raise SettingsError(
-            f"{dataset.data_path}: --held_out {fraction:g} leaves {len(held) - count} samples to train on "
+            f"{names}: --held_out {fraction:g} leaves {total - count} samples to train on "
             f"and {count} to validate on; choose another fraction, or give a file by --eval_data_path",
             code="empty-split",
         )
-    logger.info("held out for validation: %s of %s samples", f"{count:,}", f"{len(held):,}")
-    return dataset.subset(np.flatnonzero(~held)), dataset.subset(np.flatnonzero(held))
+    logger.info("held out for validation: %s of %s samples", f"{count:,}", f"{total:,}")
+    training, held = (
+        [dataset.subset(np.flatnonzero(mask == side)) for dataset, mask in zip(datasets, masks, strict=True)]
+        for side in (False, True)
+    )
+    return training, held
+
+
+def _mask(dataset: LazySupervisedDataset, fraction: float, seed: int) -> np.ndarray:
+    index, rows = dataset.index, dataset.samples.rows
+    return held_out_mask(
+        index.images(rows), lambda number: index.identifier(rows[number]), fraction=fraction, seed=seed
+    )
 
 
 def warn_of_shared_images(training: LazySupervisedDataset, validation: LazySupervisedDataset) -> None:

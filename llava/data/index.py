@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
+from torch.utils.data import Dataset
 
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.data.checks.repair import repair_sample
@@ -200,7 +201,7 @@ class SampleIndex:
         return self.table[column][int(row)].as_py()
 
 
-class Samples:
+class Samples(Dataset[Sample]):
     """A selection of an index's rows. Each sample is decoded, and repaired if wanted, on access.
 
     Attributes:

@@ -19,8 +19,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, conv_templates, default_conversation
-from llava.data.dataset import LazySupervisedDataset
-from llava.data.held_out import hold_out, warn_of_shared_images
+from llava.data.held_out import warn_of_shared_images
+from llava.data.mixture import TrainingData, data_files, mix
 from llava.errors import CheckpointError, SettingsError, one_line
 from llava.model import lora
 from llava.model.fields import image_fields
@@ -83,7 +83,7 @@ def load_data(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-) -> tuple[LazySupervisedDataset, LazySupervisedDataset | None]:
+) -> tuple[TrainingData, TrainingData | None]:
     """Check the training data and return the samples to train on and those to validate on, if any.
 
     Raises:
@@ -91,14 +91,15 @@ def load_data(
     """
     positions = _image_positions(model_args, base.folder)
     settings = (tokenizer, base.template, data_args, training_args, positions)
-    dataset = open_checked(data_args.data_path or "", *settings)
-    if data_args.eval_data_path:
-        eval_dataset = open_checked(data_args.eval_data_path, *settings)
-        warn_of_shared_images(dataset, eval_dataset)
-        return dataset, eval_dataset
-    if data_args.held_out:
-        return hold_out(dataset, data_args.held_out, seed=training_args.order_seed)
-    return dataset, None
+    files = data_files(data_args.data_path or "")
+    parts = [open_checked(file.path, *settings) for file in files]
+    dataset, held = mix(parts, files, held_out=data_args.held_out, seed=training_args.order_seed)
+    if not data_args.eval_data_path:
+        return dataset, held
+    eval_dataset = open_checked(data_args.eval_data_path, *settings)
+    for part in parts:
+        warn_of_shared_images(part, eval_dataset)
+    return dataset, eval_dataset
 
 
 def template_of(version: str) -> Conversation:

@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer, get_scheduler
 from transformers.training_args import OptimizerNames
 
+from llava.data.mixture import data_file_problems
 from llava.errors import one_line
 from llava.model.multimodal_projector.builder import is_projector_type
 from llava.schema import POLICIES
@@ -206,8 +207,8 @@ def _validation_problems(data: DataArguments, training: TrainingArguments) -> It
 def _missing_paths(data: DataArguments, training: TrainingArguments) -> Iterator[str]:
     if data.data_path is None:
         yield "--data_path is missing: give the JSON file of conversations"
-    elif not Path(data.data_path).is_file():
-        yield f"--data_path {data.data_path}: no such file"
+    else:
+        yield from data_file_problems(data.data_path)
     if data.eval_data_path is not None and not Path(data.eval_data_path).is_file():
         yield f"--eval_data_path {data.eval_data_path}: no such file"
     if data.image_folder is not None and not Path(data.image_folder).is_dir():

@@ -47,7 +47,14 @@ class ModelArguments:
 class DataArguments:
     """Flags that choose the training and validation data."""
 
-    data_path: str | None = _flag(None, "JSON file of conversations.")
+    # In this order, HfArgumentParser takes one file or several; Python code may also give a string.
+    data_path: list[str] | None | str = field(  # noqa: RUF036
+        default=None,
+        metadata={
+            "help": "JSON file of conversations, or several. FILE:2 takes each of its samples twice an "
+            "epoch, FILE:0.5 half of them, drawn by the seed."
+        },
+    )
     lazy_preprocess: bool = _flag(False, "Has no effect: samples are always prepared on demand.")
     is_multimodal: bool = _flag(False, "Has no effect: true if there is a vision tower.")
     image_folder: str | None = _flag(None, "Folder that the image paths of the records are relative to.")
@@ -61,6 +68,10 @@ class DataArguments:
     # Not flags: set when the model is built, and read by the data set.
     image_processor: Any = field(default=None, init=False, repr=False)
     mm_use_im_start_end: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data_path, list) and len(self.data_path) == 1:
+            (self.data_path,) = self.data_path  # as code for the original expects it
 
 
 @dataclass

@@ -31,7 +31,7 @@ from llava.compat.state import get_mm_adapter_state_maybe_zero_3 as get_mm_adapt
 from llava.compat.state import maybe_zero_3 as maybe_zero_3
 from llava.compat.trainer import TakesOldOverrides
 from llava.data.collate import NOTES, Batch, Note
-from llava.data.dataset import LazySupervisedDataset
+from llava.data.mixture import TrainingData
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.data.sampler import get_length_grouped_indices as get_length_grouped_indices
 from llava.data.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
@@ -186,7 +186,7 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
 
     # ---- order and learning rates
 
-    def _get_train_sampler(self, train_dataset: LazySupervisedDataset | None = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: TrainingData | None = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
         if dataset is None or not has_length(dataset):

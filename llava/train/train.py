@@ -37,6 +37,7 @@ from llava.compat.state import rank0_print as rank0_print
 from llava.compat.state import smart_tokenizer_and_embedding_resize as smart_tokenizer_and_embedding_resize
 from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
+from llava.data.mixture import TrainingData
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
 from llava.train import build
 from llava.train.arguments import (
@@ -113,12 +114,12 @@ class Assembled:
 
     model: PreTrainedModel
     tokenizer: LlamaSentencePieceTokenizer
-    dataset: LazySupervisedDataset
+    dataset: TrainingData
     collator: DataCollatorForSupervisedDataset
     model_args: ModelArguments
     data_args: DataArguments
     training_args: TrainingArguments
-    eval_dataset: LazySupervisedDataset | None = None
+    eval_dataset: TrainingData | None = None
 
 
 def assemble(

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from llava.data.collate import NOTES, Batch
-from llava.data.dataset import LazySupervisedDataset, count_learnable
+from llava.data.dataset import count_learnable
+from llava.data.mixture import TrainingData
 from llava.prompts.kinds import kinds
 
 
@@ -49,12 +50,12 @@ class ValidatingTrainer(Trainer):
 
         Args:
             image_positions: Number of positions that one image takes.
-            settings: Arguments of transformers' Trainer. With an `eval_dataset` that is not a
-                `LazySupervisedDataset`, evaluation is transformers'.
+            settings: Arguments of transformers' Trainer. With an `eval_dataset` that is not
+                `TrainingData`, evaluation is transformers'.
         """
         self._image_positions = image_positions
         super().__init__(**settings)
-        self._by_kind = isinstance(self.eval_dataset, LazySupervisedDataset)
+        self._by_kind = isinstance(self.eval_dataset, TrainingData)
         if self._by_kind:
             self.compute_metrics = self._mean_losses
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.data.collate import NOTES, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset, count_learnable
+from llava.data.mixture import DataFile, Mixture, mix
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.tokenizer import load_tokenizer
 from support.errors import raises_code
@@ -97,6 +99,53 @@ def test_a_spawned_loader_process_makes_the_same_batch(golden: Path) -> None:
     assert made[NOTES] == wanted[NOTES]
     for name in ("input_ids", "labels", "attention_mask", "images"):
         assert torch.equal(made[name], wanted[name])
+
+
+def copied(golden: Path, folder: Path, start: int) -> LazySupervisedDataset:
+    """A data set of the golden records from `start` on, in a file of its own."""
+    rows = json.loads((golden / "train_data/train.json").read_text())[start:]
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(rows))
+    return make_dataset(golden, ["--data_path", str(folder / "train.json")])
+
+
+def test_each_file_of_a_mixture_is_taken_as_often_as_its_weight_says(golden: Path, tmp_path: Path) -> None:
+    parts = [copied(golden, tmp_path / "a", 0), copied(golden, tmp_path / "b", 8)]  # 48 and 40 samples
+    files = [DataFile("a", 2.25), DataFile("b", 0.5)]
+    mixed, held = mix(parts, files, held_out=0.0, seed=1)
+    assert isinstance(mixed, Mixture)
+    assert held is None
+    first, second = mixed.parts
+    assert sorted(Counter(first.samples.rows.tolist()).values()) == [2] * 36 + [3] * 12
+    assert len(set(second.samples.rows.tolist())) == len(second) == 20
+    assert second.samples.rows.tolist() == sorted(second.samples.rows)
+
+    assert len(mixed) == len(mixed.lengths) == len(mixed.modality_lengths) == 128
+    for place, part, own in ((0, first, 0), (107, first, 107), (108, second, 0), (127, second, 19)):
+        assert torch.equal(mixed[place]["input_ids"], part[own]["input_ids"])
+        assert mixed.encode(place) == part.encode(own)
+        assert mixed.samples[place] == part.samples[own]
+        assert mixed.lengths[place] == part.lengths[own]
+
+    drawn = [mix(parts, files, held_out=0.0, seed=seed)[0].lengths.tolist() for seed in (1, 2)]
+    assert drawn[0] == mixed.lengths.tolist() != drawn[1]
+    alone, _ = mix(parts[:1], [DataFile("a")], held_out=0.0, seed=1)
+    assert alone is parts[0]
+    with raises_code("empty-weight"):
+        mix(parts, [DataFile("a"), DataFile("b", 0.01)], held_out=0.0, seed=1)
+
+
+def test_what_is_held_out_of_a_mixture_is_in_no_file_of_it(golden: Path, tmp_path: Path) -> None:
+    parts = [copied(golden, tmp_path / "a", 0), copied(golden, tmp_path / "b", 47)]  # 48 samples and 1
+    training, held = mix(parts, [DataFile("a", 3), DataFile("b", 2)], held_out=0.2, seed=5)
+    assert held is not None
+    ways = [[data.samples[place] for place in range(len(data))] for data in (training, held)]
+    names = [{sample.image or sample.id for sample in samples} for samples in ways]
+    assert not names[0] & names[1]
+    validated = [(sample.image, sample.id) for sample in ways[1]]
+    copies = 1 + (parts[1].samples[0].id in {sample.id for sample in ways[1]})
+    assert max(Counter(validated).values()) == copies  # once for each file it is in, whatever the weight
+    assert len(ways[0]) + 3 * len(ways[1]) in (3 * 48 + 2, 3 * 48 + 3)
 
 
 def item(ids: list[int], image: torch.Tensor | None = None) -> dict[str, Any]:

@@ -166,6 +166,10 @@ def test_a_plan_says_steps_hours_and_what_would_fit(
     assert "data sheet's rate of RTX 4090" in said
     assert "hardly fit" not in said
 
+    shutil.copyfile("train_data/train.json", "more.json")
+    train(argv=[*argv, "--gpus", "1", "--data_path", "train_data/train.json:2", "more.json:0.5"])
+    assert "90 steps of 4 samples (1 x 4); 120 samples in all" in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(
     ("flags", "code"),

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.training_args import OptimizerNames
 
+from llava.data.mixture import DataFile, data_files
 from llava.errors import SettingsError
 from llava.train.arguments import (
     HARMLESS_FLAGS,
@@ -34,6 +35,10 @@ def data(tmp_path: Path) -> str:
 
 def parse(data: str, *more: str) -> Parsed:
     return parse_arguments(["--data_path", data, "--output_dir", "out", "--report_to", "none", *more])
+
+
+def parse_files(*names: str) -> Parsed:
+    return parse(names[0], "--data_path", *names)
 
 
 def test_defaults_are_the_originals(data: str) -> None:
@@ -243,6 +248,51 @@ def test_paths_written_differently_are_the_same_setting(
     other = tmp_path / "other.json"
     other.write_text("[]")
     assert find_changes(there, parse(str(other))[2].learned_from) == ["data_path"]
+
+    both = parse_files(f"{data}:2", str(other))[2].learned_from
+    monkeypatch.chdir(tmp_path)
+    assert find_changes(both, parse_files("data.json:2.0", "other.json")[2].learned_from) == []
+    for names in (["data.json:0.5", "other.json"], ["data.json", "other.json"], ["other.json", data + ":2"]):
+        assert find_changes(both, parse_files(*names)[2].learned_from) == ["data_path"]
+    assert "data_path" in find_changes(there, parse("data.json:2")[2].learned_from)
+    assert "data_path" in find_changes(there, both)
+
+
+def test_data_files_have_weights_and_may_have_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b:2", "c:x.json"):
+        Path(name).write_text("[]")
+    parsed = parse_files("a.json:2", "b:2", "c:x.json:0.5")[1]
+    assert data_files(parsed.data_path or "") == [
+        DataFile("a.json", 2),
+        DataFile("b:2"),
+        DataFile("c:x.json", 0.5),
+    ]
+    assert DataArguments(data_path=["a.json"]).data_path == parse("a.json")[1].data_path == "a.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "fact"),
+    [
+        (["data.json:0"], "data.json:0: wanted a weight"),
+        (["data.json:-1"], "data.json:-1: wanted a weight"),
+        (["data.json:nan"], "data.json:nan: wanted a weight"),
+        (["data.json:inf"], "data.json:inf: wanted a weight"),
+        (["data.json:1e9"], "data.json:1000000000: wanted a weight"),
+        (["data.json", "none.json:2"], "none.json: no such file"),
+        (["data.json:much"], "data.json:much: no such file"),
+        (["data.json:"], "data.json:: no such file"),
+        (["data.json", "./data.json:2"], "./data.json: is given twice"),
+    ],
+)
+def test_data_files_and_weights_that_cannot_be_used_are_named(
+    data: str, monkeypatch: pytest.MonkeyPatch, names: list[str], fact: str
+) -> None:
+    monkeypatch.chdir(Path(data).parent)
+    with raises_code("invalid-flags", SettingsError) as error:
+        parse_files(*names)
+    assert f"--data_path {fact}" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_all_invalid_flags_are_reported_at_once(data: str) -> None:

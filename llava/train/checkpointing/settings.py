@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llava.data.mixture import data_files
 from llava.schema import JsonObject
 
 if TYPE_CHECKING:  # arguments imports this module
@@ -28,11 +29,12 @@ _FOLDER = "working folder"
 def record_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> JsonObject:
     """Return the flags that decide what a run learns, as JSON values."""
     chosen = {name: getattr(training, name) for name in _DECISIVE}
+    files = data_files(data.data_path or "")
     return {
         **{flag.name: getattr(model, flag.name) for flag in fields(model)},
-        "data_path": data.data_path,
+        "data_path": _one_or_all([str(file) for file in files]),
         "held_out": data.held_out,
-        "size of data_path": Path(str(data.data_path)).stat().st_size,
+        "size of data_path": _one_or_all([Path(file.path).stat().st_size for file in files]),
         "image_aspect_ratio": data.image_aspect_ratio,
         "bad_samples": data.bad_samples,
         **{name: value.value if isinstance(value, Enum) else value for name, value in chosen.items()},
@@ -46,7 +48,8 @@ def record_settings(model: ModelArguments, data: DataArguments, training: Traini
 def find_changes(then: JsonObject, now: JsonObject) -> list[str]:
     """Return the names of the settings that differ; one that was not recorded does not.
 
-    A path differs if it is written differently and also names another file.
+    A path differs if it is written differently and also names another file. A data file's weight is part of
+    its name here.
     """
     return [
         name
@@ -61,5 +64,17 @@ def find_changes(then: JsonObject, now: JsonObject) -> list[str]:
 def _is_same_file(name: str, then: JsonObject, now: JsonObject) -> bool:
     if then[name] is None or now[name] is None:
         return False
-    first, second = (Path(side.get(_FOLDER, "."), side[name]).resolve() for side in (then, now))
+    first, second = (
+        [Path(side.get(_FOLDER, "."), path).resolve() for path in _as_list(side[name])]
+        for side in (then, now)
+    )
     return first == second
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """Return the only one, as the records of one data file have always had it, or all."""
+    return values[0] if len(values) == 1 else values
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

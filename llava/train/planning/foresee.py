@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.held_out import hold_out
+from llava.data.mixture import TrainingData, data_files, mix
 from llava.errors import SettingsError
 from llava.files import read_json
 from llava.prompts.labels import supervise
@@ -93,7 +93,7 @@ class Foresight:
     """What a run is going to do: its sketched model, its data, and the plan of its memory."""
 
     model: PreTrainedModel
-    dataset: LazySupervisedDataset
+    dataset: TrainingData
     image_positions: int
     target: Target
     plan: RunPlan
@@ -118,10 +118,12 @@ def foresee_run(
     name = model_args.model_name_or_path
     tokenizer = load_tokenizer(name, model_max_length=limit, padding_side="right")
     template = build.template_of(model_args.version)
-    path = data_args.data_path or ""
-    dataset = LazySupervisedDataset(path, tokenizer, data_args, template=template, bad_samples="skip")
-    if data_args.held_out:
-        dataset, _ = hold_out(dataset, data_args.held_out, seed=training_args.order_seed)
+    files = data_files(data_args.data_path or "")
+    parts = [
+        LazySupervisedDataset(file.path, tokenizer, data_args, template=template, bad_samples="skip")
+        for file in files
+    ]
+    dataset, _ = mix(parts, files, held_out=data_args.held_out, seed=training_args.order_seed)
     model = sketch_model(tokenizer, model_args, data_args, training_args)
     positions = model.image_positions if data_args.is_multimodal else 1
 
@@ -170,7 +172,7 @@ def count_steps(samples: int, devices: int, args: TrainingArguments) -> int:
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
-def count_lengths_of_some(dataset: LazySupervisedDataset, image_positions: int) -> Lengths:
+def count_lengths_of_some(dataset: TrainingData, image_positions: int) -> Lengths:
     """Count the positions of up to 2,000 samples, always the same ones of a data set."""
     count = min(len(dataset), _COUNTED)
     chosen = np.random.default_rng(0).choice(len(dataset), count, replace=False)

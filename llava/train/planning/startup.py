@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.data.dataset import LazySupervisedDataset
+from llava.data.mixture import TrainingData
 from llava.errors import SettingsError
 from llava.model.recipe import Recipe
 from llava.prompts.labels import Supervised
@@ -62,7 +62,7 @@ class RunPlan:
     memory: Plan
 
 
-def plan_run(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> RunPlan:
+def plan_run(trainer: LLaVATrainer, dataset: TrainingData) -> RunPlan:
     """Estimate the memory of a run, and choose how many layers to recompute where the recipe leaves it open.
 
     Every rank must call this, before DeepSpeed wraps the model.
@@ -76,7 +76,7 @@ def plan_run(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> RunPlan:
     return RunPlan(footprint, batch, sharing, room, recomputed, planned)
 
 
-def log_startup(trainer: LLaVATrainer, dataset: LazySupervisedDataset, plan: RunPlan) -> None:
+def log_startup(trainer: LLaVATrainer, dataset: TrainingData, plan: RunPlan) -> None:
     """Log one sample and the memory plan; if the plan does not fit, warn and name flags that help."""
     args = trainer.args
     logger.info("%s", describe_sample(dataset, 0, _image_positions(trainer, dataset)))
@@ -85,12 +85,12 @@ def log_startup(trainer: LLaVATrainer, dataset: LazySupervisedDataset, plan: Run
         logger.warning("%s", advice)
 
 
-def _image_positions(trainer: LLaVATrainer, dataset: LazySupervisedDataset) -> int:
+def _image_positions(trainer: LLaVATrainer, dataset: TrainingData) -> int:
     model = trainer.model
     return model.image_positions if dataset.data_args.is_multimodal else 1
 
 
-def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions: int) -> str:
+def describe_sample(dataset: TrainingData, index: int, image_positions: int) -> str:
     """Return a sample's text as the model reads it.
 
     Supervised text stands in [[ ]], an image as <image: N positions>.
@@ -109,7 +109,7 @@ def describe_sample(dataset: LazySupervisedDataset, index: int, image_positions:
 
 
 def largest_batch(
-    dataset: LazySupervisedDataset, args: TrainingArguments, image_positions: int, recipe: Recipe
+    dataset: TrainingData, args: TrainingArguments, image_positions: int, recipe: Recipe
 ) -> Batch:
     """Return the batch of the longest samples, the most memory a step can need."""
     samples = args.per_device_train_batch_size
@@ -167,7 +167,7 @@ def describe_trained(model: nn.Module) -> list[str]:
 class Outlook(TrainerCallback):
     """Log how many steps there will be and, once it is known, how long they take."""
 
-    def __init__(self, dataset: LazySupervisedDataset) -> None:
+    def __init__(self, dataset: TrainingData) -> None:
         self._dataset = dataset
 
     def on_train_begin(
