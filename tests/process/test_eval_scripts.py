@@ -566,6 +566,25 @@ def test_python_gets_the_scores(golden: Path, tmp_path: Path) -> None:
     assert len(scores.verdicts) == 2
     assert scores.headline in {score.name for score in scores.scores}
 
+    # Again in a new process: nothing is left to ask, so torch is not imported.
+    flags = ["mme", *model, "--eval-root", str(tmp_path), "--max_new_tokens", "4"]
+    command = [sys.executable, "-X", "importtime", "-m", "llava.eval", *flags]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
+    assert "llava.infer.jobs.journal" in imported
+    assert not {"torch", "transformers", "numpy", "pandas"} & imported
+
+    # The precision of the answers stands for this machine's, but not where a question is left.
+    journal = tmp_path / "MME/answers/viii_lora/journal"
+    record = read_json(journal / "run.json")
+    record["about"]["dtype"] = "bfloat16"
+    write_json(journal / "run.json", record)
+    kept = (journal / "1_0.jsonl").read_text().splitlines(keepends=True)[0]
+    (journal / "1_0.jsonl").write_text(kept)
+    refused = subprocess.run([sys.executable, "-m", "llava.eval", *flags], capture_output=True, text=True)
+    assert (refused.returncode, "dtype was 'bfloat16', is 'float32'" in refused.stderr) == (2, True)
+    assert (journal / "1_0.jsonl").read_text() == kept
+
 
 @pytest.mark.slow
 def test_all_benchmarks_share_one_loading_and_end_in_the_papers_row(

@@ -99,6 +99,13 @@ class Journal:
         return cls(folder, record["questions"], record["keys_sha256"])
 
     @staticmethod
+    def about(folder: Path) -> JsonObject:
+        """Return what the answers in `folder` depend on, as given to `open`; empty if there are none."""
+        path = folder / "run.json"
+        found: JsonObject = read_json(path).get("about", {}) if path.is_file() else {}
+        return found
+
+    @staticmethod
     def discard(folder: Path) -> None:
         """Delete the journal in `folder`, as `--overwrite` asks; do nothing if there is none.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,17 +159,24 @@ def answer(
         write_jsonl(job.answers_file, ())
         return
     job = replace(job, conv_mode=template(job.conv_mode, job.model.name))
-
-    from llava.infer.engine.load import resolve_device  # torch: not before the questions are known to be good
-
-    job = replace(job, model=resolve_device(job.model, job.shard.device))
     keys: list[Key] = [row_key(ask.head) for ask in asks]
-    journal = Journal.open(job.journal_folder, _about(job, asks), keys, overwrite=job.overwrite)
+    about = _about(job, asks)
+    earlier = {} if job.overwrite else Journal.about(job.journal_folder)
+    if job.model.dtype == "auto":
+        about["dtype"] = earlier.get("dtype")  # of the machine that answered
+    # Only a process that has transformers can have changed the model's classes.
+    needs_torch = about != earlier or "transformers" in sys.modules
+    if needs_torch:
+        job, about = _resolve(job, about)
+    journal = Journal.open(job.journal_folder, about, keys, overwrite=job.overwrite)
     with journal.writer(job.shard.name) as writer:
         done = journal.read()
         _check_keys(journal, done, keys)
         _check_images(job, asks, positions, done)
         to_ask = [position for position in positions if position not in done]
+        if to_ask and not needs_torch:
+            job, about = _resolve(job, about)
+            Journal.open(job.journal_folder, about, keys)  # refuses what this machine would answer otherwise
         _log_what_is_left(job, len(positions), len(to_ask))
         if not job.shard.launched:
             job.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
@@ -227,8 +235,19 @@ def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> JsonObject:
     }
 
 
+def _resolve(job: AnswerJob, about: JsonObject) -> tuple[AnswerJob, JsonObject]:
+    """Complete the job and what its answers depend on by what only torch and transformers know."""
+    from llava.infer.engine.load import find_changed_classes, resolve_device
+
+    job = replace(job, model=resolve_device(job.model, job.shard.device))
+    about = {**about, "dtype": job.model.dtype}
+    if (change := find_changed_classes()) is not None:
+        about["changed"] = change
+    return job, about
+
+
 def _about(job: AnswerJob, asks: Sequence[Ask]) -> JsonObject:
-    """Return what the answers depend on."""
+    """Return what the answers depend on, as far as flags and files say."""
     digest = hashlib.sha256()
     for ask in asks:
         # With its folder, so that train/1.jpg is not test/1.jpg; without the rest, so that data may move.
@@ -248,10 +267,6 @@ def _about(job: AnswerJob, asks: Sequence[Ask]) -> JsonObject:
         "num_beams": job.generation.num_beams,
         "exact": job.exact,
     }
-    from llava.infer.engine.load import find_changed_classes  # torch, as in `answer`
-
-    if (change := find_changed_classes()) is not None:
-        about["changed"] = change
     if job.generation.temperature > 0:
         about |= {"top_p": job.generation.top_p, "sampling_seed": job.generation.seed}
     return about
