@@ -2,7 +2,7 @@
 # Run all checks: ruff, mypy, shellcheck, pytest. Makes and uses the same environment as quickstart.sh.
 #
 #   bash scripts/test.sh                         everything but the tests marked exhaustive
-#   bash scripts/test.sh all                     everything
+#   bash scripts/test.sh all                     everything, and scripts under test start Python anew
 #   bash scripts/test.sh quick                   ruff and the unit tests, for an edit-run loop
 #   bash scripts/test.sh [PYTEST ARGUMENTS...]   pytest alone: bash scripts/test.sh tests/golden/test_tokenizer.py -x
 #
@@ -29,6 +29,7 @@ case ${1:-} in
     "") check_code ;;
     all)
         check_code
+        export TEST_COLD=1
         set -- -m "" "${@:2}"
         ;;
     quick)

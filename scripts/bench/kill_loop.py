@@ -68,7 +68,8 @@ class Loop:
         self.counts: Counter[str] = Counter()
         self._random = random.Random(flags.seed)
         self._model = flags.model_path
-        self._settings = {"EVAL_ROOT": str(root), "MODEL_BASE": flags.model_base, "PYTHON": sys.executable}
+        self._settings = {"EVAL_ROOT": str(root), "MODEL_BASE": flags.model_base}
+        self._settings |= {"PYTHON": os.environ.get("PYTHON", sys.executable)}
         self._settings |= {"CUDA_VISIBLE_DEVICES": "", "ANSWER_FLAGS": f"--max_new_tokens {flags.tokens}"}
 
     def start(self, shards: int) -> subprocess.Popen[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from llava.benchmarks.vqa_answers import normalise
 from llava.errors import SettingsError
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor, TextVQAAccuracyEvaluator
 from support.errors import raises_code
+from support.warm_python import warm_python
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # What each run writes, and whose golden copy it must equal.
@@ -53,7 +53,7 @@ def workplace(golden: Path, tmp_path: Path) -> Path:
 def run_script(repo: Path, workplace: Path) -> Run:
     def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, repo / script, *args], cwd=workplace, capture_output=True, text=True, check=False
+            [warm_python(), repo / script, *args], cwd=workplace, capture_output=True, text=True, check=False
         )
 
     return run

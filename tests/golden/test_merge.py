@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,10 +32,11 @@ from llava.model.lora import add_adapter, split_trained_state, write_adapter
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.full_disk import files_of_at_most
+from support.warm_python import warm_python
 
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+    return subprocess.run([warm_python(), *map(str, words)], capture_output=True, text=True, check=False)
 
 
 def has_golden_logits(golden: Path, folder: Path, wanted: str, bound: float, **settings: Any) -> bool:

@@ -25,6 +25,7 @@ from llava.schema import Answer, Question, Score, Scores, Verdict, describe_coun
 from llava.scoring.metrics import read_scores, write_scores
 from support.benchmark_downloads import MAKERS
 from support.errors import raises_code
+from support.warm_python import warm_python
 
 NAMES = benchmarks.names()
 
@@ -191,7 +192,7 @@ class TestContract:
 
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava.benchmarks", *map(str, args)]
+    command = [warm_python(), "-m", "llava.benchmarks", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

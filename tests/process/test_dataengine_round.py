@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from llava.files import read_json, read_jsonl
+from support.warm_python import warm_python
 
 SETTINGS = {
     "SEED": "3",
@@ -30,7 +31,7 @@ def test_one_command_takes_a_model_through_a_round(repo: Path, tmp_path: Path) -
     subprocess.run(make, cwd=repo, check=True)
     images = data / "demo/rounds"
     settings = SETTINGS | {
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
         "WORK": str(tmp_path),
         "EVAL_ROOT": str(data / "eval"),
         "DATA_PATH": str(data / "llava_v1_5_mix665k.json"),

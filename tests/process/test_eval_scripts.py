@@ -24,6 +24,7 @@ from support.chat_server import ChatServer
 from support.errors import raises_code
 from support.tiny_benchmarks import write_benchmark
 from support.tiny_model import generate_alone, tiny_model
+from support.warm_python import warm_python
 
 REPO = Path(__file__).resolve().parents[2]
 IMAGES = ("a_640x480.png", "b_333x500.png", "c_100x37.png")
@@ -63,7 +64,7 @@ def started(repo: Path, script: str, *arguments: str | Path, **settings: str) ->
         for name, value in os.environ.items()
         if name not in ("CUDA_VISIBLE_DEVICES", "MODEL_BASE", "SHARDS")
     }
-    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **settings}
+    environment |= {"PYTHON": warm_python(), "OMP_NUM_THREADS": "1", **settings}
     command = ["bash", str(repo / "scripts/v1_5/eval" / script), *map(str, arguments)]
     return subprocess.Popen(
         command,
@@ -475,7 +476,7 @@ def test_wrong_arguments_and_settings_are_refused_in_one_line(
 ) -> None:
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
         "PYTHONPATH": str(repo),
         "EVAL_ROOT": str(tmp_path),
     }
@@ -674,7 +675,8 @@ def test_kills_at_random_moments_lose_and_double_nothing(repo: Path, golden: Pat
     settings = ["--kills", "1", "--seed", "11", "--questions", "12"]
     settings += ["--model-path", model, "--model-base", base]
     command = [sys.executable, str(repo / "scripts/bench/kill_loop.py"), *settings]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"PYTHON": warm_python()}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("1 attempts: ")
     assert result.stdout.endswith("; 0 faults\n")
@@ -691,7 +693,7 @@ def test_torchruns_processes_share_the_questions_and_the_first_merges(
         "MODEL_BASE": str(golden / "weights/tiny-vicuna-v1.5"),
         "ANSWER_FLAGS": "--max_new_tokens 4",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
         "OMP_NUM_THREADS": "1",
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -21,6 +21,7 @@ from llava.train.launch import Launch, Machine, asks_for_plan, plan_launch
 from support.errors import raises_code
 from support.tiers import exhaustive
 from support.training_processes import free_port
+from support.warm_python import warm_python
 
 TRAIN = "TRAIN"
 HOSTS = "gpu01 slots=2\ngpu02 slots=2\n"
@@ -166,7 +167,8 @@ def environment(golden: Path, output: Path, **settings: str) -> dict[str, str]:
     weights = golden / "weights"
     gone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NPROC", "NODE_RANK", "NNODES", "HOSTFILE")
     return {name: value for name, value in os.environ.items() if name not in gone} | {
-        "PYTHON": sys.executable,
+        "PYTHON_EXEC": warm_python(),
+        "PYTHON": warm_python(),
         "MODEL": str(weights / "tiny-vicuna-v1.5"),
         "VISION_TOWER": str(weights / "tiny-clip-vit-patch14-56"),
         "PROJECTOR": str(weights / "tiny-pretrain" / "mm_projector.bin"),

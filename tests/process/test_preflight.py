@@ -25,6 +25,7 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import assemble, fit
 from support.errors import raises_code
 from support.training_processes import TrainingRun
+from support.warm_python import warm_python
 
 
 def turns_of(*texts: str, first: str = "human") -> list[dict[str, str]]:
@@ -242,7 +243,7 @@ def test_several_processes_find_the_same(golden: Path, world: Path, monkeypatch:
 
 
 def test_the_command_exits_with_2_and_prints_one_line(world: Path) -> None:
-    command = [sys.executable, "-m", "llava.data.check", "data.json", "--image-folder", "images"]
+    command = [warm_python(), "-m", "llava.data.check", "data.json", "--image-folder", "images"]
     result = subprocess.run(command, cwd=world, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1

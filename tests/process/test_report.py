@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +17,7 @@ from llava.schema import Answer, Score, Scores, Verdict
 from llava.scoring.metrics import read_scores, write_scores
 from support.benchmark_downloads import MAKERS
 from support.errors import raises_code
+from support.warm_python import warm_python
 
 
 def scores_of(points: dict[str, list[float]], benchmark: str = "toy") -> Scores:
@@ -214,7 +214,7 @@ def save(folder: Path, scores: Scores) -> Path:
 
 
 def report(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava.report", *map(str, args)]
+    command = [warm_python(), "-m", "llava.report", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

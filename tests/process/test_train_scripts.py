@@ -13,6 +13,7 @@ import pytest
 from llava.train.arguments import parse_arguments
 from llava.train.launch import Machine, plan_launch
 from support.tiers import exhaustive
+from support.warm_python import warm_python
 
 SCRIPTS = [
     "pretrain",
@@ -51,7 +52,11 @@ TINY = [
 
 def environment(golden: Path, **settings: str) -> dict[str, str]:
     """Tiny weights for a script; nothing of the caller's launcher or settings."""
-    ours = {"PYTHON": sys.executable, "DATA_PATH": str(golden / "train_data/train.json")}
+    ours = {
+        "PYTHON_EXEC": warm_python(),
+        "PYTHON": warm_python(),
+        "DATA_PATH": str(golden / "train_data/train.json"),
+    }
     ours |= {"IMAGE_FOLDER": str(golden / "images")}
     gone = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MODEL", "PROJECTOR", "OUTPUT_DIR", "NPROC"}
     gone |= {"CUDA_VISIBLE_DEVICES", "VISION_TOWER", "PER_DEVICE_BATCH", "GRADIENT_ACCUMULATION"}

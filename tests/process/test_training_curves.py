@@ -16,6 +16,7 @@ from PIL import Image
 from llava.errors import DataError
 from llava.report import curves, training
 from support.errors import raises_code
+from support.warm_python import warm_python
 
 
 def write_run(folder: Path, *, steps: int, of: int, slope: float = 1.0) -> Path:
@@ -34,7 +35,7 @@ def write_run(folder: Path, *, steps: int, of: int, slope: float = 1.0) -> Path:
 
 
 def report(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava.report", "training", *map(str, args)]
+    command = [warm_python(), "-m", "llava.report", "training", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
