@@ -12,6 +12,7 @@
 #           ARMS      guided, and uniform to compare with                                        [guided uniform]
 #           MISTAKES  share of the provider's answers with a mistake                             [0.1]
 #           CLEAN_FLAGS  --unchecked: without cleaning                                           []
+#           GENERATE_FLAGS  of `llava engine generate`                        [made-up prices, a budget]
 set -euo pipefail
 
 # shellcheck source=scripts/_environment.sh
@@ -42,6 +43,7 @@ export EVAL_ROOT=$data/eval DATA_PATH=$data/llava_v1_5_mix665k.json IMAGE_FOLDER
 export ROUND_SETTINGS="requests=2400 alpha=1 guess=true rounds=$ROUNDS"
 export REQUEST_FLAGS="--images $images --coco-captions $images.captions.json --coco-instances $images.instances.json \
     --attach-image --questions 1"
+export GENERATE_FLAGS=${GENERATE_FLAGS:---prices playground/demo/prices.toml --budget 20}
 # In a world of a few hundred wordings every question is also the benchmark's; the images are never the same.
 export CLEAN_FLAGS="--eval-root $data/none ${CLEAN_FLAGS:-}"
 export MIX_FLAGS="--modes mc,mcp --replay 0.8" RECORDS=1900 INCREMENTAL=1
