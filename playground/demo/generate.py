@@ -45,7 +45,8 @@ def main() -> None:
         default=WEAK,
         help=f"their types in turn, or all (default {_joined(WEAK)})",
     )
-    add("--heldout", type=int, default=250, help="held-out images, nine questions each")
+    add("--heldout", type=int, default=250, help="held-out images, with a question of each type")
+    add("--heldout-types", type=_types, default=_types("all"), help="these types (default all)")
     add("--rounds", type=int, default=0, help="images for data-engine rounds, with what is in them")
     add("--captions", type=int, default=0, help="captions for stage 1 (the recipe makes some)")
     arguments = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
     if arguments.engine:
         write_engine(root, seed, arguments.engine, arguments.engine_types)
     if arguments.heldout:
-        write_seed_bench(root, seed, arguments.heldout)
+        write_seed_bench(root, seed, arguments.heldout, arguments.heldout_types)
     if arguments.rounds:
         write_round_images(root, seed, arguments.rounds)
 

@@ -33,8 +33,9 @@ export TOGETHER=1 OMP_NUM_THREADS=1 SHARDS=1
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 if [[ ! -e $data/seed-$SEED.done ]]; then
-    "$PYTHON" playground/demo/generate.py --root "$data" --seed "$SEED" --engine 0 --rounds 5200 --heldout 500 \
-        --base 3200 --base-types 2,8,2,8,2,8,1,3,7,9
+    # Of the types that the tiny model cannot learn (4, 5 and 6), one: a plan must find out and give up on it.
+    "$PYTHON" playground/demo/generate.py --root "$data" --seed "$SEED" --engine 0 --rounds 5200 \
+        --heldout 600 --heldout-types 1,2,3,4,7,8,9 --base 3200 --base-types 2,8,2,8,2,8,1,3,7,9
     touch "$data/seed-$SEED.done"
 fi
 

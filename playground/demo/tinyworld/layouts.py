@@ -152,8 +152,8 @@ def _describe(scene: Scene) -> list[str]:
     return [f"This is a {scene.place}.", *things, f"The sign says {scene.word}."]
 
 
-def write_seed_bench(root: Path, seed: int, images: int) -> None:
-    """Held-out questions in SEED-Bench's schema, nine an image; image files have no extension, as there."""
+def write_seed_bench(root: Path, seed: int, images: int, types: Sequence[int]) -> None:
+    """Held-out questions in SEED-Bench's schema, one an image and type; image files have no extension, as there."""
     asker = Asker(seed)
     folder = root / SEED_BENCH
     rows: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ def write_seed_bench(root: Path, seed: int, images: int) -> None:
         data_id = f"demo_{index:06d}"
         _save(scene, folder / "SEED-Bench-image" / data_id)
         annotations.append({"data_id": data_id, **_annotation(scene)})
-        for type_id in TYPES.values():
+        for type_id in types:
             question = asker.ask(scene, type_id)
             rows.append(
                 {
@@ -178,7 +178,8 @@ def write_seed_bench(root: Path, seed: int, images: int) -> None:
                     "question_type_id": type_id,
                 }
             )
-    write_json(folder / "SEED-Bench.json", {"questions": rows, "question_type": TYPES}, indent=None)
+    names = {name: type_id for name, type_id in TYPES.items() if type_id in types}
+    write_json(folder / "SEED-Bench.json", {"questions": rows, "question_type": names}, indent=None)
     write_jsonl(folder / "scenes.jsonl", annotations)
 
 
