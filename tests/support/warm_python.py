@@ -77,8 +77,8 @@ def serve(listener: socket.socket) -> list[str]:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave nothing to wait for
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in ready:
+        ready, _, _ = select.select([listener.fileno(), 0], [], [])
+        if 0 in ready:
             os._exit(0)
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -102,7 +102,7 @@ def _attend(connection: socket.socket) -> list[str]:
         os.close(stream)
     end = os.pidfd_open(worker)
     while True:
-        ready, _, _ = select.select([connection, end], [], [])
+        ready, _, _ = select.select([connection.fileno(), end], [], [])
         if end in ready:
             connection.sendall(str(os.waitpid(worker, 0)[1]).encode())
             os._exit(0)

@@ -153,7 +153,7 @@ def _describe(scene: Scene) -> list[str]:
 
 
 def write_seed_bench(root: Path, seed: int, images: int, types: Sequence[int]) -> None:
-    """Held-out questions in SEED-Bench's schema, one an image and type; image files have no extension, as there."""
+    """Held-out questions in SEED-Bench's schema, one a type and image; as there, images have no suffix."""
     asker = Asker(seed)
     folder = root / SEED_BENCH
     rows: list[dict[str, Any]] = []
