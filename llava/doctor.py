@@ -23,6 +23,7 @@ OPTIONAL = {
     "tensorboard": ("loss curves", 'pip install -e ".[train]"'),
     "matplotlib": ("curves of training runs, bars of results", 'pip install -e ".[plot]"'),
     "bitsandbytes": ("4- and 8-bit loading, QLoRA", 'pip install -e ".[quant]"'),
+    "openai": ("rounds of the data engine, judges", 'pip install -e ".[engine]"'),
     "gradio": ("the web page, llava web", 'pip install -e ".[serve]"'),
     "nbclient": ("running the notebook", 'pip install -e ".[notebook]"'),
     "flash-attn": (

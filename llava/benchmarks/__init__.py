@@ -41,7 +41,10 @@ def evaluation_of(
     """Return the evaluation of one model on the benchmark called `name`, under `eval_root`.
 
     `split` is a split's name or its question file's without suffix; None is the usual split. `limit` is how
-    many of its questions are asked; None is all.
+    many of its questions are asked; None is all. Whether the data is there is not looked at.
+
+    Raises:
+        SettingsError: There is no such benchmark or split.
     """
     benchmark = get(name)
     root = eval_root / benchmark.folder

@@ -67,7 +67,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
-    """Fine-tune as the flags say and save to `--output_dir`.
+    """Fine-tune as the flags say and save to `--output_dir`. Pass `argv` by name.
+
+    An interrupted run resumes from its last complete checkpoint; a finished one is left as it is.
 
     Args:
         attn_implementation: eager, sdpa or flash_attention_2; transformers' choice if None.
@@ -129,9 +131,10 @@ def assemble(
     *,
     attn_implementation: str | None = None,
 ) -> Assembled:
-    """Load tokenizer and data, then the model, and make it ready to train. Cheap checks come first.
+    """Load tokenizer and data, then the model, and make it ready to train.
 
-    Equal seeds give equal adapters and projectors.
+    Sets the global random seeds, so that equal seeds give equal adapters and projectors, and fills in flags
+    that the model decides. `train_with` checks the flags themselves before.
 
     Raises:
         SettingsError: Flags do not fit the model or the data.

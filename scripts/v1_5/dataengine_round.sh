@@ -28,7 +28,7 @@
 #           RECORDS         train on so many accepted records for each round, the same in all arms            [all]
 #           TOGETHER        1: the arms of a round run at the same time [0]
 #           INCREMENTAL     1: train the last round's adapter further, on the new records and a replay of the base [0]
-# Also read: the settings of _train.sh and eval/_common.sh.
+# Also read: the settings of _train.sh and eval/_common.sh. Needs `pip install -e ".[engine]"`.
 set -euo pipefail
 
 # shellcheck source=scripts/_help.sh
@@ -37,6 +37,8 @@ want_arguments 0 0 "$@"
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHON=${PYTHON:-python}
 command -v "$PYTHON" >/dev/null || die "$PYTHON: no such program; set PYTHON to an interpreter"
+"$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' \
+    jinja2 openai sklearn || die "rounds need packages that are missing: pip install -e '.[engine]'"
 export PYTHONPATH="${scripts%/scripts/v1_5}${PYTHONPATH:+:$PYTHONPATH}"
 
 WORK=${WORK:-./playground/data/engine}

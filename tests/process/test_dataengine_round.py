@@ -52,3 +52,20 @@ def test_one_command_takes_a_model_through_a_round(repo: Path, tmp_path: Path) -
     (first,) = read_json(rounds / "summary.json")["rounds"]
     split = read_json(rounds / "split.json")
     assert first["arms"]["guided"]["n"] == len(split["parts"]["holdout"])
+
+
+def test_missing_packages_are_named_before_the_first_step(repo: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["bash", "scripts/v1_5/dataengine_round.sh"],
+        cwd=repo,
+        env=os.environ | {"PYTHON": str(python), "WORK": str(tmp_path / "work")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "pip install -e '.[engine]'" in result.stderr
+    assert not (tmp_path / "work").exists()

@@ -40,6 +40,8 @@ FOREIGN = {
     "jupyter",
     "source",
     "pre-commit",
+    "python3",
+    "python3.11",
 }
 OURS = {"python", "bash", "sbatch", "pip", "llava"}
 # Variables that libraries or the package read, and flags of the programs above.

@@ -73,7 +73,7 @@ def gain_interval(pairs: Pairs) -> Interval:
 
 
 def pairing_key(verdict: Verdict) -> tuple[str, str, str, str]:
-    """Return what tells a question from others; its text, which an outcome may lack, comes last."""
+    """Return id, image, type and text, to sort runs alike; kept hold-out scores have no text."""
     return str(verdict.question_id), str(verdict.image), verdict.type, verdict.question
 
 
@@ -95,7 +95,11 @@ def match_verdicts(before: Sequence[Verdict], after: Sequence[Verdict]) -> Itera
 
 
 def pairs_by_type(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, Pairs]:
-    """Return the pairs of points of two runs over the same questions, by question type."""
+    """Return (before, after) of every question, 0 to 1, by question type.
+
+    Raises:
+        DataError: The runs are over different questions.
+    """
     found: dict[str, Pairs] = defaultdict(list)
     for old, new in match_verdicts(before, after):
         found[new.type].append((old.score, new.score))

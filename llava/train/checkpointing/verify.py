@@ -56,7 +56,7 @@ def read_state(path: Path) -> JsonObject | None:
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Write the checksums of all files of a checkpoint, those of other ranks and of DeepSpeed too."""
+    """Write the checksums of all files of a checkpoint. Call it once, when all ranks have written theirs."""
     names = sorted(
         path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()
     )
