@@ -60,6 +60,8 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
             transformers.utils.logging.disable_progress_bar()
         self.average_tokens_across_devices = False  # the original averages the means of the ranks
         self.activation_checkpointing = self.gradient_checkpointing  # its name since transformers 6
+        if self.greater_is_better is None:  # type: ignore[has-type]
+            self.greater_is_better = False  # every metric is a loss
         self._fit_to_hardware()
         if self.dry_run:  # nothing is started, and the plan may be for another machine
             self.planned_deepspeed = self.deepspeed  # type: ignore[has-type]  # transformers' field

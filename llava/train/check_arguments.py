@@ -197,10 +197,14 @@ def _validation_problems(data: DataArguments, training: TrainingArguments) -> It
             "--held_out or --eval_data_path with --evaluation_strategy no: never looked at; use steps (with "
             "--eval_steps N) or epoch"
         )
-    if training.load_best_model_at_end:
+    if training.load_best_model_at_end and strategy == "no":
+        yield "--load_best_model_at_end True without --evaluation_strategy: nothing says which is best"
+    if training.greater_is_better:
+        yield "--greater_is_better True: every metric here is a loss; leave it out"
+    if training.save_strategy.value == "best":
         yield (
-            "--load_best_model_at_end True: not supported; every checkpoint-N can be used as it is, and "
-            "trainer_state.json has the eval_loss of each"
+            "--save_strategy best: use steps or epoch; --load_best_model_at_end True saves each best model "
+            "besides"
         )
 
 

@@ -176,6 +176,11 @@ FREQUENT: dict[str, tuple[object, str]] = {
     "save_strategy": ("steps", "When to write checkpoints: no, steps or epoch."),
     "save_steps": (500, "Steps from one checkpoint to the next."),
     "save_total_limit": (None, "Most checkpoints to keep; the oldest are deleted."),
+    "load_best_model_at_end": (
+        False,
+        "Keep the checkpoint with the lowest validation loss, and end with its weights.",
+    ),
+    "metric_for_best_model": (None, "The loss that says which is best: eval_loss, or eval_loss/KIND."),
     "save_only_model": (False, "Write checkpoints that cannot be resumed from, without optimizer state."),
     "run_name": (None, "Name of the run in W&B and the like."),
 }

@@ -9,8 +9,6 @@ import logging
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,27 +37,14 @@ from llava.data.sampler import split_to_even_chunks as split_to_even_chunks
 from llava.errors import LlavaError
 from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
-from llava.model.loading.checkpoint import (
-    PROJECTOR_FILES,
-    Kind,
-    find_first_file,
-    read_non_lora,
-    strip_wrappers,
-)
-from llava.model.loading.weights import Tensors, read_tensors
+from llava.model.loading.checkpoint import Kind
 from llava.model.overrides import find_change
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
-from llava.train.checkpointing.resume import SETTINGS, explain_load_errors, set_trained_weights
-from llava.train.checkpointing.save import (
-    copy_vocabulary,
-    save_lora,
-    save_projector,
-    write_config,
-    write_output,
-)
+from llava.train.checkpointing.resume import SETTINGS
+from llava.train.checkpointing.saving_trainer import SavingTrainer
 from llava.train.plain_arguments import complete_arguments
 from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
@@ -108,7 +93,7 @@ class _Flow(TrainerCallback):
             control.should_save = False
 
 
-class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
+class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer, SavingTrainer):
     """Train a model that `assemble` or another program has prepared, and save what its kind of run needs.
 
     With arguments other than this package's own `TrainingArguments`, it computes every step as the original
@@ -118,12 +103,10 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
     does not count in the mean.
 
     Attributes:
-        kind: What is trained and saved: an adapter with its projector, the projector, or the full model.
         recipe: The shortcuts of a step.
         problems: How often samples taught nothing, by reason; the first of each is logged with its id.
         refused: Why `--bad_samples error` does not allow the run to continue; empty if it does.
         has_learned: Whether this rank had any supervised label in the steps so far; None before the first.
-        checkpoints: Writes and finds checkpoints.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -318,76 +301,6 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer):
         """Return the losses on the held-out data; see `ValidatingTrainer`."""
         with self.meter.paused():
             return super().evaluate(*args, **settings)
-
-    # ---- saving and resuming
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what this kind of run saves; a checkpoint's weights keep their training precision."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        if _internal_call:
-            with self.checkpoints.record_write_errors():
-                self._write_weights(folder, None)
-        else:
-            self._write_weights(folder, self.args.compute_dtype if self.has_own_flags else None)
-
-    def _write_weights(self, folder: Path, dtype: torch.dtype | None) -> None:
-        is_writer = self.args.should_save
-        model = self.accelerator.unwrap_model(self.model)
-        if self.kind == "adapter":
-            save_lora(model, folder, bias=self.args.lora_bias, dtype=dtype, is_writer=is_writer)
-        elif self.kind == "projector":
-            save_projector(model, folder, is_writer=is_writer)
-        else:
-            with write_output(folder, is_writer=is_writer) as staging:
-                super().save_model(str(staging), _internal_call=True)
-                if is_writer:
-                    write_config(staging, model.config)
-
-    def _save(self, output_dir: str | None = None, state_dict: Tensors | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        copy_vocabulary(self.processing_class, Path(output_dir or str(self.args.output_dir)))
-
-    def _save_checkpoint(self, model: PreTrainedModel, trial: object, metrics: object = None) -> None:
-        write = partial(super()._save_checkpoint, model, trial)
-        with self.meter.paused():
-            self.checkpoints.write(self.state.global_step, write)
-
-    def _get_output_dir(self, trial: object) -> str:
-        return str(self.checkpoints.staging or super()._get_output_dir(trial))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self.checkpoints.record_write_errors():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        with self.checkpoints.record_write_errors():
-            super()._save_rng_state(output_dir)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with explain_load_errors(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with explain_load_errors(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
-    ) -> None:
-        with explain_load_errors(resume_from_checkpoint):
-            self._load_weights(resume_from_checkpoint, model)
-
-    def _load_weights(self, resume_from_checkpoint: str, model: PreTrainedModel) -> None:
-        folder = Path(resume_from_checkpoint)
-        model = self.model if model is None else model
-        if self.kind == "projector":
-            path = find_first_file(folder, PROJECTOR_FILES)
-            stored = {} if path is None else read_tensors(path)
-            set_trained_weights(model, {strip_wrappers(name): stored[name] for name in stored}, folder)
-            return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.kind == "adapter":
-            set_trained_weights(model, read_non_lora(folder), folder)
 
 
 def _ids(notes: list[Note]) -> str:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from llava.data.collate import NOTES, Batch
 from llava.data.dataset import count_learnable
 from llava.data.mixture import TrainingData
+from llava.errors import SettingsError
 from llava.prompts.kinds import kinds
 
 
@@ -58,6 +59,8 @@ class ValidatingTrainer(Trainer):
         self._by_kind = isinstance(self.eval_dataset, TrainingData)
         if self._by_kind:
             self.compute_metrics = self._mean_losses
+            if self.args.metric_for_best_model:
+                self._require_metric(self.args.metric_for_best_model)
 
     def evaluate(self, *args: object, **settings: object) -> dict[str, float]:
         """Evaluate as transformers does, without changing training's random state."""
@@ -90,6 +93,20 @@ class ValidatingTrainer(Trainer):
             sampler_fn=SequentialSampler,
         )
         return loader
+
+    def _require_metric(self, asked: str) -> None:
+        """Check that validation gives the loss by which checkpoints are compared.
+
+        Raises:
+            SettingsError: No sample is of the kind it names.
+        """
+        known = {"loss", *(f"loss/{kind}" for sample in self.eval_dataset.samples for kind in kinds(sample))}
+        if asked.removeprefix("eval_") not in known:
+            names = ", ".join(f"eval_{name}" for name in sorted(known))
+            raise SettingsError(
+                f"--metric_for_best_model {asked}: the validation data has {names}",
+                code="unknown-metric",
+            )
 
     def _learnable(self, inputs: Batch) -> torch.Tensor:
         """Count the supervised positions of each sample, (B,), after truncation."""

@@ -21,6 +21,7 @@ from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
 from llava.samples import read_samples
 from llava.schema import Sample, Turn
 from llava.train.arguments import parse_arguments
+from llava.train.checkpointing.verify import STATE_FILE, read_state
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import assemble, fit, train
 from support.errors import raises_code
@@ -299,6 +300,65 @@ def test_several_files_are_trained_and_validated_on_and_resumed(golden: Path, tm
     assert equal_bits(cut, tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_a_run_ends_with_its_best_weights_and_keeps_their_checkpoint(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    argv = flags(golden, golden / "train_data/train.json", out, "--held_out", "0.1", "--max_steps", "3")
+    argv += ["--load_best_model_at_end", "True", "--save_strategy", "steps", "--save_steps", "3"]
+    argv += ["--eval_steps", "1", "--save_total_limit", "1", "--lora_dropout", "0.1"]
+    argv += ["--learning_rate", "0.5", "--lr_scheduler_type", "constant", "--warmup_ratio", "0"]
+    with caplog.at_level("INFO"):
+        trainer = fit(assemble(*parse_arguments(argv)))
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"]]
+    losses = {entry["step"]: entry["eval_loss"] for entry in history}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 3, "at this rate the loss no longer rises"
+    kept = out / f"checkpoint-{best}"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+    assert f"the result has the weights of {kept}, whose loss is the lowest" in caplog.text
+    assert {path.name for path in out.glob("checkpoint-*")} == {kept.name, "checkpoint-3"}
+    for name in (kept.name, "checkpoint-3"):
+        state = read_state(out / name / STATE_FILE)
+        assert state is not None
+        assert (state["best_global_step"], state["best_model_checkpoint"]) == (best, None)
+
+    cut = tmp_path / "cut"
+    shutil.copytree(kept, cut / kept.name)
+    train(argv=[*argv, "--output_dir", str(cut)])
+    assert equal_bits(cut, out)
+
+    # One that is damaged is not loaded; one that is gone, or could not be written, is forgotten.
+    (kept / "adapter_model.safetensors").write_bytes(b"damaged")
+    trainer._load_best_model()
+    assert f"{kept / 'adapter_model.safetensors'}: " in caplog.text
+    assert "the result has the last step's weights instead" in caplog.text
+    shutil.rmtree(kept)
+    trainer._init_training_state(3, 3, 1, str(out / "checkpoint-3"), None)
+    assert f"{kept}: is gone" in caplog.text
+    assert trainer.state.best_global_step is None
+    trainer.state.best_metric = losses[3]
+    trainer._determine_best_metric({"eval_loss": losses[best]}, None)
+    with monkeypatch.context() as patch:
+        patch.setattr("llava.train.checkpointing.checkpoints.write_checksums", full_disk)
+        trainer._save_checkpoint(trainer.model, None)
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (None, losses[3])
+
+
+def full_disk(folder: Path) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.slow
+def test_a_loss_that_the_validation_does_not_have_is_refused(golden: Path, tmp_path: Path) -> None:
+    argv = flags(golden, golden / "train_data/train.json", tmp_path, "--held_out", "0.1")
+    argv += ["--metric_for_best_model", "eval_loss/none"]
+    with raises_code("unknown-metric") as error:
+        fit(assemble(*parse_arguments(argv)))
+    assert "eval_loss, eval_loss/conversation" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -307,18 +367,12 @@ def test_several_files_are_trained_and_validated_on_and_resumed(golden: Path, tm
         ([], "--evaluation_strategy steps: there is no data to evaluate on; use no, or give --held_out"),
         (["--held_out", "0.1", "--evaluation_strategy", "no"], "evaluation_strategy no: never looked at"),
         (["--eval_data_path", "none.json"], "--eval_data_path none.json: no such file"),
+        (["--held_out", "0.1", "--load_best_model_at_end", "True", "--save_strategy", "epoch"], "to match"),
+        (["--held_out", "0.1", "--greater_is_better", "True"], "every metric here is a loss"),
+        (["--held_out", "0.1", "--save_strategy", "best"], "--save_strategy best: use steps or epoch"),
         (
-            [
-                "--held_out",
-                "0.1",
-                "--load_best_model_at_end",
-                "True",
-                "--save_strategy",
-                "steps",
-                "--save_steps",
-                "2",
-            ],
-            "--load_best_model_at_end True: not supported; every checkpoint-N can be used",
+            ["--load_best_model_at_end", "True", "--evaluation_strategy", "no", "--save_strategy", "no"],
+            "--load_best_model_at_end True without --evaluation_strategy",
         ),
     ],
 )

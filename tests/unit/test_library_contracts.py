@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
 from llava.train import llava_trainer, validation
+from llava.train.checkpointing import saving_trainer
 from llava.train.checkpointing.deepspeed_files import _stored_classes
 from llava.train.step import epochs
 
@@ -35,6 +36,9 @@ HOOKS: dict[str, list[str]] = {
     "_prepare_inputs": ["inputs"],
     "_init_training_state": ["max_steps", "num_update_steps_per_epoch", "num_train_epochs"],
     "_run_epoch": ["model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch"],
+    "_determine_best_metric": ["metrics", "trial"],
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
+    "_load_best_model": [],
     "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn"],
 }
 # Public methods of which we rely on a private parameter or on the order of the parameters.
@@ -69,7 +73,7 @@ def test_trainer_has_the_method_with_these_parameters(name: str, wanted: list[st
 
 def test_every_private_method_of_trainer_in_use_is_listed() -> None:
     used = set()
-    for module in (llava_trainer, validation, epochs):
+    for module in (llava_trainer, saving_trainer, validation, epochs):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.FunctionDef):
                 used.add(node.name)

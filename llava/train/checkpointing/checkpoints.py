@@ -57,13 +57,14 @@ class Checkpoints:
         """Return the checkpoint with the most steps."""
         return next(reversed(list_checkpoints(self._output)), None)
 
-    def write(self, step: int, save: Callable[[], None]) -> None:
+    def write(self, step: int, save: Callable[[], None], *, best: int | None = None) -> None:
         """Let `save` write `staging/checkpoint-STEP`, then publish that folder. Every rank must call this.
 
         Args:
             step: Number of optimizer steps done.
             save: Writes the files. It must wrap writes in `record_write_errors` before each collective, so
                 that no rank waits for one that failed.
+            best: The step whose checkpoint is kept, however old it is.
         """
         name = f"checkpoint-{step}"
         self.staging = self._output / f"{STAGING}checkpoint"
@@ -79,7 +80,7 @@ class Checkpoints:
         if self.has_failed:
             self._warn(name)
         elif self._is_writer:
-            self._prune(self._output / name)
+            self._prune(self._output / name, self._output / f"checkpoint-{best}")
 
     @contextmanager
     def record_write_errors(self) -> Iterator[None]:
@@ -111,14 +112,14 @@ class Checkpoints:
         write_checksums(folder)
         publish_folder(folder, self._output / folder.name)
 
-    def _prune(self, written: Path) -> None:
-        """Remove older checkpoints. Each is renamed first, so that none looks complete when it is not."""
+    def _prune(self, written: Path, best: Path) -> None:
+        """Remove older ones but the best. Each is renamed first, so that none looks complete that is not."""
         removed = self._output / f"{STAGING}old"
         self._set_aside(written)
         existing = list_checkpoints(self._output)
         superseded = {*existing[: -self._limit]} if self._limit > 0 else self._temporary & {*existing}
-        self._temporary = {written} if self.is_temporary else set()
-        for checkpoint in superseded - {written}:
+        self._temporary = (self._temporary & {best}) | ({written} if self.is_temporary else set())
+        for checkpoint in superseded - {written, best}:
             try:
                 checkpoint.replace(removed)
             except OSError as error:

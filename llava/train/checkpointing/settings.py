@@ -20,6 +20,7 @@ _DECISIVE = (
     *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "freeze_mm_mlp_adapter"),
     *("lora_target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio"),
     *("group_by_modality_length", "group_by_length", "lr_scheduler_kwargs", "max_grad_norm"),
+    *("load_best_model_at_end", "metric_for_best_model"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "quant_type", "double_quant"),
 )
 _PATHS = ("data_path", "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "init_adapter")
