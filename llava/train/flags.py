@@ -133,7 +133,7 @@ class LlavaTrainingFlags:
     gradient_checkpointing: bool = _flag(False, "Recompute activations to save memory.")
     report_to: list[str] | None = field(
         default=None,
-        metadata={"help": "tensorboard (the default if installed), wandb, all or none."},
+        metadata={"help": "tensorboard (the default if installed), wandb, mlflow, all or none."},
     )
     resume_from_checkpoint: str | None = _flag(
         "auto", "auto (or True): the output folder's last; never (or False): start over; or a checkpoint-N."

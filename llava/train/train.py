@@ -62,6 +62,7 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.outcome import end_if_stopped, make_output_dir, require_learned, run_steps
 from llava.train.planning.foresee import print_plan
 from llava.train.planning.startup import Outlook, describe_trained, log_startup, plan_run
+from llava.train.reporters import kept_wandb_run
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,8 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
     )
     trainer.add_callback(callback)
     deepspeed_io = patch_deepspeed_io(trainer.checkpoints) if trainer.is_deepspeed_enabled else nullcontext()
-    with signals.handled(), deepspeed_io:
+    wandb_run = kept_wandb_run(trainer.args, is_resumed=start.checkpoint is not None)
+    with signals.handled(), deepspeed_io, wandb_run:
         run_steps(trainer, start)
         end_if_stopped(trainer, callback)
         require_learned(trainer)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ import transformers
 
 from llava.errors import CheckpointError, SettingsError
 from llava.model.builder import load_pretrained_model
-from llava.train.arguments import parse_arguments
+from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.checkpointing.signals import Signals
 from llava.train.checkpointing.verify import find_damage
+from llava.train.reporters import kept_wandb_run
 from llava.train.train import assemble, train
 from support.errors import raises_code
 from support.shared_data import golden_folder
@@ -366,6 +368,64 @@ def test_a_removed_output_folder_is_created_again(
     assert f"{output}: was removed during the run" in caplog.text
     assert find_damage(output / "checkpoint-2") is None
     assert (output / "trainer_state.json").is_file()
+
+
+# ---- where a resumed run reports to
+
+
+def test_the_wandb_run_of_an_output_folder_goes_on_unless_the_user_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = SimpleNamespace(report_to=["wandb"], process_index=0, output_dir=str(tmp_path / "out"))
+
+    def settings(*, is_resumed: bool) -> dict[str, str]:
+        with kept_wandb_run(cast(TrainingArguments, args), is_resumed=is_resumed):
+            return {name: os.environ[name] for name in os.environ if name.startswith("WANDB_R")}
+
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.delenv(name, raising=False)
+    first = settings(is_resumed=False)
+    assert set(first) == {"WANDB_RUN_ID", "WANDB_RESUME"}
+    assert first["WANDB_RESUME"] == "allow"
+    assert "WANDB_RUN_ID" not in os.environ
+    assert settings(is_resumed=True) == first
+    assert settings(is_resumed=False)["WANDB_RUN_ID"] != first["WANDB_RUN_ID"]  # started over
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert settings(is_resumed=True) == {"WANDB_RUN_ID": "mine"}
+    monkeypatch.delenv("WANDB_RUN_ID")
+    args.report_to = ["tensorboard"]
+    assert settings(is_resumed=True) == {}
+
+
+def test_wandb_logs_a_resumed_run_as_one(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    argv = two_steps(golden, tmp_path / "out", "--report_to", "wandb")
+    train(argv=argv)
+    wandb.finish()
+    (tmp_path / "out/trainer_state.json").unlink()
+    shutil.rmtree(tmp_path / "out/checkpoint-2")
+    train(argv=argv)
+    wandb.finish()
+    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(runs) == 2
+    assert set(runs) == {(tmp_path / "out/wandb_run_id").read_text()}
+
+
+def test_mlflow_has_what_the_log_has(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    train(argv=two_steps(golden, tmp_path / "out", "--report_to", "mlflow"))
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    history = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
+    logged = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    metrics = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert {metric.step: metric.value for metric in metrics} == pytest.approx(logged)
+    assert run.data.params["lora_r"] == "8"
 
 
 # ---- an adapter trained further
