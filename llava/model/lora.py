@@ -133,9 +133,7 @@ def split_trained_state(
     non_lora: Tensors = {}
     for name, parameter in named:
         if "lora_" in name:
-            # PEFT's files name DoRA's vectors without the `.weight` of their modules.
-            stored = name.replace(".default.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE)
-            adapter[stored] = gather_copy(parameter)
+            adapter[_stored_name(name)] = gather_copy(parameter)
             continue
         if name.endswith("bias") and _saves_bias(name, bias, layers):
             adapter[name] = gather_copy(parameter)
@@ -185,7 +183,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, dropout: float | Non
             f"{folder}: {ADAPTER_CONFIG} is here, but neither of {', '.join(ADAPTER_FILES)}",
             code="missing-weights",
         )
-    stored = {_drop_adapter_name(name) for name in read_tensor_names(path)}
+    stored = {_stored_name(name) for name in read_tensor_names(path)}
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if not isinstance(config, LoraConfig):
@@ -207,8 +205,8 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, dropout: float | Non
         raise CheckpointError(
             f"{folder}: the adapter does not fit its base: {_summarize(error)}", code="adapter-mismatch"
         ) from error
-    expected = {_drop_adapter_name(name) for name, _ in wrapped.named_parameters() if _is_factor(name)}
-    stored = set(filter(_is_factor, stored))
+    expected = {_stored_name(name) for name, _ in wrapped.named_parameters() if _is_of_adapter(name)}
+    stored = set(filter(_is_of_adapter, stored))
     if stored != expected:
         name = min(stored ^ expected)
         whose = "only the adapter has" if name in stored else "the adapter lacks"
@@ -230,12 +228,14 @@ def _find_exclusion(model: nn.Module) -> str | None:
     return EXCLUDED if matches else None
 
 
-def _is_factor(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
+def _is_of_adapter(name: str) -> bool:
+    """Return whether a tensor is LoRA's A or B, or DoRA's lengths."""
+    return any(part in name for part in (".lora_A.", ".lora_B.", f".{_MAGNITUDE}"))
 
 
-def _drop_adapter_name(name: str) -> str:
-    return name.replace(".default.", ".")
+def _stored_name(name: str) -> str:
+    """Return a parameter's name in PEFT's files, where DoRA's lengths lack the `.weight` of their modules."""
+    return name.replace(".default.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE)
 
 
 def _saves_bias(name: str, bias: Bias, layers: set[str]) -> bool:

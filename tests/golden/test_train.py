@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
@@ -185,6 +185,11 @@ def test_a_kind_of_lora_is_saved_resumed_and_merged_as_trained(
     shutil.copytree(tmp_path / "out/checkpoint-3", tmp_path / "resumed/checkpoint-3")
     train(argv=[*flags, "--output_dir", str(tmp_path / "resumed")])
     assert equal_bits(tmp_path / "out", tmp_path / "resumed")
+
+    del saved[max(saved)]  # with DoRA, the lengths of a layer's rows
+    save_file(saved, tmp_path / "out/adapter_model.safetensors")
+    with raises_code("adapter-mismatch", CheckpointError):
+        load_pretrained_model(tmp_path / "out", golden / "weights/tiny-vicuna-v1.5", device="cpu")
 
 
 @pytest.mark.parametrize("projector_rate", [None, 3e-4])
