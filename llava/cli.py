@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("llava.eval.run_llava", "ask one question about one image"),
     "chat": ("llava.serve.cli", "talk about images on a terminal"),
     "web": ("llava.serve.web", "talk about images on a web page, with one model or two side by side"),
+    "merge": ("llava.exchange.merge", "merge an adapter into its base"),
     "export": ("llava.exchange.export", "write a model for transformers, vLLM and SGLang"),
     "import": ("llava.exchange.import_folder", "turn a llava-hf folder into the original's format"),
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),

@@ -1,28 +1,9 @@
-"""COMMAND: merge a LoRA adapter into its base, on the CPU, and write the whole model."""
+"""COMMAND: `llava merge` under the original's path."""
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from llava.command import run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model-path", required=True, help="folder or hub id of the adapter")
-    parser.add_argument(
-        "--model-base", help="folder or hub id of its base; what the adapter names by default"
-    )
-    parser.add_argument("--save-model-path", required=True, type=Path, help="a folder that is not there yet")
-    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-
-    from llava.model.merge import merge_lora  # after the flags: --help needs no torch
-
-    merge_lora(args.model_path, args.model_base, args.save_model_path, dtype=args.dtype, device=args.device)
-
+from llava.exchange.merge import main
 
 if __name__ == "__main__":
     run(main)

@@ -24,6 +24,9 @@ def main() -> None:
     parser.add_argument(
         "--lora", default="merge", choices=["merge", "keep"], help="keep: write the adapter for PEFT beside"
     )
+    parser.add_argument(
+        "--scores", nargs="+", default=[], type=Path, help="metrics.json files for the model card"
+    )
     args = parser.parse_args()
 
     from llava.exchange.hf_folder import export_hf  # after the flags: --help needs no torch
@@ -35,6 +38,7 @@ def main() -> None:
         dtype=args.dtype,
         conv_mode=args.conv_mode,
         keep_adapter=args.lora == "keep",
+        scores=args.scores,
     )
 
 

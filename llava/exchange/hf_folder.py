@@ -6,6 +6,7 @@ Source of names, config fields and processor settings: the folder llava-hf/llava
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from llava.files import write_json
 from llava.infer.engine.requests import ModelChoice
 from llava.infer.jobs.prompting import template_for_chat
 from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
+from llava.model.card import write_card
 from llava.model.fields import IMAGE_FIELDS, image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import ADAPTER_FILES, read_config, read_json_object
@@ -61,6 +63,7 @@ def export_hf(
     dtype: str = "float16",
     conv_mode: str | None = None,
     keep_adapter: bool = False,
+    scores: Sequence[Path] = (),
 ) -> None:
     """Write a model as a folder that transformers, vLLM and SGLang read.
 
@@ -72,6 +75,7 @@ def export_hf(
         conv_mode: The conversation template of the chat template; None for the model's own.
         keep_adapter: Write an adapter for PEFT into the folder's `adapter`, instead of merging it. What was
             trained besides it, such as the projector, is in the model.
+        scores: The metrics.json files, or their folders, that the model card shows.
 
     Raises:
         CheckpointError: The model has a part that the format has no place for, or `output` exists.
@@ -106,6 +110,7 @@ def export_hf(
         _save_processor(folder, model, processor, tokenizer)
         slow.save_vocabulary(str(folder))  # what `llava import` reads
         save_torch_state_dict(to_hf(tensors), folder, max_shard_size="5GB")
+        write_card(folder, find_source(model_path, model_base), scores, library="transformers")
     logger.info(f"{output}: exported with template {template}; {DEFAULT_IMAGE_TOKEN} is token {image_token}")
 
 

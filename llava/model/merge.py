@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llava.errors import CheckpointError, one_line
 from llava.files import atomic_folder
 from llava.model import lora
 from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
+from llava.model.card import write_card
 from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.locate import find_folder
@@ -25,15 +27,23 @@ logger = logging.getLogger(__name__)
 
 # How far merging may move a logit, relative to the largest logit: the precision's rounding and a margin.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_PROBE_LENGTH = 8
+_PROBE = (4, 8)  # prompts, token ids of each
+_SHARD = "1GB"
 
 
 def merge_lora(
-    model_path: str, model_base: str | None, save_path: Path, *, dtype: str = "float16", device: str = "cpu"
+    model_path: str,
+    model_base: str | None,
+    save_path: Path,
+    *,
+    dtype: str = "float16",
+    device: str = "cpu",
+    scores: Sequence[Path] = (),
 ) -> None:
-    """Merge an adapter into its base and write the result as a full model, with the vision tower.
+    """Merge an adapter into its base and write the result as a full model, with a model card.
 
-    The logits of a fixed prompt are compared before merging, after it, and after reading the result back.
+    The logits of a probe batch are compared before merging, after it, and after reading the result back.
+    Memory holds one copy of the weights in `dtype`, and one file of the result.
 
     Args:
         model_path: The adapter.
@@ -41,6 +51,7 @@ def merge_lora(
         save_path: A folder that does not exist yet or is empty.
         dtype: The precision to compute in and to write.
         device: Where to compute; a CPU is enough.
+        scores: The metrics.json files, or their folders, that the model card shows.
 
     Raises:
         CheckpointError: A file is missing or damaged, `save_path` exists, or the logits differ.
@@ -61,8 +72,9 @@ def merge_lora(
         after = _compute_logits(model)
         _require_close(before, after, placement.dtype, "merging")
         _make_tower_absolute(model.config, source)
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, max_shard_size=_SHARD)  # a file is built in memory
         tokenizer.save_pretrained(str(temporary))
+        write_card(temporary, source, scores, library="llava")
         del wrapped, model  # two models of this size may not fit
 
         again = load_pretrained_model(temporary, device=device, dtype=dtype)[1]
@@ -121,11 +133,11 @@ def _make_tower_absolute(config: LlavaConfig, source: Source) -> None:
 
 @torch.no_grad()
 def _compute_logits(model: PreTrainedModel) -> torch.Tensor:
-    """Return float32 logits (L, V) for ids spread over the vocabulary; merging changes no image weights."""
+    """Return float32 logits (N, L, V) of ids from all the vocabulary; merging changes no image weights."""
     model.eval()
     rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, rows, max(1, rows // _PROBE_LENGTH))[:_PROBE_LENGTH]
-    return model(input_ids=ids[None].to(model.device)).logits[0].float().cpu()
+    ids = torch.linspace(1, rows - 1, math.prod(_PROBE), device=model.device).long().view(_PROBE)
+    return model(input_ids=ids).logits.float().cpu()
 
 
 def _require_close(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, step: str) -> None:

@@ -28,6 +28,7 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.loading.checkpoint import PROJECTOR_FILES, find_first_file
 from llava.model.loading.locate import locate
 from llava.model.loading.placement import UNQUANTISED, avoid_slow_kernels
+from llava.model.loading.run_record import require_trained_base
 from llava.model.loading.weights import check_weight_file, check_weight_files
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.vocabulary import grow_embeddings
@@ -68,6 +69,7 @@ def locate_base(
     config = LlavaConfig.from_pretrained(folder)
     if model_args.init_adapter:
         adapter = locate_adapter(model_args.init_adapter, model_args.model_name_or_path, training_args)
+        require_trained_base(adapter, folder)
         model_args.init_adapter = str(adapter)
     resolve_vision_flags(model_args, config)
     if model_args.vision_tower:

@@ -49,6 +49,7 @@ from llava.train.arguments import (
 )
 from llava.train.checkpointing.checkpoints import CheckpointCallback
 from llava.train.checkpointing.deepspeed_files import patch_deepspeed_io
+from llava.train.checkpointing.describe import write_run_record
 from llava.train.checkpointing.resume import Start, find_start
 from llava.train.checkpointing.save import (
     lock_output_dir,
@@ -190,6 +191,7 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
     trainer.add_callback(Outlook(assembled.dataset))
 
     clear_result(trainer)
+    write_run_record(trainer)
     signals = Signals()
     callback = CheckpointCallback(
         trainer.checkpoints, signals, trainer.args.checkpoint_minutes, trainer.refused

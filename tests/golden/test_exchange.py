@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from jinja2 import Environment
 from peft import PeftModel
 from PIL import Image
@@ -74,6 +75,15 @@ def test_transformers_alone_answers_the_same(golden: Path, exported: Path) -> No
                 answers = theirs.generate(**batch, max_new_tokens=12, do_sample=False)
                 tokens = ours.generate(ids, images=pixels, max_new_tokens=12, do_sample=False)
             assert answers[0, batch["input_ids"].shape[1] :].tolist() == tokens[0, -12:].tolist()
+
+
+def test_the_card_names_the_library_that_loads_the_folder(exported: Path) -> None:
+    card = ModelCard.load(exported / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
+    assert "LlavaForConditionalGeneration" in card.text
 
 
 def test_the_way_back_changes_nothing(golden: Path, exported: Path, tmp_path: Path) -> None:

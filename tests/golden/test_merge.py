@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from llava.errors import CheckpointError
@@ -27,8 +28,11 @@ from llava.model.loading.checkpoint import (
     write_projector,
     write_projector_file,
 )
+from llava.model.loading.run_record import RUN_FILE
 from llava.model.loading.weights import read_tensors
 from llava.model.lora import add_adapter, split_trained_state, write_adapter
+from llava.schema import Score, Scores
+from llava.scoring.metrics import write_scores
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.full_disk import files_of_at_most
@@ -55,7 +59,7 @@ def test_the_merged_model_is_the_originals(golden: Path, repo: Path, tmp_path: P
     result = run_script(repo / "scripts/merge_lora_weights.py", *flags, "--save-model-path", out)
     assert result.returncode == 0, result.stderr
     facts = json.loads((golden / "x_merge.json").read_text(encoding="utf-8"))
-    assert {path.name for path in out.iterdir()} == set(facts["merged_files"])
+    assert {path.name for path in out.iterdir()} == {*facts["merged_files"], "README.md"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o644}
     with safe_open(out / "model.safetensors", framework="pt") as stream:
         names = list(stream.keys())
@@ -74,6 +78,44 @@ def test_merging_in_full_precision_is_exact(golden: Path, tmp_path: Path) -> Non
     adapter = tiny.adapter(tmp_path / "adapter", golden, named_base=str(golden / tiny.LANGUAGE))
     merge.merge_lora(str(adapter), None, tmp_path / "merged", dtype="float32")
     assert has_golden_logits(golden, tmp_path / "merged", "C_fp32_img_logits", 5e-5)
+
+
+def test_the_card_says_what_is_on_disk_and_shows_it_as_it_is(golden: Path, tmp_path: Path) -> None:
+    """Also what others wrote to break its front matter, its tables or its reader's page."""
+    adapter = tiny.adapter(tmp_path / "adapter", golden, named_base=str(golden / tiny.LANGUAGE))
+    record = {
+        "base": {"name": "team/vicuna"},
+        "data": {"/home/me/a|b.json": "0" * 64, "<script>alert(1)</script>": "1" * 64},
+        "recipe": {"learning_rate": 2e-4, "init_adapter": None, "version": "v1\n---\n[x](javascript:y)"},
+    }
+    (adapter / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
+    score = Score("image", 50.0, 4, low=15.0, high=85.0, of=100, quoted=True)
+    scores = Scores("seed", "image", (score,), model_id="`m`", warnings=("all answers are <b>empty</b>",))
+    write_scores(tmp_path / "run", scores)
+    out = tmp_path / "merged"
+    merge.merge_lora(str(adapter), None, out, dtype="float32", scores=[tmp_path / "run"])
+
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict() == {"base_model": "team/vicuna", "pipeline_tag": "image-text-to-text"}
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if "|" in line
+    ]
+    assert ["a&#124;b.json", "0" * 64] in rows
+    assert ["learning\\_rate", "0.0002"] in rows
+    assert ["seed", "image", "50.00!", "\\[15.00, 85.00\\]", "4 of 100", "-", "&#96;m&#96;"] in rows
+    assert not any(
+        text in card.content for text in ("/home", "<script", "<b>", "[x]", "init_adapter", "None")
+    )
+    assert tiny.fields(out / RUN_FILE) == record
+
+    # Without any of it, only what the checkpoint says.
+    plain = tiny.adapter(tmp_path / "plain", golden)
+    merge.merge_lora(str(plain), str(golden / tiny.LANGUAGE), tmp_path / "bare")
+    bare = ModelCard.load(tmp_path / "bare/README.md")
+    assert bare.data.to_dict() == {"pipeline_tag": "image-text-to-text"}
+    assert "tiny-vicuna" in bare.text
+    assert bare.text.count("## ") == 1
+    assert not (tmp_path / "bare" / RUN_FILE).exists()
 
 
 def test_a_merge_that_changes_answers_fails_and_leaves_nothing(

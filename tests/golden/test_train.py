@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
+from llava.infer.digests import hash_file
 from llava.model.builder import load_pretrained_model
+from llava.model.loading.run_record import RUN_FILE, fingerprint_base
+from llava.model.loading.source import find_source
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpointing.save import lock_output_dir, saved_bytes
@@ -24,6 +27,7 @@ from llava.train.checkpointing.verify import find_damage
 from llava.train.llava_trainer import LLaVATrainer, TrainingError
 from llava.train.parser import FlagParser
 from llava.train.train import Assembled, assemble, fit, train, train_with
+from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.training_processes import equal_bits
 
@@ -69,6 +73,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+def made(golden: Path, runs: Path, run: str) -> Path:
+    """The output of a recorded run, which is made if it is not there yet."""
+    if not (runs / run).is_dir():
+        fit(assembled_from(flags(golden, run, runs / run), golden / run / "initial_trainable.safetensors"))
+    return runs / run
+
+
 @pytest.fixture(autouse=True)
 def in_golden_folder(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded flags name files from there."""
@@ -105,7 +116,7 @@ def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str, recip
         means = micro[place * accumulated : (place + 1) * accumulated]
         assert step["loss"] == pytest.approx(sum(means) / accumulated, abs=LOSS_TOLERANCE)
         assert step["learning_rate"] == pytest.approx(wanted["logged"]["learning_rate"], rel=1e-9)
-    assert names_in(output) == set(expected["output_files"])
+    assert names_in(output) == {*expected["output_files"], RUN_FILE}
 
     own = {id(each): name for name, each in assembled.model.named_parameters()}
     for group, wanted in zip(trainer.optimizer.param_groups, expected["groups"], strict=True):
@@ -124,9 +135,7 @@ def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str, recip
     ],
 )
 def test_the_weights_end_where_the_originals_did(golden: Path, runs: Path, run: str, file: str) -> None:
-    if not (runs / run).is_dir():
-        initial = golden / run / "initial_trainable.safetensors"
-        fit(assembled_from(flags(golden, run, runs / run), initial))
+    made(golden, runs, run)
     read = load_file if file.endswith(".safetensors") else lambda path: torch.load(path, weights_only=True)
     ours, theirs = read(runs / run / file), read(golden / run / file)
     assert set(ours) == set(theirs)
@@ -137,10 +146,7 @@ def test_the_weights_end_where_the_originals_did(golden: Path, runs: Path, run: 
 
 def test_the_config_tells_readers_what_the_originals_does(golden: Path, runs: Path) -> None:
     for run in ("viii_lora", "viii_pretrain"):
-        if not (runs / run).is_dir():
-            fit(
-                assembled_from(flags(golden, run, runs / run), golden / run / "initial_trainable.safetensors")
-            )
+        made(golden, runs, run)
         ours = json.loads((runs / run / "config.json").read_text())
         theirs = json.loads((golden / run / "config.json").read_text())
         # Null means absent to readers; the versions and the precision written down are ours.
@@ -148,6 +154,45 @@ def test_the_config_tells_readers_what_the_originals_does(golden: Path, runs: Pa
             assert ours.get(name) == theirs[name], name
         assert ours["use_cache"] is True
         assert ours["conversation_template"] == ("plain" if run == "viii_pretrain" else "v1")
+
+
+def test_a_run_describes_itself_and_is_not_loaded_on_another_base(
+    golden: Path, runs: Path, tmp_path: Path
+) -> None:
+    adapter, base = made(golden, runs, "viii_lora"), golden / tiny.LANGUAGE
+    record = tiny.fields(adapter / RUN_FILE)
+    data = golden / "train_data/train.json"
+    assert record["base"] == {"name": str(tiny.LANGUAGE), **fingerprint_base(base)}
+    assert record["data"] == {str(data.relative_to(golden)): hash_file(data)}
+    assert record["recipe"]["lora_r"] == tiny.fields(adapter / "adapter_config.json")["r"]
+    assert (record["kind"], record["projector"], record["template"]) == ("adapter", "mlp2x_gelu", "v1")
+    assert record["versions"]["torch"] == torch.__version__
+
+    # Other files of the same weights are the same base; a checkpoint-N knows its run's.
+    weights = load_file(base / "model.safetensors")
+    for name, changed in (("bin", 0.0), ("half", 0.0), ("tuned", 1e-3)):
+        shutil.copytree(base, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        own = {key: each + changed for key, each in weights.items()}
+        own = {key: each.half() for key, each in own.items()} if name == "half" else own
+        tiny.write_weights(tmp_path / name, own, suffix=".bin", shards=3)
+    shutil.copytree(adapter, tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5" / RUN_FILE).rename(tmp_path / RUN_FILE)
+    assert fingerprint_base(tmp_path / "bin") == fingerprint_base(base)
+    for folder in (adapter, tmp_path / "checkpoint-5"):
+        for same in (base, tmp_path / "bin", tmp_path / "half"):
+            assert find_source(folder, same).base == same
+        with raises_code("base-mismatch", CheckpointError):
+            find_source(folder, tmp_path / "tuned")
+    further = [
+        "--init_adapter",
+        str(adapter),
+        "--pretrain_mm_mlp_adapter",
+        "",
+        "--model_name_or_path",
+        str(tmp_path / "tuned"),
+    ]
+    with raises_code("base-mismatch", CheckpointError):
+        assemble(*parse_arguments(short(golden, tmp_path / "out", *further)))
 
 
 # ---- what is learned, and from what

@@ -82,6 +82,11 @@ def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
+def find_hub_id(name: str) -> str | None:
+    """Return `name` if it can be that of a model on the hub, OWNER/NAME, and is no folder here."""
+    return name if "/" in name and _HUB_ID.fullmatch(name) and not Path(name).is_dir() else None
+
+
 @functools.cache
 def _download(hub_id: str) -> Path:
     """Download what the cache lacks of a model; return its snapshot folder.

@@ -18,8 +18,10 @@ from llava.model.loading.checkpoint import (
     find_first_file,
     read_config,
     read_json_object,
+    run_folders,
 )
 from llava.model.loading.locate import locate
+from llava.model.loading.run_record import require_trained_base
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +34,16 @@ _SHAPE = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The folders that make up a model. For a full model, `folder` and `base` are the same."""
+    """The folders that make up a model. For a full model, `folder` and `base` are the same.
+
+    `base_name` is how the user or the adapter names the base; None for a full model.
+    """
 
     kind: Kind
     folder: Path
     base: Path
     config_folder: Path
+    base_name: str | None = None
 
     @property
     def is_multimodal(self) -> bool:
@@ -99,7 +105,7 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
             code="base-needed",
         )
     base = locate(model_base, near=[folder], what="base model")
-    source = Source(kind, folder, base, _find_config_folder(folder, base))
+    source = Source(kind, folder, base, _find_config_folder(folder, base), str(model_base))
     if source.is_multimodal:
         _require_fit(source)
     elif kind == "projector":
@@ -107,12 +113,13 @@ def find_source(model_path: str | Path, model_base: str | Path | None) -> Source
             f"{source.config_folder}: config.json has no mm_vision_tower, which a projector needs",
             code="missing-vision-tower",
         )
+    require_trained_base(folder, base)
     return source
 
 
 def _find_config_folder(folder: Path, base: Path) -> Path:
     """Return the folder whose config.json describes the model: its own, its run's or its base's."""
-    candidates = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else []), base]
+    candidates = [*run_folders(folder), base]
     return next((place for place in candidates if (place / "config.json").is_file()), folder)
 
 

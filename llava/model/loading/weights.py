@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -96,6 +97,37 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
         with _open_safetensors(path) as stream:
             return {name: stream.get_tensor(name) for name in stream.keys() if wanted(name)}  # noqa: SIM118
     return {name: tensor for name, tensor in _load_bin(path).items() if wanted(name)}
+
+
+def read_first_values(
+    path: Path, wanted: Callable[[str], bool], count: int = 8
+) -> dict[str, tuple[list[int], torch.Tensor]]:
+    """Return the shape and the first values of the tensors whose name is wanted, without reading the rest.
+
+    Args:
+        path: A file of tensors.
+        wanted: Which of them.
+        count: How many values of the first row, at most.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, or holds anything but tensors.
+    """
+    check_weight_file(path)
+    found: dict[str, tuple[list[int], torch.Tensor]] = {}
+
+    def take(name: str, tensor: Any, shape: list[int]) -> None:
+        places = (*(slice(1) for _ in shape[1:]), slice(count))
+        found[name] = shape, tensor[places[: len(shape)]].flatten().clone()
+
+    if path.suffix == ".safetensors":
+        with _open_safetensors(path) as stream:
+            for name in filter(wanted, stream.keys()):
+                take(name, part := stream.get_slice(name), part.get_shape())
+    else:
+        for name, tensor in _load_bin(path).items():
+            if wanted(name):
+                take(name, tensor, [*tensor.shape])
+    return found
 
 
 def write_bin(path: Path, tensors: Tensors) -> None:

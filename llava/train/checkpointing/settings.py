@@ -24,7 +24,7 @@ _DECISIVE = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "quant_type", "double_quant"),
 )
 _PATHS = ("data_path", "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "init_adapter")
-_FOLDER = "working folder"
+WORKING_FOLDER = "working folder"
 
 
 def record_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> JsonObject:
@@ -42,7 +42,7 @@ def record_settings(model: ModelArguments, data: DataArguments, training: Traini
         "samples a step": training.per_device_train_batch_size
         * training.gradient_accumulation_steps
         * training.world_size,
-        _FOLDER: str(Path.cwd()),
+        WORKING_FOLDER: str(Path.cwd()),
     }
 
 
@@ -56,7 +56,7 @@ def find_changes(then: JsonObject, now: JsonObject) -> list[str]:
         name
         for name in now
         if name in then
-        and name != _FOLDER
+        and name != WORKING_FOLDER
         and then[name] != now[name]
         and not (name in _PATHS and _is_same_file(name, then, now))
     ]
@@ -66,7 +66,7 @@ def _is_same_file(name: str, then: JsonObject, now: JsonObject) -> bool:
     if then[name] is None or now[name] is None:
         return False
     first, second = (
-        [Path(side.get(_FOLDER, "."), path).resolve() for path in _as_list(side[name])]
+        [Path(side.get(WORKING_FOLDER, "."), path).resolve() for path in _as_list(side[name])]
         for side in (then, now)
     )
     return first == second
