@@ -50,9 +50,7 @@ def process_images(
     Raises:
         DataError: An image is so large or so narrow that padding or resizing it would take gigabytes.
     """
-    for image in images:
-        require_size(image.size, "image")
-    rgb = [to_rgb(image) for image in images]
+    rgb = [_require_rgb(image) for image in images]
     aspect = getattr(model_cfg, "image_aspect_ratio", None)  # a plain language model has none
     if aspect == "anyres":
         tiled = [
@@ -67,6 +65,31 @@ def process_images(
     return torch.cat(
         [image_processor.preprocess(image, return_tensors="pt")["pixel_values"] for image in rgb]
     )
+
+
+def crop_picture(
+    image: Image.Image, image_processor: CLIPImageProcessorPil, model_cfg: PretrainedConfig
+) -> Image.Image:
+    """Return the picture that the model sees of an image, before its colours are scaled.
+
+    Args:
+        image: In any mode.
+        image_processor: The vision tower's image processor.
+        model_cfg: The model's config; its `image_aspect_ratio` is not `anyres`.
+
+    Returns:
+        An RGB image of the tower's input size. `process_images` makes of it what it makes of `image`.
+    """
+    rgb = _require_rgb(image)
+    if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
+        rgb = expand2square(rgb, mean_colour(image_processor))
+    unscaled = image_processor.preprocess(rgb, do_rescale=False, do_normalize=False, return_tensors="np")
+    return Image.fromarray(unscaled["pixel_values"][0].transpose(1, 2, 0).astype("uint8"))
+
+
+def _require_rgb(image: Image.Image) -> Image.Image:
+    require_size(image.size, "image")
+    return to_rgb(image)
 
 
 def mean_colour(image_processor: CLIPImageProcessorPil) -> Colour:

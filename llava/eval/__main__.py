@@ -23,6 +23,7 @@ from llava.benchmarks.base import EVAL_ROOT
 from llava.benchmarks.evaluation import ModelEvaluation, require_model_name
 from llava.command import run
 from llava.errors import DataError, LlavaError, SettingsError, one_line
+from llava.eval.backends import add_backend_flags, opened_vllm, vllm_choice
 from llava.eval.questions import JobSettings, job_of, journal_of, read_asks
 from llava.infer.jobs.flags import (
     add_batch_flags,
@@ -117,6 +118,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, help="longest answer (default: the benchmark's)")
     add_sampling_flags(parser)
     add_batch_flags(parser)
+    add_backend_flags(parser)
     parser.set_defaults(temperature=0.0)
     flags = parser.parse_args(argv)
     if unknown := [step for step in flags.steps if step not in STEPS]:
@@ -177,14 +179,16 @@ def prepare(targets: dict[str, ModelEvaluation], *, overwrite: bool) -> None:
 def job_settings(flags: argparse.Namespace, shard: Shard) -> JobSettings:
     """Return what the flags say about answering."""
     limit: int | None = flags.max_new_tokens
+    generation = generation_settings(flags, max_new_tokens=1 if limit is None else limit)
     return JobSettings(
         model=model_choice(flags),
-        generation=generation_settings(flags, max_new_tokens=1 if limit is None else limit),
+        generation=generation,
         max_new_tokens=limit,
         conv_mode=flags.conv_mode,
         shard=shard,
         batch_size=flags.batch_size,
         exact=flags.exact,
+        vllm=vllm_choice(flags, generation, launched=shard.launched),
     )
 
 
@@ -204,6 +208,11 @@ def answer_questions(targets: dict[str, ModelEvaluation], settings: JobSettings)
 
         return load(choice)
 
+    if settings.vllm is not None:
+        with opened_vllm(settings.vllm, load_once) as open_vllm:
+            for name, job, asks in jobs:
+                logger.info(f"{name}: {len(asks)} questions")
+                answer(job, asks, open_first=open_vllm)
     for name, job, asks in jobs:
         logger.info(f"{name}: {len(asks)} questions")
         answer(job, asks, load_once)

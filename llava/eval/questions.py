@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava.benchmarks.evaluation import ModelEvaluation
+from llava.eval.backends import VLLM, VllmChoice
 from llava.eval.model_vqa import read_jsonl_asks
 from llava.eval.model_vqa_mmbench import read_mmbench_asks
 from llava.eval.model_vqa_science import read_conversation_asks
@@ -29,6 +30,7 @@ class JobSettings:
         shard: Which questions this process answers.
         batch_size: Most prompts in a batch; None is as many as fit.
         exact: Whether to ask again on its own where a batch could have changed the answer.
+        vllm: Where vLLM runs, which answers before the engine does; None for the engine alone.
     """
 
     model: ModelChoice
@@ -38,6 +40,7 @@ class JobSettings:
     shard: Shard
     batch_size: int | None
     exact: bool
+    vllm: VllmChoice | None = None
 
 
 def journal_of(target: ModelEvaluation) -> Path:
@@ -93,4 +96,5 @@ def job_of(target: ModelEvaluation, settings: JobSettings) -> AnswerJob:
         shard=shard,
         batch_size=settings.batch_size,
         exact=settings.exact,
+        backend=None if settings.vllm is None else VLLM,
     )

@@ -128,7 +128,7 @@ def load_pretrained_model(
     if processor is None:
         logger.info(f"{source.folder} names no vision tower: it is a plain language model")
     model.name_or_path = str(source.folder)  # transformers names an adapter's or projector's base
-    return tokenizer, model.eval(), processor, _read_context_length(model.config)
+    return tokenizer, model.eval(), processor, read_context_length(model.config)
 
 
 def _refuse_revision(kwargs: Mapping[str, object], model_path: str | Path) -> None:
@@ -332,7 +332,7 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _read_context_length(config: PretrainedConfig) -> int:
+def read_context_length(config: PretrainedConfig) -> int:
     """Return how many positions the model reads, images included."""
     # The original falls back to 2048 first, which cuts prompts that Vicuna-1.5 can read.
     length = getattr(config, "max_sequence_length", None) or getattr(config, "max_position_embeddings", None)

@@ -20,7 +20,15 @@ from llava.files import read_json
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.generate import build_generation_config
 from llava.infer.engine.load import load
-from llava.infer.engine.requests import Generation, ImageFile, ImageText, ModelChoice, Reply, Request
+from llava.infer.engine.requests import (
+    CLOSE_LEADS,
+    Generation,
+    ImageFile,
+    ImageText,
+    ModelChoice,
+    Reply,
+    Request,
+)
 from llava.infer.engine.schedule import plan_windows
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.infer.jobs.prompting import prompt_of, template, template_for_chat
@@ -138,7 +146,7 @@ def test_close_calls_are_computed_again_on_their_own(golden: Path, monkeypatch: 
     loaded = tiny_model(golden)
     requests = mixed_requests(golden)
     generation = Generation(max_new_tokens=6)
-    monkeypatch.setattr("llava.infer.engine.engine._ROUNDING_STEPS", {torch.float32: float("inf")})
+    monkeypatch.setitem(CLOSE_LEADS, "float32", float("inf"))
     sizes: list[int] = []
     encode_views = loaded.model.encode_views
     monkeypatch.setattr(

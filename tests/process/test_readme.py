@@ -25,6 +25,7 @@ from support.training_processes import TrainingRun
 REPO = Path(__file__).resolve().parents[2]
 # Shell built-ins and other tools that users type.
 FOREIGN = {
+    "vllm",
     "cd",
     "git",
     "mkdir",
@@ -52,7 +53,7 @@ FOREIGN_SETTINGS = {
     "HF_HUB_OFFLINE",
     "LLAVA_MIRRORS",
 }
-FOREIGN_FLAGS = {"--constraint", "--shm-size", "--volume"}
+FOREIGN_FLAGS = {"--constraint", "--enable-scale-out", "--shm-size", "--volume"}
 # Commands that scripts start; pages may name their flags.
 BEHIND_SCRIPTS = (
     ("-m", "llava.benchmarks", "score"),

@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": GROUND | TEXT | PIXELS_AND_IDS,
     "infer": GROUND | TEXT | PIXELS_AND_IDS | {"model"},
     **dict.fromkeys(COMMANDS, GROUND | TEXT | PIXELS_AND_IDS | TEXT_SIDE | {"model", "data", "infer"}),
+    # vLLM reads exported models only.
+    "eval": GROUND | TEXT | PIXELS_AND_IDS | TEXT_SIDE | {"model", "data", "infer", "exchange"},
     **dict.fromkeys(FACADES, GROUND | TEXT | PIXELS_AND_IDS | {"model", "infer"}),
     "compat": GROUND | TEXT | PIXELS_AND_IDS | TEXT_SIDE | {"model", "data", "infer"},
 }

@@ -14,25 +14,26 @@ import torch
 from transformers import PretrainedConfig
 from transformers.generation.streamers import BaseStreamer
 
-from llava.constants import IMAGE_TOKEN_INDEX
-from llava.errors import DataError
 from llava.infer.engine.budget import measure_budget, try_alone, try_in_memory
 from llava.infer.engine.generate import IsStopped, ask_model, find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.packed import PromptGroup, continue_groups
-from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
+from llava.infer.engine.requests import (
+    CLOSE_LEADS,
+    Generation,
+    ImageSource,
+    Reply,
+    Request,
+    encode_request,
+    require_room,
+)
 from llava.infer.engine.schedule import Group, Window, plan_windows
 from llava.model.overrides import find_change
 from llava.model.splice import splice
-from llava.prompts.encode import tokenizer_image_token
 
 logger = logging.getLogger(__name__)
-
-# Batching changes logits by rounding. One step is the precision's epsilon times the largest logit; an answer
-# whose margin is below this many steps is computed again on its own. scripts/bench/README.md has the reasons.
-_ROUNDING_STEPS = {torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}
 
 # Implementations of attention that compute what `attention` does with slots.
 _USUAL_ATTENTION = ("sdpa", "packed")
@@ -203,39 +204,18 @@ class Engine:
         return Reply(self._decode(new))
 
     def _tokenize(self, request: Request) -> list[int]:
-        ids = tokenizer_image_token(request.prompt, self._loaded.tokenizer, IMAGE_TOKEN_INDEX)
-        slots = ids.count(IMAGE_TOKEN_INDEX)
-        if slots != len(request.images):
-            raise DataError(
-                f"{request.name}: the prompt has {slots} <image> and the request {len(request.images)} "
-                "images; each needs the other",
-                code="image-count",
-            )
-        if request.images and self._loaded.image_processor is None:
-            raise DataError(
-                f"{request.name}: has an image, but the model is a plain language model",
-                code="missing-vision-tower",
-            )
-        return ids
+        has_tower = self._loaded.image_processor is not None
+        return encode_request(request, self._loaded.tokenizer, has_tower=has_tower)
 
     def _count_positions(self, request: Request, ids: Sequence[int]) -> int:
-        """Count the prompt's positions, with one view per image.
-
-        Raises:
-            DataError: They leave no room for an answer. The original cuts the prompt's end instead.
-        """
+        """Count the prompt's positions, with one view per image; refuse one without room for an answer."""
         patches = self._loaded.model.get_vision_tower().num_patches if request.images else 0
         positions = len(ids) + len(request.images) * (patches - 1)
         self._require_room(request, positions)
         return positions
 
     def _require_room(self, request: Request, positions: int) -> None:
-        if positions >= self._loaded.context_length:
-            raise DataError(
-                f"{request.name}: the prompt takes {positions} positions with its images, and the model has "
-                f"{self._loaded.context_length}; shorten the question, or what was said before it",
-                code="prompt-too-long",
-            )
+        require_room(request, positions, self._loaded.context_length)
 
     def _load_pixels(self, source: ImageSource) -> Pixels:
         return load_pixels(source, self._loaded.image_processor, self.config)
@@ -296,8 +276,7 @@ class Engine:
         """Return whether rounding in the batch could have changed the reply."""
         if not self._exact or self._one_at_a_time or reply.lead is None:
             return False
-        dtype = self._loaded.model.dtype
-        return reply.lead < _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps
+        return reply.lead < CLOSE_LEADS[str(self._loaded.model.dtype).removeprefix("torch.")]
 
     def _make_reply(self, continuation: Continuation) -> Reply:
         return Reply(self._decode(continuation.ids), continuation.margin, continuation.lead)

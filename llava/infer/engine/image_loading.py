@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -18,9 +18,12 @@ from llava.infer.engine.requests import ImageFile, ImageSource
 from llava.infer.engine.schedule import Window
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import CLIPImageProcessorPil, PretrainedConfig
 
 _DECODERS = 4
+
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +43,31 @@ def load_pixels(
     Raises:
         DataError: The image is missing or broken.
     """
-    content = None
-    if isinstance(source, ImageFile):
-        require_image_file(source.path)
-        # First, so that a file that is replaced in between will not be taken for the one asked about.
-        with suppress(OSError):  # reading the image explains it
-            content = look_at(source.path)
-        image = read_image(source.path)
-    else:
-        image = load_image_from_base64(source.base64)
+    image, content = read_source(source)
     return Pixels(process_images([image], image_processor, config)[0], image.size, content)
+
+
+def read_source(source: ImageSource) -> tuple[Image, FileContent | None]:
+    """Return an image, and what its file held.
+
+    Raises:
+        DataError: The image is missing or broken.
+    """
+    if not isinstance(source, ImageFile):
+        return load_image_from_base64(source.base64), None
+    content = None
+    require_image_file(source.path)
+    # First, so that a file that is replaced in between will not be taken for the one asked about.
+    with suppress(OSError):  # reading the image explains it
+        content = look_at(source.path)
+    return read_image(source.path), content
 
 
 def decode_ahead(
     windows: Sequence[Window],
     names: Mapping[ImageSource, str],
-    decode: Callable[[ImageSource], Pixels],
-) -> Iterator[tuple[Window, dict[ImageSource, Pixels]]]:
+    decode: Callable[[ImageSource], Decoded],
+) -> Iterator[tuple[Window, dict[ImageSource, Decoded]]]:
     """Yield each window with its images, decoding the next window's images meanwhile.
 
     If an image is broken, its window is yielded without the groups that need it; then the error is raised.
@@ -69,7 +80,7 @@ def decode_ahead(
     Raises:
         DataError: An image cannot be decoded.
     """
-    decoding: dict[ImageSource, Future[Pixels]] = {}
+    decoding: dict[ImageSource, Future[Decoded]] = {}
     pool = ThreadPoolExecutor(_DECODERS)
     try:
         for number, window in enumerate(windows):
@@ -77,7 +88,7 @@ def decode_ahead(
                 for source in ahead.images:
                     if source not in decoding:
                         decoding[source] = pool.submit(decode, source)
-            images: dict[ImageSource, Pixels] = {}
+            images: dict[ImageSource, Decoded] = {}
             broken: dict[ImageSource, LlavaError] = {}
             for source in window.images:
                 try:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import shortuuid
 
@@ -38,12 +38,25 @@ from llava.log import progress
 from llava.schema import JsonObject, Question
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from llava.infer.engine.load import Loaded
 
 logger = logging.getLogger(__name__)
 
 # Machines of one job start minutes apart, and the last shard may take longest.
 WAIT_FOR_SHARDS_S = 24 * 3600.0
+
+
+class Answerer(Protocol):
+    """What answers requests: the engine, or another program before it."""
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Yield (index in `requests`, reply) as answers come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,7 @@ class AnswerJob:
     batch_size: int | None = None
     exact: bool = True
     overwrite: bool = False
+    backend: str | None = None  # what answers before the engine does
 
     @property
     def journal_folder(self) -> Path:
@@ -134,7 +148,11 @@ def check_asks(job: AnswerJob, asks: Sequence[Ask], positions: Iterable[int]) ->
 
 
 def answer(
-    job: AnswerJob, asks: Sequence[Ask], loader: Callable[[ModelChoice], Loaded] | None = None
+    job: AnswerJob,
+    asks: Sequence[Ask],
+    loader: Callable[[ModelChoice], Loaded] | None = None,
+    *,
+    open_first: Callable[[AnswerJob], Answerer] | None = None,
 ) -> None:
     """Answer this job's shard of `asks` and write its answers file, complete or not at all.
 
@@ -145,6 +163,8 @@ def answer(
         job: The question file, the model, and which shard.
         asks: All questions of the question file.
         loader: Loads the model if there is something to ask; one that caches it serves several jobs.
+        open_first: Opens what is asked in place of the engine. It may leave questions unanswered, so the
+            answers file is not written: call again without it.
 
     Raises:
         AnswersError: Earlier answers are of another run, or another process is answering them.
@@ -181,32 +201,32 @@ def answer(
         if not job.shard.launched:
             job.answers_file.unlink(missing_ok=True)  # a stale file must not pass for this run's
         if to_ask:
-            for position, reply in _replies(job, asks, to_ask, len(positions), loader):
-                row = _row(job, asks[position], position, reply)
-                done[position] = Entry(row, reply.margin, reply.images[0] if reply.images else None)
+            answerer = open_first(job) if open_first else _open_engine(job, loader)
+            for position, reply in _replies(job, asks, to_ask, len(positions), answerer):
+                done[position] = _entry(job, asks[position], position, reply)
                 writer.append(position, done[position])
+    if open_first is not None:
+        return
     if not job.shard.launched:
         write_jsonl(job.answers_file, (done[position].row for position in positions))
     elif job.shard.index == 0:
         merge_shards(job.journal_folder, job.answers_file, wait_s=WAIT_FOR_SHARDS_S)
 
 
-def _replies(
-    job: AnswerJob,
-    asks: Sequence[Ask],
-    positions: Sequence[int],
-    total: int,
-    loader: Callable[[ModelChoice], Loaded] | None,
-) -> Iterator[tuple[int, Reply]]:
-    """Yield (position, reply) as the engine answers; `total` is the size of the shard."""
-    from llava.infer.engine.engine import (
-        Engine,  # torch and transformers, only where there is something to ask
-    )
+def _open_engine(job: AnswerJob, loader: Callable[[ModelChoice], Loaded] | None) -> Answerer:
+    """Load the model; imports torch and transformers, so only where there is something to ask."""
+    from llava.infer.engine.engine import Engine
     from llava.infer.engine.load import load
 
-    engine = Engine((loader or load)(job.model), job.generation, batch_size=job.batch_size, exact=job.exact)
-    warn_of_other_template(job.conv_mode, engine.config)
-    line = image_line(engine.config)
+    return Engine((loader or load)(job.model), job.generation, batch_size=job.batch_size, exact=job.exact)
+
+
+def _replies(
+    job: AnswerJob, asks: Sequence[Ask], positions: Sequence[int], total: int, answerer: Answerer
+) -> Iterator[tuple[int, Reply]]:
+    """Yield (position, reply) as answers come; `total` is the size of the shard."""
+    warn_of_other_template(job.conv_mode, answerer.config)
+    line = image_line(answerer.config)
     requests = []
     for position in positions:
         ask = asks[position]
@@ -215,17 +235,17 @@ def _replies(
         requests.append(Request(prompt, images, _name(job, ask, position)))
     start = time.monotonic()
     name, done = f"shard {job.shard.index}", total - len(requests)
-    for index, reply in progress(engine.answer(requests), name=name, total=total, done=done):
+    for index, reply in progress(answerer.answer(requests), name=name, total=total, done=done):
         yield positions[index], reply
     seconds = time.monotonic() - start
     logger.info(f"{len(requests)} answers in {seconds:.1f} s ({len(requests) / seconds:.2f} a second)")
 
 
-def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> JsonObject:
-    """Return a row of the answers file, its keys in the original's order."""
+def _entry(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> Entry:
+    """Return what the journal keeps, with the row of the answers file, its keys in the original's order."""
     # Not random: the same model's answer to the same question has the same id in every run.
     name = json.dumps([job.model.name, position, ask.head])
-    return {
+    row: JsonObject = {
         **ask.head,
         "text": reply.text,
         **ask.tail,
@@ -233,6 +253,7 @@ def _row(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> JsonObject:
         "model_id": job.model.name,
         "metadata": {},
     }
+    return Entry(row, reply.margin, reply.images[0] if reply.images else None)
 
 
 def _resolve(job: AnswerJob, about: JsonObject) -> tuple[AnswerJob, JsonObject]:
@@ -267,6 +288,8 @@ def _about(job: AnswerJob, asks: Sequence[Ask]) -> JsonObject:
         "num_beams": job.generation.num_beams,
         "exact": job.exact,
     }
+    if job.backend is not None:
+        about["backend"] = job.backend
     if job.generation.temperature > 0:
         about |= {"top_p": job.generation.top_p, "sampling_seed": job.generation.seed}
     return about
