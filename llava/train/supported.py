@@ -19,7 +19,10 @@ def unsupported(*, bits: int, fsdp: bool, deepspeed: JsonObject | None) -> Itera
         deepspeed: What the file named by --deepspeed holds; None without it.
     """
     if fsdp:
-        yield "--fsdp: is not tested here; --deepspeed scripts/zero3.json shares out weights just as well"
+        yield (
+            "--fsdp: is not tested here, because accelerate has no FSDP for CPU processes and trains with "
+            "DDP instead; --deepspeed scripts/zero3.json shares out weights just as well"
+        )
     if deepspeed is None:
         return
     stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
