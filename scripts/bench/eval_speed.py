@@ -44,6 +44,7 @@ from llava.infer.engine.load import Loaded, keep_freed_memory
 from llava.infer.engine.requests import Generation, ImageFile, Request
 from llava.infer.jobs.prompting import prompt_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.loading.placement import avoid_slow_kernels
 from llava.model.multimodal_encoder.builder import write_vision_model
 from llava.prompts.encode import tokenizer_image_token
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
@@ -166,6 +167,7 @@ class PieceTokenizer:
 
 def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded:
     """Build a model of random weights; its tower is first written to `folder`."""
+    avoid_slow_kernels()
     torch.manual_seed(0)
     width, layers, heads, inner = sizes.vision
     clip = CLIPVisionModel(
@@ -304,7 +306,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=list(AGREEMENT), help="default: bfloat16 on cuda, else float32")
+    parser.add_argument("--dtype", choices=list(AGREEMENT), help="default: float16 on cuda, else float32")
     parser.add_argument("--shape", choices=list(SIZES), default="small")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer images")
@@ -318,7 +320,7 @@ def main() -> None:
         help="the loop computes logits of the whole prompt, as transformers 4.37 did; default: the last only",
     )
     flags = parser.parse_args()
-    flags.dtype = flags.dtype or ("bfloat16" if flags.device.startswith("cuda") else "float32")
+    flags.dtype = flags.dtype or ("float16" if flags.device.startswith("cuda") else "float32")
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
