@@ -110,14 +110,18 @@ def add_adapter(
     return get_peft_model(model, config)
 
 
-def leave_casts_to_autocast(model: nn.Module) -> None:
+def leave_casts_to_autocast(model: nn.Module, *, leaves: bool = True) -> None:
     """Keep PEFT from casting each adapter's inputs to float32, where autocast casts them back.
 
     Losses and gradients have the same bits, but dropout draws other numbers for another precision.
+
+    Args:
+        model: A model with adapters.
+        leaves: False lets PEFT cast them again.
     """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
+            module.cast_input_dtype_enabled = not leaves
 
 
 def split_trained_state(

@@ -6,8 +6,6 @@ Source: LLaVA v1.2.2 llava/train/llava_trainer.py.
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -28,19 +26,17 @@ from transformers.trainer_utils import has_length
 from llava.compat.state import get_mm_adapter_state_maybe_zero_3 as get_mm_adapter_state_maybe_zero_3
 from llava.compat.state import maybe_zero_3 as maybe_zero_3
 from llava.compat.trainer import TakesOldOverrides
-from llava.data.collate import NOTES, Batch, Note
+from llava.data.collate import Batch
 from llava.data.mixture import TrainingData
 from llava.data.sampler import EpochSampler, LengthGroupedSampler
 from llava.data.sampler import get_length_grouped_indices as get_length_grouped_indices
 from llava.data.sampler import get_modality_length_grouped_indices as get_modality_length_grouped_indices
 from llava.data.sampler import split_to_even_chunks as split_to_even_chunks
-from llava.errors import LlavaError
 from llava.model.fused import fuse_layers
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.checkpoint import Kind
 from llava.model.overrides import find_change
 from llava.model.packed_attention import enable_packing
-from llava.prompts.labels import ANSWER_CUT_AWAY
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import SETTINGS
@@ -52,14 +48,9 @@ from llava.train.reporters import LenientTensorBoard
 from llava.train.step.epochs import EpochTrainer
 from llava.train.step.optimizer import make_loraplus, set_projector_rate
 from llava.train.step.recipe import resolve_recipe
-from llava.train.step.rows import accumulate_gradients, rows_of
-from llava.train.validation import ValidatingTrainer
+from llava.train.step.row_trainer import RowTrainer
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(LlavaError):
-    """The loss or the gradient is NaN or infinite."""
 
 
 class _Flow(TrainerCallback):
@@ -93,20 +84,11 @@ class _Flow(TrainerCallback):
             control.should_save = False
 
 
-class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer, SavingTrainer):
+class LLaVATrainer(TakesOldOverrides, RowTrainer, EpochTrainer, SavingTrainer):
     """Train a model that `assemble` or another program has prepared, and save what its kind of run needs.
 
     With arguments other than this package's own `TrainingArguments`, it computes every step as the original
     does, and neither measures throughput nor counts samples that teach nothing.
-
-    A sample without a supervised label (no answer, for example) stays in its batch, as in the original, and
-    does not count in the mean.
-
-    Attributes:
-        recipe: The shortcuts of a step.
-        problems: How often samples taught nothing, by reason; the first of each is logged with its id.
-        refused: Why `--bad_samples error` does not allow the run to continue; empty if it does.
-        has_learned: Whether this rank had any supervised label in the steps so far; None before the first.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -136,10 +118,6 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer, SavingTra
             self.kind = "adapter"
         elif getattr(args, "tune_mm_mlp_adapter", getattr(model.config, "tune_mm_mlp_adapter", None)):
             self.kind = "projector"
-        self.problems: Counter[str] = Counter()
-        self.refused: list[str] = []
-        self.has_learned: bool | None = None
-        self._learned_now: list[Note] = []
         self.checkpoints = Checkpoints(args)
         image_positions = getattr(model, "image_positions", 1)
         self.tokenizer = tokenizer
@@ -198,87 +176,6 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer, SavingTra
             set_projector_rate(optimizer, trained, self.args)
         return optimizer
 
-    # ---- loss
-
-    def training_step(self, model: PreTrainedModel, inputs: Batch, *rest: object) -> torch.Tensor:
-        """Run forward and backward for one batch, split into the recipe's rows; return the loss, ()."""
-        if not self.has_own_flags:
-            loss: torch.Tensor = super().training_step(model, inputs, *rest)
-            return loss
-        notes, learnable = inputs.get(NOTES, []), self._learnable(inputs)
-        *others, last = rows_of(
-            inputs,
-            self.recipe,
-            supervised=learnable.sum(),
-            image_positions=self._image_positions,
-            max_length=self.args.model_max_length,
-        )
-        losses = []
-        for row in others:
-            with accumulate_gradients(self.accelerator, model):
-                losses.append(super().training_step(model, row))
-        losses.append(super().training_step(model, last))
-        loss = torch.stack(losses).sum()
-        if float(loss) == 0.0 and int(learnable.sum()) == 0:
-            logger.warning("step %d: nothing to learn in samples %s", self.state.global_step + 1, _ids(notes))
-            self.has_learned = self.has_learned or False
-        else:
-            self.has_learned = True
-        return loss
-
-    def compute_loss(self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object) -> Any:
-        """Return the model's loss; stop the run and name the samples if it is not finite.
-
-        In fp16 the samples are only logged: the loss scaler skips such a step and lowers the scale.
-
-        Raises:
-            TrainingError: The loss is NaN or infinite.
-        """
-        notes = inputs.pop(NOTES, [])
-        if self.has_own_flags:
-            self._count_problems(notes, inputs)
-        result = super().compute_loss(model, inputs, *rest, **settings)
-        loss = result[0] if isinstance(result, tuple) else result
-        if not torch.isfinite(loss).all():
-            self._stop_not_finite(f"the loss is {loss.detach().mean().item()} on samples {_ids(notes)}")
-        return result
-
-    def _get_grad_norm(self, model: PreTrainedModel, *args: object, **settings: object) -> Any:
-        """Return the gradient's norm; stop before the optimizer step if it is NaN or infinite.
-
-        DeepSpeed has made the step by the time it is called.
-        """
-        norm = super()._get_grad_norm(model, *args, **settings)
-        if norm is not None and not self.is_deepspeed_enabled and not math.isfinite(norm):
-            self._stop_not_finite(
-                f"the gradient's norm is {float(norm)} on samples {_ids(self._learned_now)}"
-            )
-        return norm
-
-    def _stop_not_finite(self, problem: str) -> None:
-        problem = f"step {self.state.global_step + 1}: {problem}"
-        if not self.args.fp16:
-            raise TrainingError(
-                f"{problem}; lower --learning_rate, or check these samples", code="not-finite"
-            )
-        logger.warning("%s; fp16's loss scaler skips such a step", problem)
-
-    def _count_problems(self, notes: list[Note], inputs: Batch) -> None:
-        """Count samples that teach nothing, including those whose image pushes the answer past the end."""
-        may_cut = inputs["input_ids"].shape[1] + self._image_positions > self.args.model_max_length
-        # Only checked where it can happen: it makes the GPU wait.
-        left = self._learnable(inputs).tolist() if may_cut else [1] * len(notes)
-        self.refused += [refused for _, _, refused in notes if refused]
-        for (identifier, noted, _), count in zip(notes, left, strict=bool(notes)):
-            problem = noted or (None if count else ANSWER_CUT_AWAY)
-            if problem is None:
-                continue
-            if problem not in self.problems:
-                logger.warning(
-                    "sample %r teaches nothing: %s; more such samples are counted", identifier, problem
-                )
-            self.problems[problem] += 1
-
     # ---- what is logged
 
     def get_batch_samples(self, *args: object) -> tuple[list[Batch], Any]:
@@ -286,7 +183,6 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer, SavingTra
         batches, items = super().get_batch_samples(*args)
         for batch in batches if self.has_own_flags else ():
             self.meter.count(batch)
-        self._learned_now = [note for batch in batches for note in batch.get(NOTES, [])]
         return batches, items
 
     def log(self, logs: dict[str, float], *rest: object, **settings: object) -> None:
@@ -301,7 +197,3 @@ class LLaVATrainer(TakesOldOverrides, ValidatingTrainer, EpochTrainer, SavingTra
         """Return the losses on the held-out data; see `ValidatingTrainer`."""
         with self.meter.paused():
             return super().evaluate(*args, **settings)
-
-
-def _ids(notes: list[Note]) -> str:
-    return ", ".join(repr(identifier) for identifier, _, _ in notes) or "of this batch"

@@ -135,7 +135,7 @@ def _gqa_requests(folder: Path, count: int) -> list[Request]:
 
 
 def _dtypes(flags: argparse.Namespace) -> tuple[torch.dtype, ...]:
-    return (torch.float16, torch.bfloat16) if flags.device == "cuda" else (torch.float32, torch.bfloat16)
+    return (torch.float16, torch.bfloat16) if flags.device == "cuda" else (torch.float32,)
 
 
 def show_rounding(flags: argparse.Namespace) -> None:

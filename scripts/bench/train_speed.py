@@ -4,6 +4,8 @@ Both sides run in one call, on the same random weights and batches: samples as l
 instruction mix, batched by the original's sampler for 8 devices, 16 a device. Their losses must agree. The
 first line is the original's recipe: padded batches, logits everywhere, all layers recomputed, all layers of
 the vision tower. Each line below adds one shortcut to the line above; with `--each` each is also added alone.
+Adapters are in float32, with dropout; on a GPU autocast computes in bfloat16, as in a user's run. B of an
+adapter is 0 at the start and stays so, so that losses agree whatever dropout draws.
 
     OMP_NUM_THREADS=1 python scripts/bench/train_speed.py
     python scripts/bench/train_speed.py --device cuda --shape 7b --batches 8
@@ -32,19 +34,21 @@ from llava.data.collate import DataCollatorForSupervisedDataset
 from llava.data.dataset import count_learnable
 from llava.data.pack import count_positions
 from llava.data.sampler import get_modality_length_grouped_indices
-from llava.model.lora import add_adapter
+from llava.model.lora import add_adapter, leave_casts_to_autocast
 from llava.model.packed_attention import enable_packing
 from llava.prompts.labels import supervise
 from llava.samples import group_lengths, read_samples
 from llava.tokenizer import load_tokenizer
 from llava.train.planning.flops import measured_rate, training_flops
+from llava.train.planning.footprint import measure as measure_footprint
+from llava.train.planning.memory import Batch, Pass, Sharing, layers_to_recompute, plan_memory, room_on
 from llava.train.planning.recompute import recompute_first
 from llava.train.step.recipe import Recipe
 from llava.train.step.rows import rows_of
 
 COLUMNS = (
     *("recipe", "loss", "s a batch", "samples/s", "tokens/s", "supervised tokens/s", "ratio"),
-    *("ratio of processor time", "peak GB", "utilisation"),
+    *("ratio of processor time", "peak GB", "planned GB", "utilisation"),
 )
 DEVICES, LONGEST = 8, 2048
 # The whole job: 665k samples of the mix and 220k of the data engine.
@@ -63,21 +67,28 @@ class Variant:
 
     name: str
     recipe: Recipe
+    casts: bool = True  # PEFT casts the adapters' inputs to float32, where autocast casts them back
 
 
-def variants(budget: int, each: bool) -> list[Variant]:
-    """List the original's recipe, then one with one more shortcut each."""
+def variants(budget: int, each: bool, *, recomputed: int, is_half: bool) -> list[Variant]:
+    """List the original's recipe, then one with one more shortcut each; ours recomputes so many layers."""
     original = Recipe(checkpoint_layers="all")
     added: list[tuple[str, dict[str, Any]]] = [
         ("no unread tower layers", {"skip_unread_layers": True}),
         ("packed in one row", {"pack": True}),
         ("logits where supervised", {"sparse_loss": True}),
         (f"rows of {budget}", {"micro_batch_tokens": budget}),
-        ("nothing recomputed: ours", {"checkpoint_layers": 0, "skip_blank_images": True}),
+        (
+            f"{recomputed or 'nothing'} recomputed: ours",
+            {"checkpoint_layers": recomputed, "skip_blank_images": True},
+        ),
     ]
     found = [Variant("original", original)]
     for name, change in added:
         found.append(Variant(f"+ {name}", replace(found[-1].recipe, **change)))
+    if is_half:
+        found[-1] = replace(found[-1], name=found[-1].name.removesuffix(": ours"))
+        found.append(Variant("+ casts left to autocast: ours", found[-1].recipe, casts=False))
     alone = [(name, change) for name, change in added if "micro_batch_tokens" not in change]
     return found + [Variant(f"{name}, alone", replace(original, **change)) for name, change in alone * each]
 
@@ -144,20 +155,27 @@ def batches_of(count: int, size: int, device: str, dtype: torch.dtype) -> tuple[
     return made, source
 
 
-def step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any], recipe: Recipe) -> float:
+def step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Any],
+    recipe: Recipe,
+    autocast: torch.dtype | None,
+) -> float:
     """Take one optimizer step on one batch and return its loss."""
     known = {"image_positions": model.image_positions, "max_length": LONGEST}
     count = count_learnable(batch["input_ids"], batch["labels"], **known).sum()
     layers = len(model.get_decoder().layers)
     recompute_first(model, layers if recipe.checkpoint_layers == "all" else int(recipe.checkpoint_layers))
-    total = 0.0
+    losses = []
     for row in rows_of(batch, recipe, supervised=count, **known):
-        loss = model(**row).loss
+        with torch.autocast(count.device.type, autocast, enabled=autocast is not None):
+            loss = model(**row).loss
         loss.backward()
-        total += float(loss.detach())
+        losses.append(loss.detach())
     optimizer.step()
     optimizer.zero_grad()
-    return total
+    return float(torch.stack(losses).sum())
 
 
 class Gauge:
@@ -223,9 +241,9 @@ def main() -> None:
     base.config.use_cache = False
     base.enable_input_require_grads()
     torch.manual_seed(0)
-    model = add_adapter(base, r=flags.rank, alpha=2 * flags.rank)
-    base.get_model().mm_projector.requires_grad_(True)
-    model.to(dtype).train()
+    model = add_adapter(base, r=flags.rank, alpha=2 * flags.rank, dropout=0.05)
+    base.get_model().mm_projector.requires_grad_(True).float()
+    model.train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     # At a rate of 0 the weights stay as they are for the next line, and the step costs what it costs.
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0)
@@ -237,14 +255,15 @@ def compare(
     model: Any, optimizer: Any, batches: list[dict[str, Any]], flags: argparse.Namespace, source: str
 ) -> None:
     """Measure and print the requested lines; exit with an error if losses differ."""
-    device = torch.device(flags.device)
+    device, dtype = torch.device(flags.device), getattr(torch, flags.dtype)
+    autocast = None if dtype == torch.float32 else dtype
     known = {"image_positions": model.image_positions, "max_length": LONGEST}
     lengths = [count_positions(b["input_ids"], b["attention_mask"], **known).tolist() for b in batches]
     learned = sum(int(count_learnable(b["input_ids"], b["labels"], **known).sum()) for b in batches)
     samples, tokens = flags.per_device * len(batches), sum(map(sum, lengths))
     padded = sum(flags.per_device * max(each) for each in lengths)
     needed = training_flops(model).of([n for each in lengths for n in each], logits=learned, images=samples)
-    rate = product_rate(device, getattr(torch, flags.dtype))
+    rate = product_rate(device, dtype)
     print(
         f"{flags.shape} model, {flags.device}, {flags.dtype}, {torch.get_num_threads()} threads; {source}: "
         f"{samples} samples of {tokens / samples:.0f} tokens, {learned / tokens:.1%} supervised, padding to "
@@ -252,13 +271,17 @@ def compare(
     )
     print_row(*COLUMNS)
     print_row(*["---"] * len(COLUMNS))
+    footprint = measure_footprint(model, device=device, autocast=autocast)
+    largest = Batch(flags.per_device, 1, max(map(max, lengths)), flags.rows, learned / tokens)
+    recomputed = layers_to_recompute(footprint, largest.passed(0), Sharing(), room_on(device, model))
     first: Gauge | None = None
     expected: list[float] = []
     agree = True
-    for place, variant in enumerate(variants(flags.rows, flags.each)):
+    ways = variants(flags.rows, flags.each, recomputed=recomputed, is_half=autocast is not None)
+    for place, variant in enumerate(ways):
         if place and flags.only and place not in flags.only:
             continue
-        gauge, losses = measured(model, optimizer, batches, variant, device)
+        gauge, losses = measured(model, optimizer, batches, variant, autocast)
         first, expected = first or gauge, expected or losses
         close = 1e-4 if flags.dtype == "float32" else 2e-2
         agree &= all(abs(a - b) <= close * abs(b) for a, b in zip(losses, expected, strict=True))
@@ -267,7 +290,9 @@ def compare(
         cells.append(f"{first.seconds / gauge.seconds:.2f}")
         cells.append(f"{first.busy / gauge.busy:.2f}" if device.type == "cpu" else "-")
         spent = gauge.busy if device.type == "cpu" else gauge.seconds
-        print_row(variant.name, *cells, f"{gauge.peak:.1f}", f"{needed / spent / rate:.0%}")
+        planned = plan_memory(footprint, passed(variant.recipe, largest, footprint.layers), Sharing()).peak
+        cells += [f"{gauge.peak:.1f}", f"{planned / 1e9:.1f}", f"{needed / spent / rate:.0%}"]
+        print_row(variant.name, *cells)
         if device.type == "cuda":
             print(
                 f"    {JOB} samples on 8 such cards: {JOB / (8 * samples / gauge.seconds) / 3600:.1f} hours"
@@ -276,21 +301,38 @@ def compare(
         sys.exit("the losses differ")
 
 
+def passed(recipe: Recipe, batch: Batch, layers: int) -> Pass:
+    """Return the largest pass of a recipe, as `llava plan` sees it."""
+    recomputed = recipe.checkpoint_layers
+    seen = replace(
+        batch,
+        row=recipe.micro_batch_tokens if recipe.pack else None,
+        logits=batch.logits if recipe.sparse_loss else 1.0,
+    )
+    return seen.passed(recomputed if isinstance(recomputed, int) else layers)
+
+
 def measured(
-    model: Any, optimizer: Any, batches: list[dict[str, Any]], variant: Variant, device: torch.device
+    model: Any,
+    optimizer: Any,
+    batches: list[dict[str, Any]],
+    variant: Variant,
+    autocast: torch.dtype | None,
 ) -> tuple[Gauge, list[float]]:
     """Measure one line and return its losses. On a GPU the first batch is a warm-up, not counted."""
+    device = batches[0]["input_ids"].device
     model.config._attn_implementation = "sdpa"
+    leave_casts_to_autocast(model, leaves=not variant.casts)
     if variant.recipe.pack:
         enable_packing(model.config)
 
     def work() -> list[float]:
-        return [step(model, optimizer, batch, variant.recipe) for batch in batches]
+        return [step(model, optimizer, batch, variant.recipe, autocast) for batch in batches]
 
     gauge = Gauge(device)
     model.get_vision_tower().runs_unread_layers = not variant.recipe.skip_unread_layers
     if device.type == "cuda":
-        step(model, optimizer, batches[0], variant.recipe)
+        step(model, optimizer, batches[0], variant.recipe, autocast)
     return gauge, gauge.of(work)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, DataError, LlavaError, SettingsError
@@ -20,12 +22,15 @@ from llava.infer.digests import hash_file
 from llava.model.builder import load_pretrained_model
 from llava.model.loading.run_record import RUN_FILE, fingerprint_base
 from llava.model.loading.source import find_source
+from llava.model.recipe import Recipe
 from llava.model.vocabulary import grow_embeddings
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpointing.save import lock_output_dir, saved_bytes
 from llava.train.checkpointing.verify import find_damage
-from llava.train.llava_trainer import LLaVATrainer, TrainingError
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parser import FlagParser
+from llava.train.planning.recompute import take_less_memory
+from llava.train.step.row_trainer import TrainingError
 from llava.train.train import Assembled, assemble, fit, train, train_with
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
@@ -811,6 +816,83 @@ def test_a_gradient_that_is_no_number_changes_no_weight(golden: Path, tmp_path: 
     with raises_code("not-finite", TrainingError):
         fit(assembled)
     assert torch.equal(before, weight)
+
+
+def learn_with_little_memory(golden: Path, output: Path, needed: int, *more: str) -> LLaVATrainer:
+    """A run in whose second backward pass memory runs out unless so many layers are recomputed."""
+    steps = ["--gradient_accumulation_steps", "2", "--lora_dropout", "0", "--micro_batch_tokens", "0"]
+    assembled = assembled_from(short(golden, output, *steps, *more))
+    layers = assembled.model.get_base_model().get_decoder().layers
+    calls: list[int] = []
+
+    def run_out(gradient: torch.Tensor) -> None:
+        calls.append(sum(layer.gradient_checkpointing for layer in layers))
+        if len(calls) > 1 and calls[-1] < needed:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    weights = assembled.model.named_parameters()
+    next(each for name, each in weights if "layers.1." in name and "lora_B" in name).register_hook(run_out)
+    return fit(assembled)
+
+
+def test_a_step_that_runs_out_of_memory_starts_again_and_recomputes_more(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recompute = ["--gradient_checkpointing", "True", "--checkpoint_layers", "0"]
+    enough = learn_with_little_memory(golden, tmp_path / "enough", 0, *recompute)
+    short_of = learn_with_little_memory(golden, tmp_path / "short", 3, *recompute)
+    assert [enough.recipe.checkpoint_layers, short_of.recipe.checkpoint_layers] == [0, 3]
+    assert caplog.text.count("out of memory") == 2  # 2 of 4 layers, then 3
+    for one, other in zip(enough.state.log_history, short_of.state.log_history, strict=True):
+        assert one.get("loss") == pytest.approx(other.get("loss"), abs=LOSS_TOLERANCE)
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("enough", "short"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+def test_a_step_that_cannot_take_less_memory_is_a_users_error(golden: Path, tmp_path: Path) -> None:
+    with raises_code("out-of-memory", SettingsError):
+        learn_with_little_memory(golden, tmp_path, 99)
+
+
+def test_less_memory_means_more_recomputed_layers_then_shorter_rows() -> None:
+    recipe: Recipe | None = Recipe(pack=True, micro_batch_tokens=8192, checkpoint_layers=0)
+    taken = []
+    while recipe is not None:
+        taken.append((recipe.checkpoint_layers, recipe.micro_batch_tokens))
+        recipe = take_less_memory(recipe, 32, can_recompute=True)
+    recomputed = [0, 16, 24, 28, 30, 31, 32]
+    assert taken == [*((each, 8192) for each in recomputed), (32, 4096), (32, 2048), (32, 1024)]
+    assert take_less_memory(Recipe(pack=False, checkpoint_layers="all"), 32, can_recompute=True) is None
+    assert take_less_memory(Recipe(pack=False, checkpoint_layers=0), 32, can_recompute=False) is None
+
+
+class RecordReads(TorchDispatchMode):
+    """Records where the trainer reads a tensor's value, for which a GPU must finish its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            frames = [frame for frame in traceback.extract_stack() if "/llava/" in frame.filename]
+            self.places += [f"{frame.filename}:{frame.name}" for frame in frames[-1:]]
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_trainer_waits_for_a_gpu_as_often_for_many_rows_as_for_one(golden: Path, tmp_path: Path) -> None:
+    reads = []
+    for positions in ("0", "1"):
+        sizes = ["--per_device_train_batch_size", "4", "--micro_batch_tokens", positions]
+        made = assembled_from(short(golden, tmp_path, *sizes))
+        trainer = LLaVATrainer(made.model, made.training_args, train_dataset=made.dataset)
+        trainer.current_gradient_accumulation_steps = 1  # train() sets it
+        batch = made.collator([made.dataset[index] for index in range(4)])
+        with RecordReads() as recorded_reads:
+            trainer.training_step(made.model, batch)
+        reads.append([place for place in recorded_reads.places if "/llava/train/" in place])
+    assert reads[0] == reads[1]
 
 
 def test_samples_that_teach_nothing_are_counted_and_change_nothing(

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from llava.errors import SettingsError
 from llava.infer.engine.load import Loaded
+from llava.model.in_memory import Result, try_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 # A few hundred positions keep a CPU busy, so it reads one image's prefix in a pass.
 _CPU_POSITIONS = 512
@@ -61,16 +59,6 @@ class Budget:
         self.positions, self.cached = max(self.positions // 2, 1), max(self.cached // 2, 1)
         logger.info(f"out of memory: from here on {self.positions} positions at a time")
         torch.cuda.empty_cache()
-
-
-def try_in_memory(work: Callable[[], Result]) -> Result | None:
-    """Return what `work` returns, or None if memory ran out.
-
-    By then the error is gone, and with it all tensors that its frames hold.
-    """
-    with suppress(torch.OutOfMemoryError):
-        return work()
-    return None
 
 
 def try_alone(work: Callable[[], Result]) -> Result:

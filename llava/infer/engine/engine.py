@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.generation.streamers import BaseStreamer
 
-from llava.infer.engine.budget import measure_budget, try_alone, try_in_memory
+from llava.infer.engine.budget import measure_budget, try_alone
 from llava.infer.engine.generate import IsStopped, ask_model, find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
@@ -30,6 +30,7 @@ from llava.infer.engine.requests import (
     require_room,
 )
 from llava.infer.engine.schedule import Group, Window, plan_windows
+from llava.model.in_memory import try_in_memory
 from llava.model.overrides import find_change
 from llava.model.splice import splice
 

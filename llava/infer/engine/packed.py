@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 
 from llava.errors import LlavaError
 from llava.infer.engine.attention import PrefixPass, RestPass, attending_in_slots
-from llava.infer.engine.budget import Budget, try_in_memory
+from llava.infer.engine.budget import Budget
 from llava.infer.engine.finite import explain_not_finite
 from llava.infer.engine.greedy import Continuation, append_likeliest
 from llava.infer.engine.kv_cache import SlotCache
+from llava.model.in_memory import try_in_memory
 
 
 @dataclass(frozen=True, slots=True)

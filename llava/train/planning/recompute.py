@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -14,6 +16,9 @@ from llava.train.planning.memory import Batch, Sharing, layers_to_recompute
 
 if TYPE_CHECKING:
     from llava.train.arguments import TrainingArguments
+
+# Positions of a row, from the most where the recipe sets no limit, to the fewest that are tried.
+_LONGEST_ROW, _SHORTEST_ROW = 16384, 1024
 
 
 def choose_recomputed_layers(
@@ -47,6 +52,25 @@ def choose_recomputed_layers(
             f"--checkpoint_layers {wanted}: the model has {footprint.layers} layers", code="out-of-range"
         )
     return int(wanted)
+
+
+def take_less_memory(recipe: Recipe, layers: int, *, can_recompute: bool) -> Recipe | None:
+    """Return the next recipe that takes less memory for the same losses; None if there is none.
+
+    Half of the layers that are not recomputed yet are recomputed, then rows are half as long.
+
+    Args:
+        recipe: The present recipe.
+        layers: Number of decoder layers.
+        can_recompute: Whether layers may be recomputed.
+    """
+    recomputed = recipe.checkpoint_layers if isinstance(recipe.checkpoint_layers, int) else layers
+    if can_recompute and recomputed < layers:
+        return replace(recipe, checkpoint_layers=recomputed + math.ceil((layers - recomputed) / 2))
+    row = recipe.micro_batch_tokens or _LONGEST_ROW
+    if recipe.pack and row > _SHORTEST_ROW:
+        return replace(recipe, micro_batch_tokens=max(row // 2, _SHORTEST_ROW))
+    return None
 
 
 def recompute_first(model: PreTrainedModel, count: int) -> None:
