@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "web": ("llava.serve.web", "talk about images on a web page, with one model or two side by side"),
     "merge": ("llava.exchange.merge", "merge an adapter into its base"),
     "export": ("llava.exchange.export", "write a model for transformers, vLLM and SGLang"),
+    "push": ("llava.exchange.push", "upload a model's folder to the Hugging Face Hub"),
     "import": ("llava.exchange.import_folder", "turn a llava-hf folder into the original's format"),
     "benchmarks": ("llava.benchmarks", "prepare, score or write the submission of a benchmark"),
     "report": (

@@ -148,7 +148,7 @@ def _unusable(training: TrainingArguments) -> Iterator[str]:
             "add positions without a label; leave it at 0"
         )
     if training.push_to_hub:
-        yield "--push_to_hub True: not supported; upload the finished folder with `hf upload REPO OUTPUT_DIR`"
+        yield "--push_to_hub True: not supported; upload the result with `llava push OUTPUT_DIR OWNER/NAME`"
     if training.dataloader_persistent_workers and not training.dataloader_num_workers:
         yield "--dataloader_persistent_workers True needs --dataloader_num_workers of 1 or more"
     try:

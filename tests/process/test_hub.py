@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -14,14 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from llava.errors import CheckpointError
+from llava.model.push import make_repo, push_folder
 from support import tiny_checkpoints as tiny
-from support.training_processes import equal_bits, recorded_flags
+from support.errors import raises_code
+from support.training_processes import equal_bits, free_port, recorded_flags
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the folders `root/OWNER/NAME` as the hub serves models; `downloaded` lists the files sent."""
+    """Serves the folders `root/OWNER/NAME` as the hub serves models; `downloaded` lists the files sent.
+
+    Who has the token "writer" may make folders and upload files to them.
+    """
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -41,6 +48,39 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        _, kind, *rest = self.path.split("?")[0].strip("/").split("/")
+        folder = self.server.root.joinpath(*rest[:2])
+        answer: dict[str, object] = {"errors": [], "warnings": []}
+        if kind != "validate-yaml" and self.headers.get("Authorization") != "Bearer writer":
+            return self._refuse(403, "this token may only read")
+        if kind == "repos":
+            made = json.loads(body)
+            repo = f"{made['organization']}/{made['name']}"
+            (self.server.root / repo).mkdir(parents=True, exist_ok=True)
+            answer = {"url": f"{self.server.url}/{repo}"}
+        elif kind == "models" and not folder.is_dir():
+            return self._refuse(404, "Repository not found", "RepoNotFound")
+        elif rest[2:3] == ["preupload"]:
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            answer = {"files": [{**file, "shouldIgnore": False} for file in files]}
+        elif rest[2:3] == ["commit"]:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    path = folder / line["value"]["path"]
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            answer = {"commitUrl": f"{self.server.url}/{'/'.join(rest[:2])}/commit/{COMMIT}"}
+            answer |= {"commitOid": COMMIT, "success": True}
+        return self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
+
+    def _refuse(self, status: int, message: str, code: str = "") -> None:
+        self.send_response(status)
+        for name, value in {"X-Error-Code": code, "X-Error-Message": message, "Content-Length": "0"}.items():
+            self.send_header(name, value)
+        self.end_headers()
 
     def _answer(self, *, with_body: bool) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
@@ -64,10 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
             self._send(content, headers, with_body)
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._refuse(404, "Repository not found", "RepoNotFound")
 
     def _send(self, content: bytes, headers: dict[str, str], with_body: bool) -> None:
         self.send_response(200)
@@ -180,3 +217,43 @@ def test_a_model_that_the_hub_lacks_is_an_error_of_one_line(hub: Hub, tmp_path: 
     offline = run_in_a_process(hub, tmp_path / "home", LOCATE, "team/unknown", offline=True)
     assert offline.returncode == 2
     assert "cache" in offline.stderr
+
+
+def test_a_model_is_pushed_without_the_state_of_its_training(
+    golden: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "writer")
+    caplog.set_level("DEBUG")
+    run = tiny.adapter(tmp_path / "run", golden)
+    wanted = {path.name for path in run.iterdir()} | {"README.md"}
+    (run / "README.md").write_text("---\nlibrary_name: peft\n---\n")
+    for name in ("checkpoint-1/adapter_config.json", "training_args.bin", "trainer_state.json", ".lock"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("{}")
+
+    with raises_code("unknown-repository", CheckpointError):
+        push_folder(run, "team/llava-lora")
+    make_repo("team/llava-lora", private=True)
+    make_repo("team/llava-lora")
+    assert push_folder(run, "team/llava-lora").endswith(COMMIT)
+    pushed = hub.root / "team/llava-lora"
+    assert {path.name for path in pushed.iterdir()} == wanted
+    assert all((pushed / name).read_bytes() == (run / name).read_bytes() for name in wanted)
+
+    with raises_code("bad-repository", CheckpointError):
+        push_folder(run, "no/such/repo")
+    with raises_code("missing-model", CheckpointError):
+        push_folder(hub.root, "team/llava-lora")
+    monkeypatch.setenv("HF_TOKEN", "reader")
+    with raises_code("hub-refused", CheckpointError) as caught:
+        push_folder(run, "team/llava-lora")
+    assert "this token may only read" in str(caught.value)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    with raises_code("hub-unreachable", CheckpointError):
+        make_repo("team/llava-lora")
+    monkeypatch.setattr("llava.model.push.get_token", lambda: None)
+    with raises_code("no-hub-token", CheckpointError):
+        push_folder(run, "team/llava-lora")
+    assert not any(token in caplog.text for token in ("Bearer", "writer", "reader"))

@@ -142,7 +142,7 @@ def test_boolean_flags_take_a_value_or_none(data: str, words: list[str], value: 
         ),
         (["--mm_vision_select_feature", "cls"], "invalid-flags", "--mm_vision_select_feature cls"),
         (["--label_smoothing_factor", "0.1"], "invalid-flags", "--label_smoothing_factor 0.1"),
-        (["--push_to_hub", "True"], "invalid-flags", "hf upload"),
+        (["--push_to_hub", "True"], "invalid-flags", "llava push"),
         (["--optim", "galore_adamw"], "invalid-flags", "--optim galore_adamw"),
         (["--lr_scheduler_type", "cosine_with_min_lr"], "invalid-flags", "--lr_scheduler_kwargs"),
         (["--lr_scheduler_kwargs", "{bad"], "invalid-flags", ""),

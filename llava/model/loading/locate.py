@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
-# The files to download for a model, and those to skip: training state and other frameworks' weights.
-_WANTED = ("*.json", "*.model", "*.txt", "*.safetensors", "*.bin")
-_SKIPPED = ("*/*", "training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json")
+# The files to download or upload for a model.
+MODEL_FILES = ("*.json", "*.model", "*.txt", "*.safetensors", "*.bin")
+# Of these, what only training needs.
+TRAINING_FILES = ("training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json")
 _MARKER_FILES = ("config.json", "adapter_config.json")
 
 
@@ -124,13 +125,13 @@ def _point_main_to(snapshot: Path) -> None:
 
 def _select_files(names: Sequence[str]) -> list[str]:
     """Keep the names to download: no .bin weights that also exist as .safetensors."""
-    skipped = list(_SKIPPED)
+    skipped = ["*/*", *TRAINING_FILES]
     for safe, old in (("model", "pytorch_model"), ("adapter_model", "adapter_model")):
         if any(re.fullmatch(safe + r"(-\d+-of-\d+)?\.safetensors", name) for name in names):
             skipped += [f"{old}.bin", f"{old}-*.bin", f"{old}.bin.index.json"]
     return [
         name
         for name in names
-        if any(fnmatch(name, pattern) for pattern in _WANTED)
+        if any(fnmatch(name, pattern) for pattern in MODEL_FILES)
         and not any(fnmatch(name, pattern) for pattern in skipped)
     ]
