@@ -22,6 +22,7 @@ def reply(ask):
     files = [ask.image.path] if isinstance(ask.image, ImageFile) else []
     return Reply("A", images=tuple(map(look_at, files)))
 
+run._open_engine = lambda job, loader: None
 run._replies = lambda job, asks, positions, *rest: ((place, reply(asks[place])) for place in positions)
 sys.argv = ["llava eval", *sys.argv[3:]]
 if "CANNED_FAILS" in os.environ and sys.argv[-1] == "1":
