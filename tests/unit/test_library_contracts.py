@@ -23,7 +23,6 @@ from llava.train.step import epochs
 # Methods of Trainer that we override or call, and the parameters that we rely on.
 HOOKS: dict[str, list[str]] = {
     "_get_train_sampler": ["train_dataset"],
-    "_get_grad_norm": ["model"],
     "_get_learning_rate": [],
     "_save": ["output_dir", "state_dict"],
     "_save_checkpoint": ["model", "trial"],
