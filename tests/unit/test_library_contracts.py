@@ -18,11 +18,12 @@ from transformers.integrations import TensorBoardCallback
 from llava.train import llava_trainer, validation
 from llava.train.checkpointing import saving_trainer
 from llava.train.checkpointing.deepspeed_files import _stored_classes
-from llava.train.step import epochs
+from llava.train.step import epochs, row_trainer
 
 # Methods of Trainer that we override or call, and the parameters that we rely on.
 HOOKS: dict[str, list[str]] = {
     "_get_train_sampler": ["train_dataset"],
+    "_get_grad_norm": ["model"],
     "_get_learning_rate": [],
     "_save": ["output_dir", "state_dict"],
     "_save_checkpoint": ["model", "trial"],
@@ -72,7 +73,7 @@ def test_trainer_has_the_method_with_these_parameters(name: str, wanted: list[st
 
 def test_every_private_method_of_trainer_in_use_is_listed() -> None:
     used = set()
-    for module in (llava_trainer, saving_trainer, validation, epochs):
+    for module in (llava_trainer, saving_trainer, validation, epochs, row_trainer):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.FunctionDef):
                 used.add(node.name)
