@@ -25,8 +25,10 @@ from llava.model.loading.source import Source, find_source
 
 logger = logging.getLogger(__name__)
 
-# How far merging may move a logit, relative to the largest logit: the precision's rounding and a margin.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# How far merging may move a logit, relative to the largest logit. Merged weights are rounded once in every
+# layer: 20 layers of random weights moved it by 1.1 % in float16 and 7.5 % in bfloat16. A wrong merge moves
+# it as far as the adapter does.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 _PROBE = (4, 8)  # prompts, token ids of each
 _SHARD = "1GB"
 
@@ -43,7 +45,7 @@ def merge_lora(
     """Merge an adapter into its base and write the result as a full model, with a model card.
 
     The logits of a probe batch are compared before merging, after it, and after reading the result back.
-    Memory holds one copy of the weights in `dtype`, and one file of the result.
+    In float32 its peak was 1.5 copies of the weights, not counting the mapped input files.
 
     Args:
         model_path: The adapter.
