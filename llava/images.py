@@ -51,19 +51,16 @@ def process_images(
         DataError: An image is so large or so narrow that padding or resizing it would take gigabytes.
     """
     rgb = [_require_rgb(image) for image in images]
-    aspect = getattr(model_cfg, "image_aspect_ratio", None)  # a plain language model has none
-    if aspect == "anyres":
+    if getattr(model_cfg, "image_aspect_ratio", None) == "anyres":  # a plain language model has none
         tiled = [
             process_anyres_image(image, image_processor, getattr(model_cfg, "image_grid_pinpoints", ""))
             for image in rgb
         ]
         return torch.stack(tiled) if len({views.shape for views in tiled}) == 1 else tiled
-    if aspect == "pad":
-        fill = mean_colour(image_processor)
-        rgb = [expand2square(image, fill) for image in rgb]
+    squares = [_pad_if_wanted(image, image_processor, model_cfg) for image in rgb]
     # One at a time: images of unequal sizes cannot be stacked before they are resized.
     return torch.cat(
-        [image_processor.preprocess(image, return_tensors="pt")["pixel_values"] for image in rgb]
+        [image_processor.preprocess(image, return_tensors="pt")["pixel_values"] for image in squares]
     )
 
 
@@ -80,9 +77,7 @@ def crop_picture(
     Returns:
         An RGB image of the tower's input size. `process_images` makes of it what it makes of `image`.
     """
-    rgb = _require_rgb(image)
-    if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
-        rgb = expand2square(rgb, mean_colour(image_processor))
+    rgb = _pad_if_wanted(_require_rgb(image), image_processor, model_cfg)
     unscaled = image_processor.preprocess(rgb, do_rescale=False, do_normalize=False, return_tensors="np")
     return Image.fromarray(unscaled["pixel_values"][0].transpose(1, 2, 0).astype("uint8"))
 
@@ -90,6 +85,14 @@ def crop_picture(
 def _require_rgb(image: Image.Image) -> Image.Image:
     require_size(image.size, "image")
     return to_rgb(image)
+
+
+def _pad_if_wanted(
+    rgb: Image.Image, image_processor: CLIPImageProcessorPil, model_cfg: PretrainedConfig
+) -> Image.Image:
+    """Return the image, in a square of the mean colour if the model was trained on such."""
+    is_padded = getattr(model_cfg, "image_aspect_ratio", None) == "pad"
+    return expand2square(rgb, mean_colour(image_processor)) if is_padded else rgb
 
 
 def mean_colour(image_processor: CLIPImageProcessorPil) -> Colour:

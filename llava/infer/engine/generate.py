@@ -10,6 +10,7 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
+    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -125,10 +126,13 @@ def build_generation_config(loaded: Loaded, generation: Generation) -> Generatio
 
 
 def find_stop_ids(loaded: Loaded) -> Collection[int]:
+    """Return the ids that end an answer."""
+    return stop_ids_of(loaded.model.generation_config, loaded.tokenizer)
+
+
+def stop_ids_of(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Collection[int]:
     """Return the ids that end an answer: the checkpoint's if it has some, else the tokenizer's."""
-    ids = loaded.model.generation_config.eos_token_id
-    if ids is None:
-        ids = loaded.tokenizer.eos_token_id
+    ids = tokenizer.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
     return frozenset(ids if isinstance(ids, list) else [ids])
 
 

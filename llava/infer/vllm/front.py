@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
 from llava.errors import CheckpointError
+from llava.infer.engine.generate import stop_ids_of
 from llava.model.builder import read_context_length, read_tokenizer
 from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig
@@ -63,10 +64,9 @@ def read_front(choice: ModelChoice) -> Front:
 def _read_stop_ids(
     source: Source, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Collection[int]:
-    """Return the ids that end an answer, as `engine.generate.find_stop_ids` does of a loaded model."""
+    """Return the ids that end an answer, from the files that a loaded model's settings come from."""
     if (source.base / "generation_config.json").is_file():
         settings = GenerationConfig.from_pretrained(source.base)
     else:
         settings = GenerationConfig.from_model_config(config)
-    ids = tokenizer.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    return stop_ids_of(settings, tokenizer)
