@@ -30,14 +30,14 @@ def fingerprint_model(path: str, base: str | None) -> dict[str, str | None]:
     Raises:
         CheckpointError: A folder does not exist and is not on the hub.
     """
-    from llava.model.loading.locate import locate  # the hub's client, only where a model is asked
+    # The hub's client, only where a model is asked.
+    from llava.model.loading.locate import locate, run_folders
 
     folder = locate(path)
     is_whole = not any(folder.glob("adapter_config.json")) and not any(folder.glob("mm_projector.*"))
     named = None if is_whole else base or _field(folder / "adapter_config.json", "base_model_name_or_path")
     base_folder = locate(named, near=[folder], what="base model") if named else None
-    # A checkpoint of a run that goes on has its config one folder up.
-    run = [folder.parent] if folder.name.startswith("checkpoint-") else []
+    _, *run = run_folders(folder)
     places = [folder, *run, *([base_folder] if base_folder else [])]
     config = next((place for place in places if (place / "config.json").is_file()), folder)
     tower = _field(config / "config.json", "mm_vision_tower")

@@ -51,11 +51,6 @@ def find_first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """Return where a checkpoint's small files may be: in its folder, or for a checkpoint-N in its run's."""
-    return [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else [])]
-
-
 def read_config(folder: Path) -> JsonObject:
     """Return the fields of the folder's `config.json`.
 

@@ -83,6 +83,11 @@ def find_folder(name: str | Path, *, near: Sequence[Path] = ()) -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """Return where a checkpoint's small files may be: in its folder, or for a checkpoint-N in its run's."""
+    return [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else [])]
+
+
 def find_hub_id(name: str) -> str | None:
     """Return `name` if it can be that of a model on the hub, OWNER/NAME, and is no folder here."""
     return name if "/" in name and _HUB_ID.fullmatch(name) and not Path(name).is_dir() else None

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 from llava.errors import CheckpointError, shown
-from llava.model.loading.checkpoint import read_json_object, run_folders
+from llava.model.loading.checkpoint import read_json_object
+from llava.model.loading.locate import run_folders
 from llava.model.loading.weights import find_weight_files, read_first_values
 from llava.schema import JsonObject
 

@@ -18,9 +18,8 @@ from llava.model.loading.checkpoint import (
     find_first_file,
     read_config,
     read_json_object,
-    run_folders,
 )
-from llava.model.loading.locate import locate
+from llava.model.loading.locate import locate, run_folders
 from llava.model.loading.run_record import require_trained_base
 
 logger = logging.getLogger(__name__)
