@@ -38,7 +38,7 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.loading.checkpoint import ADAPTER_FILES, read_config, read_json_object
 from llava.model.loading.locate import locate
 from llava.model.loading.placement import plan_rewriting
-from llava.model.loading.source import find_source
+from llava.model.loading.source import Source, find_source
 from llava.model.loading.weights import Tensors, check_weight_files, read_tensors
 from llava.model.merge import new_model_folder
 from llava.schema import JsonObject
@@ -81,8 +81,9 @@ def export_hf(
         CheckpointError: The model has a part that the format has no place for, or `output` exists.
     """
     with new_model_folder(output) as folder:
+        source = find_source(model_path, model_base)
         if keep_adapter:
-            slow, model, processor = _load_without_adapter(model_path, model_base, dtype, folder)
+            slow, model, processor = _load_without_adapter(source, dtype, folder)
         else:
             slow, model, processor, _ = load_pretrained_model(
                 model_path, model_base, device="cpu", dtype=dtype
@@ -110,7 +111,7 @@ def export_hf(
         _save_processor(folder, model, processor, tokenizer)
         slow.save_vocabulary(str(folder))  # what `llava import` reads
         save_torch_state_dict(to_hf(tensors), folder, max_shard_size="5GB")
-        write_card(folder, find_source(model_path, model_base), scores, library="transformers")
+        write_card(folder, source, scores, library="transformers")
     logger.info(f"{output}: exported with template {template}; {DEFAULT_IMAGE_TOKEN} is token {image_token}")
 
 
@@ -154,10 +155,9 @@ def import_hf(model_path: str, output: Path, *, tokenizer: str | None = None) ->
 
 
 def _load_without_adapter(
-    model_path: str, model_base: str | None, dtype: str, folder: Path
+    source: Source, dtype: str, folder: Path
 ) -> tuple[LlamaSentencePieceTokenizer, LlavaLlamaForCausalLM, CLIPImageProcessorPil | None]:
     """Return a model without its adapter, which is written to `folder` for PEFT."""
-    source = find_source(model_path, model_base)
     if source.kind != "adapter" or not source.is_multimodal:
         raise CheckpointError(
             f"{source.folder}: holds no adapter of a LLaVA model, so there is none to keep",
