@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import subprocess
-import sys
 import tomllib
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from transformers import HfArgumentParser
 
 from llava.cli import COMMANDS
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from support.training_processes import TrainingRun
+from support.warm_python import warm_python
 
 REPO = Path(__file__).resolve().parents[2]
 # Shell built-ins and other tools that users type.
@@ -111,22 +108,10 @@ def commands_in(text: str) -> Iterator[Command]:
 
 @cache
 def help_text(*command: str) -> str:
-    """Return a command's help, from a process that need not import the libraries again."""
-    with TemporaryDirectory() as folder:
-        run = TrainingRun(partial(print_help, command), cwd=REPO, log=Path(folder) / "log")
-        assert run.wait() == [0], f"{command}: {run.output()}"
-        return run.output()
-
-
-def print_help(command: Sequence[str]) -> None:
-    """Run `FILE|-m MODULE [SUB-COMMAND...] --help` as Python does."""
-    if command[0] == "-m":
-        sys.argv = [*command[1:], "--help"]
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = [*command, "--help"]
-        sys.path.insert(0, str(Path(command[0]).parent))
-        runpy.run_path(command[0], run_name="__main__")
+    """Return what `FILE|-m MODULE [SUB-COMMAND...] --help` prints."""
+    run = subprocess.run([warm_python(), *command, "--help"], cwd=REPO, capture_output=True, text=True)
+    assert run.returncode == 0, f"{command}: {run.stderr}"
+    return run.stdout
 
 
 def flags_of(*command: str) -> set[str]:
