@@ -125,7 +125,13 @@ def without_weights(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("run", "more"),
-    [("viii_lora", []), ("viii_lora", ["--bits", "4"]), ("viii_pretrain", []), ("viii_full", [])],
+    [
+        ("viii_lora", []),
+        ("viii_lora", ["--bits", "4"]),
+        ("viii_lora", ["--bits", "4", "--bf16", "True"]),
+        ("viii_pretrain", []),
+        ("viii_full", []),
+    ],
 )
 def test_a_plan_without_weights_is_that_of_the_loaded_model(
     golden: Path, without_weights: Path, monkeypatch: pytest.MonkeyPatch, run: str, more: list[str]
@@ -137,7 +143,7 @@ def test_a_plan_without_weights_is_that_of_the_loaded_model(
     assert not (without_weights / "out").exists()
     monkeypatch.chdir(golden)
     made = assemble(*parse_arguments(argv))
-    real = measure(made.model, device=torch.device("cpu"), autocast=None)
+    real = measure(made.model, device=torch.device("cpu"), autocast=made.training_args.autocast_dtype)
     sketched = planned.plan.footprint
     for field in fields(sketched):
         wanted = getattr(real, field.name)

@@ -50,6 +50,8 @@ def sketch_model(
             model.model.requires_grad_(False)
         if training_args.bits in (4, 8):
             model.requires_grad_(False)
+            for layer in _quantised(model):
+                layer.register_forward_hook(_in_precision_of_input)
         if training_args.lora_enable:
             model = build.add_new_adapter(model, training_args)
             build.set_casts(model, training_args)
@@ -86,18 +88,26 @@ def measure_sketch(model: PreTrainedModel, training_args: TrainingArguments) -> 
         return footprint
     constants = (1 + 4 / _BLOCKS) / _BLOCK if training_args.double_quant else 4 / _BLOCK
     size = 0.5 + constants if training_args.bits == 4 else 1.0
-    saved = sum(weight.numel() * (weight.element_size() - size) for weight in _quantised(model))
+    weights = [layer.weight for layer in _quantised(model)]
+    saved = sum(weight.numel() * (weight.element_size() - size) for weight in weights)
     return replace(footprint, frozen=footprint.frozen - saved)
 
 
-def _quantised(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Return the weights that --bits 4 or 8 quantises: of all linear layers of the language model."""
+def _quantised(model: PreTrainedModel) -> list[nn.Linear]:
+    """Return the layers that --bits 4 or 8 quantises: all linear ones of the language model."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return [
-        layer.weight
+        layer
         for name, layer in base.named_modules()
         if isinstance(layer, nn.Linear)
         and not layer.weight.requires_grad
         and not name.startswith(tuple(UNQUANTISED))
         and "lora_" not in name
     ]
+
+
+def _in_precision_of_input(
+    layer: nn.Module, given: tuple[torch.Tensor, ...], result: torch.Tensor
+) -> torch.Tensor:
+    """Return a layer's result as bitsandbytes does: float32 after a norm in float32, not autocast's bf16."""
+    return result.to(given[0].dtype)
