@@ -15,7 +15,7 @@ from statistics import fmean, variance
 from llava.data_engine.loop.gains import Pairs, gain_interval, match_verdicts, pairs_by_type
 from llava.data_engine.loop.pool import POOL_FILE, read_pool
 from llava.data_engine.loop.pool import STEP as POOL_STEP
-from llava.data_engine.loop.power import SIGNIFICANCE, flip_rate_of, foresee, smallest_gain
+from llava.data_engine.loop.power import flip_rate_of, foresee
 from llava.data_engine.loop.round import (
     ROUND_FILE,
     SCHEMA,
@@ -32,7 +32,6 @@ from llava.data_engine.loop.split import SPLIT_FILE, Split, read_parts
 from llava.errors import DataError, SettingsError, shown
 from llava.files import write_json
 from llava.schema import JsonObject, Verdict
-from llava.scoring.intervals import FEWEST_CHANGES
 from llava.scoring.metrics import format_table, read_scores
 
 PLAN_FILE = "plan.json"
@@ -265,40 +264,46 @@ def _give_up(
 ) -> dict[str, str]:
     """Return the types that get no request, with the reasons.
 
-    The gain of the last round must speak for it (`find_ruled_out`). A type that may have been unlucky is
-    kept.
+    The gain of the last round must speak for it (`lags_behind`). A type that may have been unlucky is kept.
     """
     reasons = {name: _NO_CASE for name, row in pool["types"].items() if not row["kept"]}
     if before is None or not settings.give_up or settings.arm == "uniform":
         return reasons
-    for name, row in load_plan(before)["types"].items():
+    rows = load_plan(before)["types"]
+    closed = closed_share([pair for name, row in rows.items() if row["requests"] for pair in pairs[name]])
+    for name, row in rows.items():
         if name in reasons or name not in pool["types"]:
             continue
         if row["given_up"] and row["given_up"] != _NO_CASE:
             reasons[name] = row["given_up"]
-        elif row["requests"]:
-            ruled_out = find_ruled_out(pairs[name], significance=SIGNIFICANCE / settings.rounds)
-            if ruled_out is not None:
-                low, high = gain_interval(pairs[name])
-                reasons[name] = (
-                    f"gain of round {settings.round - 1} within noise"
-                    f" [{100 * low:.1f}, {100 * high:.1f}] on {len(pairs[name])} questions, which would show"
-                    f" {100 * ruled_out:.1f}"
-                )
+        elif row["requests"] and lags_behind(pairs[name], closed):
+            low, high = gain_interval(pairs[name])
+            reasons[name] = (
+                f"gain of round {settings.round - 1} within noise [{100 * low:.1f}, {100 * high:.1f}] on"
+                f" {len(pairs[name])} questions; at the types' average it would be"
+                f" {100 * closed * _missing(pairs[name]):.1f}"
+            )
     return reasons
 
 
-def find_ruled_out(pairs: Pairs, *, significance: float) -> float | None:
-    """Return the smallest gain that the questions would have shown, if they rule it out; else None.
+def closed_share(pairs: Pairs) -> float:
+    """Return the gain as a share of what was missing before it, 0 if nothing was."""
+    missing = _missing(pairs) if pairs else 0.0
+    return fmean(after - before for before, after in pairs) / missing if missing else 0.0
 
-    The gain's interval must have 0 and end below. Fewer than six changed answers show nothing, either way;
-    among so few, more right ones than before keep the question open.
+
+def lags_behind(pairs: Pairs, closed: float) -> bool:
+    """Return whether a type surely gains less than others: its gain is within noise, and below theirs.
+
+    The gain's interval must have 0 and end below what the type would have gained if it had closed the same
+    share of what was missing as all types that were asked about, `closed`.
     """
-    flips = flip_rate_of(pairs)
-    visible = smallest_gain(len(pairs), flips, significance=significance)
     low, high = gain_interval(pairs)
-    is_open = flips * len(pairs) < FEWEST_CHANGES and sum(after - before for before, after in pairs) > 0
-    return visible if visible is not None and low <= 0 and high < visible and not is_open else None
+    return low <= 0 and high < closed * _missing(pairs)
+
+
+def _missing(pairs: Pairs) -> float:
+    return 1 - fmean(before for before, _ in pairs)
 
 
 def _pool_verdicts(pool: JsonObject, split: Split) -> tuple[Verdict, ...]:

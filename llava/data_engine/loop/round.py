@@ -41,7 +41,7 @@ _ABOUT: dict[str, tuple[str, float, float]] = {
     "shrinkage": ('accuracies towards their mean: "none", "moments", or a number of questions', 0, 1e9),
     "guess": ("count an accuracy from the level of guessing on", 0, 1),
     "min_share": ("smallest share of the requests that a type gets", 0, 1),
-    "give_up": ("no more requests for types whose last round rules out a gain that could be seen", 0, 1),
+    "give_up": ("no more requests for types that surely gain less than the others", 0, 1),
     "requests": ("requests of this round", 1, 1e9),
     "cases_per_request": ("bad cases shown in a request", 0, 1000),
     "rounds": ("planned rounds, which share the 5 % chance of a false gain", 1, 1000),
