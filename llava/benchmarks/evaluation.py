@@ -130,11 +130,12 @@ class ModelEvaluation:
             self.benchmark.write_submission(self.root, answers, path, split=self.split, writer=writer)
             sys.stdout.write(f"wrote {path}\n")
 
-    def score(self, *, answered_at: Path) -> Scores | None:
+    def score(self, *, answered_at: Path, extra: JsonObject | None = None) -> Scores | None:
         """Print the scores and write metrics.json; None where only a server or judge can tell.
 
         Args:
             answered_at: A file as old as the answers: a judge's older grades are of other answers.
+            extra: Further keys for metrics.json.
         """
         file: Path | None = self.merged
         if self.evaluation.grades:
@@ -147,7 +148,7 @@ class ModelEvaluation:
             return None
         allow_missing: AllowMissing = "left out" if self.limit else False
         task = Task(self.root, self.split, (), allow_missing)
-        return score_file(self.benchmark, task, file, self.answers)
+        return score_file(self.benchmark, task, file, self.answers, extra=extra)
 
     def _newest_grades(self, answered_at: Path) -> Path | None:
         newest: Path | None = None
@@ -165,7 +166,14 @@ def _modified(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path | None) -> Scores:
+def score_file(
+    benchmark: Benchmark,
+    task: Task,
+    answers: Path,
+    save_path: Path | None,
+    *,
+    extra: JsonObject | None = None,
+) -> Scores:
     """Score an answers file, print the scores, and write them to `save_path`/metrics.json.
 
     Where only a server can score, its submission file is written there, too.
@@ -175,13 +183,14 @@ def score_file(benchmark: Benchmark, task: Task, answers: Path, save_path: Path 
         task: The benchmark's folder, the split and the settings; its answers are not used.
         answers: The file of answers, or of a judge's grades.
         save_path: The folder to write to, None to print only.
+        extra: Further keys for metrics.json.
     """
     settings: JsonObject = {"split": task.split, "truth": task.truth, "allow_missing": task.allow_missing}
     given = benchmark.read_answers(answers)
     scores = benchmark.score(task.root, given, **settings)
     sys.stdout.write(score_table(scores) + "\n")
     if save_path:
-        write_scores(save_path, scores)
+        write_scores(save_path, scores, extra=extra)
     if scores.get(scores.headline).value is None:
         if task.allow_missing == "left out":
             logger.info(

@@ -35,7 +35,7 @@ from llava.infer.jobs.flags import (
 from llava.infer.jobs.journal import Journal
 from llava.infer.jobs.run import WAIT_FOR_SHARDS_S, answer, check_asks
 from llava.infer.jobs.shards import Shard, choose_shard, merge_shards
-from llava.schema import Scores
+from llava.schema import JsonObject, Scores
 
 STEPS = ("prepare", "answer", "merge", "score", "submit")
 logger = logging.getLogger("llava.eval")
@@ -249,7 +249,13 @@ def finish_one(target: ModelEvaluation, steps: Sequence[str], wait_s: float) -> 
         merge_shards(journal_of(target), target.merged, wait_s=wait_s)
     if "submit" in steps:
         target.submit()
-    return target.score(answered_at=journal_of(target) / "run.json") if "score" in steps else None
+    if "score" not in steps:
+        return None
+    run_file = journal_of(target) / "run.json"
+    extra: JsonObject = {}
+    if run_file.is_file():
+        extra["rounding"] = Journal.existing(run_file.parent).rounding()
+    return target.score(answered_at=run_file, extra=extra)
 
 
 class _FailedError(Exception):

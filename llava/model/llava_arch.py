@@ -151,12 +151,15 @@ class LlavaMetaForCausalLM:
         projected: torch.Tensor = self.projector(features.to(weight.device, weight.dtype))
         return projected
 
-    def encode_views(self, images: Images, image_sizes: Sizes = None) -> list[torch.Tensor]:
+    def encode_views(
+        self, images: Images, image_sizes: Sizes = None, at_a_time: int | None = None
+    ) -> list[torch.Tensor]:
         """Encode each image to one (P, D) block.
 
         Args:
             images: (B, 3, S, S); or images of several views as (B, views, 3, S, S) or a list.
             image_sizes: (width, height) of each original image, for `mm_patch_merge_type` spatial.
+            at_a_time: The most views of images in tiles that go through the tower together; None for all.
 
         Raises:
             CheckpointError: The config's `mm_patch_merge_type` is unknown or does not suit the images.
@@ -165,7 +168,9 @@ class LlavaMetaForCausalLM:
         if isinstance(images, torch.Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
         views = [image if image.ndim == 4 else image.unsqueeze(0) for image in images]
-        encoded = self.encode_images(torch.cat(views)).split([len(view) for view in views])
+        together = torch.cat(views)
+        parts = [self.encode_images(part) for part in together.split(at_a_time or len(together))]
+        encoded = torch.cat(parts).split([len(view) for view in views])
         kind = image_fields(self.config).mm_patch_merge_type or "flat"
         if kind == "flat":
             return [features.flatten(0, 1) for features in encoded]

@@ -53,8 +53,8 @@ PARTIAL = (
 LONG_KEYS = {"scores", "verdicts"}
 
 
-def write_scores(folder: Path, scores: Scores, *, extra: dict[str, float] | None = None) -> Path:
-    """Write `folder`/metrics.json atomically and return its path. `extra` adds flat keys for old readers."""
+def write_scores(folder: Path, scores: Scores, *, extra: JsonObject | None = None) -> Path:
+    """Write `folder`/metrics.json atomically, with the keys of `extra` as well, and return its path."""
     path = folder / FILE_NAME
     with atomic_write(path) as stream:
         # One score or verdict per line keeps a file of 200,000 verdicts readable and small.

@@ -14,25 +14,19 @@ from PIL import Image
 
 import llava
 import llava.infer.answering
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import DataError, SettingsError
 from llava.files import read_json
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.generate import build_generation_config
 from llava.infer.engine.load import load
-from llava.infer.engine.requests import (
-    CLOSE_LEADS,
-    Generation,
-    ImageFile,
-    ImageText,
-    ModelChoice,
-    Reply,
-    Request,
-)
+from llava.infer.engine.prompt_ids import count_shared
+from llava.infer.engine.requests import Generation, ImageFile, ImageText, ModelChoice, Reply, Request
+from llava.infer.engine.rounding import CLOSE_LEADS
 from llava.infer.engine.schedule import plan_windows
 from llava.infer.jobs.names import get_model_name_from_path
 from llava.infer.jobs.prompting import prompt_of, template, template_for_chat
 from llava.model.language_model.llava_llama import LlavaConfig
+from llava.prompts.encode import encode_prompt
 from support.errors import raises_code
 from support.tiny_model import generate_alone, tiny_model
 
@@ -228,6 +222,35 @@ def test_a_request_that_cannot_be_answered_names_itself(
     assert fact in str(caught.value)
 
 
+def test_the_first_answer_does_not_wait_until_all_questions_are_encoded(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(
+        "llava.infer.engine.prompt_ids.encode_prompt",
+        lambda prompt, *rest: encoded.append(prompt) or encode_prompt(prompt, *rest),
+    )
+    requests = [Request(prompt_of("vicuna_v1", f"{number}?")) for number in range(60)]
+    requests.append(Request("word " * 5000, name="the long one"))
+    engine = Engine(tiny_model(golden), Generation(max_new_tokens=1), batch_size=4, exact=False)
+    with raises_code("prompt-too-long", DataError) as caught:
+        next(engine.answer(requests))
+    assert str(caught.value).startswith("the long one: ")
+    assert encoded == [requests[-1].prompt]  # only this one is long enough to be counted first
+    encoded.clear()
+    replies = engine.answer(requests[:-1])
+    next(replies)
+    assert len(encoded) <= 24
+    assert len(list(replies)) == 59
+    assert sorted(encoded) == sorted(request.prompt for request in requests[:-1])
+    # Where the text does not tell how many ids it has, its window does, and the answers before it are kept.
+    monkeypatch.setattr("llava.infer.engine.prompt_ids.PromptEncoder.check", lambda *_: None)
+    replies = engine.answer(requests)
+    assert len(list(itertools.islice(replies, 56))) == 56
+    with raises_code("prompt-too-long", DataError):
+        list(replies)
+
+
 def test_a_broken_image_stops_no_other_answer_of_its_window(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes((golden / "images" / IMAGES[0]).read_bytes()[:2000])
     broken = Request("<image>", (ImageFile(tmp_path / "broken.png"),), name="question 0")
@@ -247,25 +270,45 @@ def test_base64_text_that_is_not_an_image_names_its_request(golden: Path) -> Non
 
 
 def test_the_windows_hold_each_request_once_with_an_images_requests_together() -> None:
-    images = [(ImageFile(Path(f"{number % 50}.jpg")),) for number in range(200)]
-    ids = [[1, 7, IMAGE_TOKEN_INDEX, 8, 9, *range(number % 50, number)] for number in range(200)]
-    windows = plan_windows(images, ids, [len(one) for one in ids], size=30)
+    requests = [
+        Request(f"USER: <image> {'why ' * (number // 50)}", (ImageFile(Path(f"{number % 50}.jpg")),))
+        for number in range(200)
+    ]
+    windows = plan_windows(requests[::-1], size=30)
     groups = [group for window in windows for group in window.groups]
     assert sorted(index for group in groups for index in group.requests) == list(range(200))
     assert {len(group.requests) for group in groups} == {4}
+    assert all(group.requests == tuple(sorted(group.requests, reverse=True)) for group in groups)
     assert len(windows) == 2
     dropped = [image for window in windows for image in window.last]
     assert len(dropped) == len(set(dropped)) == 50
     assert sum(len(window.images) for window in windows) == 50
 
 
-def test_a_groups_prefix_is_the_common_start_of_its_prompts() -> None:
+def test_a_group_has_the_same_images_and_words_before_the_last() -> None:
     picture, other = (ImageFile(Path("a.jpg")),), (ImageFile(Path("b.jpg")),)
-    ids = [[1, -200, 5, 6, 7], [1, -200, 5, 8], [1, -200, 5, 6], [2, -200, 5], [1, -200, 5], [1, 5], [1, 5]]
-    images = [picture, picture, picture, picture, other, (), ()]
-    (window,) = plan_windows(images, ids, [len(one) for one in ids], size=9)
-    found = sorted((group.requests, group.shared) for group in window.groups)
-    assert found == [((1, 2, 0), 3), ((3,), 3), ((4,), 3), ((5,), 2), ((6,), 2)]
+    both, swapped = picture + other, other + picture
+    asked = [
+        ("A <image> what", picture),
+        ("A <image> who", picture),
+        ("B <image> what", picture),
+        ("A <image> what", other),
+        ("A <image> or <image>?", both),
+        ("A <image> and <image>?", both),
+        ("A <image> or <image>!", both),
+        ("A <image> or <image>?", swapped),
+        ("Hello.", ()),
+        ("Hello.", ()),
+    ]
+    (window,) = plan_windows([Request(*one) for one in asked], size=9)
+    found = sorted(group.requests for group in window.groups)
+    assert found == [(1, 0), (2,), (3,), (4, 6), (5,), (7,), (8,), (9,)]
+
+
+def test_a_groups_prefix_is_the_common_start_of_its_prompts() -> None:
+    assert count_shared([[1, -200, 5, 6, 7], [1, -200, 5, 8], [1, -200, 5, 6]]) == 3
+    assert count_shared([[1, 5], [1, 5]]) == count_shared([[1, 5]]) == 2
+    assert count_shared([[1, 5], [2, 5]]) == 0
 
 
 @pytest.mark.parametrize(

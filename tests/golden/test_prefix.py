@@ -28,6 +28,7 @@ from llava.infer.engine.kv_cache import SHARED, SlotCache
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.packed import PromptGroup, continue_groups
 from llava.infer.engine.requests import Generation, ImageFile, Reply, Request
+from llava.infer.engine.rounding import CLOSE_LEADS, STEPS, CloseCalls, describe_rounding
 from llava.infer.jobs.prompting import prompt_of
 from support.errors import raises_code
 from support.tiny_model import tiny_model
@@ -249,10 +250,8 @@ def texts(engine: Engine, requests: list[Request]) -> list[str]:
 
 
 def test_images_in_tiles_are_shared_as_well(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, grids = tiny_model(golden), [[56, 112], [112, 56], [112, 112]]
-    monkeypatch.setattr(loaded.model.config, "image_aspect_ratio", "anyres", raising=False)
-    monkeypatch.setattr(loaded.model.config, "mm_patch_merge_type", "spatial", raising=False)
-    monkeypatch.setattr(loaded.model.config, "image_grid_pinpoints", grids, raising=False)
+    loaded = tiny_model(golden)
+    in_tiles(loaded, monkeypatch)
     requests = requests_about(golden)
     generation = Generation(max_new_tokens=8)
     wanted = replies(Engine(loaded, generation, batch_size=1), requests)
@@ -289,15 +288,71 @@ def test_close_calls_of_half_precision_are_computed_again_and_counted(
     assert quick.asked_again == 0
 
 
-@pytest.mark.parametrize(
-    ("dtype", "reach"), [(torch.float32, 1.9e-4), (torch.float16, 0.195), (torch.bfloat16, 0.78)]
-)
-def test_a_close_call_is_measured_by_the_precision(golden: Path, dtype: torch.dtype, reach: float) -> None:
-    tiny = tiny_model(golden)
-    engine = Engine(dataclasses.replace(tiny, model=copy.deepcopy(tiny.model).to(dtype)), Generation())
-    assert engine._is_doubtful(Reply("", lead=0.97 * reach / 25))
-    assert not engine._is_doubtful(Reply("", lead=1.03 * reach / 25))
-    assert not engine._is_doubtful(Reply("sampled"))
+@pytest.mark.parametrize(("dtype", "reach"), [("float32", 1.9e-4), ("float16", 0.195), ("bfloat16", 0.78)])
+def test_a_close_call_is_measured_by_the_precision(dtype: str, reach: float) -> None:
+    calls = CloseCalls(dtype, requests=99)
+    for _ in range(7):
+        calls.measure(0.0, 0.0)
+    assert calls.judge(0.97 * reach / 25) == "close"
+    assert calls.judge(1.03 * reach / 25) == calls.judge(1.9 * reach / 25) == "open"
+    assert calls.judge(2.1 * reach / 25) == "certain"
+
+
+def test_the_limit_follows_what_was_measured() -> None:
+    calls, step = CloseCalls("float16", requests=5000), STEPS["float16"]
+    assert calls.judge(1.0) == "close"  # one of the first
+    for _ in range(4):
+        calls.measure(20 * step, 23 * step)
+    assert calls.limit == pytest.approx(18 * step)
+    for _ in range(60):
+        calls.measure(3 * step, 3 * step)
+    assert calls.limit == pytest.approx(6 * 0.75 * step)
+    for _ in range(600):
+        calls.measure(3 * step, 3 * step)
+    assert calls.limit == pytest.approx(4 * step)
+    assert [calls.judge(lead * step) for lead in (3.9, 4.1, 8.1)] == ["close", "open", "certain"]
+    assert "all leads in steps: 1 under 4, 1 under 8, 1 under 16, 1 under 2048" in calls.describe()
+    # Answers of their own: one that was ahead by 2 steps in the batch is behind by 1 alone.
+    assert describe_rounding([(1 * step, -2 * step), (9 * step, 5 * step)], "float16") == {
+        "asked_again": 2,
+        "changed": 1,
+        "noise": pytest.approx(3.5355),
+    }
+    assert describe_rounding([], "float32") == {"asked_again": 0, "changed": 0, "noise": None}
+
+
+def test_a_quick_precision_asks_one_in_a_thousand_again_and_a_short_run_none() -> None:
+    for requests, first in ((1000, 0), (2048, 2), (10**6, 16)):
+        calls = CloseCalls("float32", requests)
+        for _ in range(first):
+            assert calls.judge(1.0) == "close"
+            calls.measure(1.0, 1.0)
+        assert calls.judge(1.0) == "certain"
+
+
+def test_answers_that_seemed_certain_are_asked_again_if_rounding_proves_larger(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, requests, generation = tiny_model(golden), requests_about(golden), Generation(max_new_tokens=6)
+    leads = sorted(reply.lead or 0.0 for reply in replies(Engine(loaded, generation, exact=False), requests))
+    limit = leads[2] * 1.001
+    doubtful = sum(lead < 2 * limit for lead in leads)
+    assert 3 < doubtful < len(leads)
+    monkeypatch.setitem(CLOSE_LEADS, "float32", limit)
+    engine = Engine(loaded, generation)
+    replies(engine, requests)
+    assert engine.asked_again == 3
+
+    def rounded(*args: Any, **settings: Any) -> Iterator[tuple[int, Continuation]]:
+        for index, one in continue_groups(*args, **settings):
+            one.lead *= 0.2 if one.lead < limit else 1.0
+            yield index, one
+
+    monkeypatch.setattr("llava.infer.engine.engine.continue_groups", rounded)
+    found = replies(engine, requests)
+    assert engine.asked_again >= doubtful
+    certain = [reply.lead for reply in found if reply.lead_in_batch is None]
+    assert min(lead for lead in certain if lead) >= 2 * limit
 
 
 class ShortOfMemory:
@@ -315,15 +370,29 @@ class ShortOfMemory:
         return self.function(*args, **inputs)
 
 
-@pytest.mark.parametrize("module", ["layers", "tower"])
+def in_tiles(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model read images in tiles of 56 pixels."""
+    grids = [[56, 112], [112, 56], [112, 112]]
+    monkeypatch.setattr(loaded.model.config, "image_aspect_ratio", "anyres", raising=False)
+    monkeypatch.setattr(loaded.model.config, "mm_patch_merge_type", "spatial", raising=False)
+    monkeypatch.setattr(loaded.model.config, "image_grid_pinpoints", grids, raising=False)
+
+
+@pytest.mark.parametrize("module", ["layers", "tower", "tiles"])
 def test_running_out_of_memory_halves_the_budget(
     golden: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, module: str
 ) -> None:
     loaded = tiny_model(golden)
     requests = requests_about(golden, 30)
     generation = Generation(max_new_tokens=5)
+    if module == "tiles":
+        in_tiles(loaded, monkeypatch)
     wanted = texts(Engine(loaded, generation, batch_size=1), requests)
-    if module == "layers":
+    if module == "tiles":
+        short = ShortOfMemory(loaded.model.encode_images, 1)
+        monkeypatch.setattr("llava.infer.engine.engine.find_change", lambda model: None)
+        monkeypatch.setattr(loaded.model, "encode_images", short)
+    elif module == "layers":
         short = ShortOfMemory(loaded.model.get_decoder().forward, 150)
         monkeypatch.setattr("llava.infer.engine.engine.find_change", lambda model: None)
         monkeypatch.setattr(loaded.model.get_decoder(), "forward", short)
@@ -349,6 +418,54 @@ def test_too_little_memory_for_one_prompt_is_a_users_error(
         engine = Engine(loaded, Generation(max_new_tokens=1), batch_size=batch_size)
         with raises_code("out-of-memory", SettingsError):
             texts(engine, requests_about(golden))
+
+
+def test_a_changed_model_that_runs_out_of_memory_once_is_asked_again(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, requests = tiny_model(golden), requests_about(golden, 2)
+    wanted = texts(Engine(loaded, Generation(max_new_tokens=3), batch_size=1), requests)
+    decoder = loaded.model.get_decoder()
+    failed: list[int] = []
+    forward = decoder.forward
+
+    def once(**inputs: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(**inputs)
+
+    monkeypatch.setattr(decoder, "forward", once)
+    assert texts(Engine(loaded, Generation(max_new_tokens=3)), requests) == wanted
+    assert failed
+
+
+def test_a_window_is_encoded_in_full_batches() -> None:
+    def planned(positions: int, patches: int, prompts: int = 10**6) -> tuple[int, int]:
+        budget = Budget(positions, 10**6, prompts, patches)
+        return budget.images, budget.groups
+
+    assert planned(16384, 576) == (28, 28)
+    assert planned(8192, 576) == (14, 14)
+    assert planned(3000, 576) == (5, 10)
+    assert planned(512, 576) == (1, 8)
+    assert planned(16384, 576, prompts=4) == (4, 8)
+    assert planned(16384, 16) == (1024, 32)
+
+
+def test_images_are_encoded_in_batches_of_equal_size(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, sizes = tiny_model(golden), []
+    encode_views = loaded.model.encode_views
+    monkeypatch.setattr(
+        loaded.model,
+        "encode_views",
+        lambda images, *rest: sizes.append(len(images)) or encode_views(images, *rest),
+    )
+    engine = Engine(loaded, Generation(max_new_tokens=1), batch_size=5, exact=False)
+    names = sorted(golden.glob("images/*_*x*.png"))[:8]
+    requests = [Request("<image>", (ImageFile(name),)) for name in names]
+    texts(engine, requests)
+    assert sizes == [4, 4]
 
 
 def test_a_gpus_budget_follows_its_free_memory(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,9 @@ from llava.files import read_json, read_jsonl
 from llava.image_reading import read_image
 from llava.images import crop_picture, process_images
 from llava.infer.engine.generate import find_stop_ids
-from llava.infer.engine.requests import CLOSE_LEADS, ImageFile, ModelChoice, Request, encode_request
+from llava.infer.engine.prompt_ids import PromptEncoder
+from llava.infer.engine.requests import ImageFile, ModelChoice, Request
+from llava.infer.engine.rounding import CLOSE_LEADS
 from llava.infer.jobs.prompting import prompt_of
 from llava.infer.jobs.shards import Shard
 from llava.infer.vllm.answerer import Generated, least_margin
@@ -63,7 +65,7 @@ def flags_of(golden: Path, root: Path, name: str, *more: str) -> list[str]:
         "--max_new_tokens",
         "5",
         "--steps",
-        "prepare,answer,merge",
+        "prepare,answer,merge,score",
     ]
     return [*flags, *more]
 
@@ -78,7 +80,10 @@ def test_all_but_the_weights_is_that_of_the_loaded_model(golden: Path, server: S
     assert front.context_length == loaded.context_length
     assert front.patches == loaded.model.image_positions == server.model.config.image_seq_length
     request = Request(prompt_of("v1", "Wörd  1?\n", "<image>\n"), (ImageFile(golden),))
-    found, wanted = (encode_request(request, made.tokenizer, has_tower=True) for made in (front, loaded))
+    found, wanted = (
+        PromptEncoder(made.tokenizer, made.patches, made.context_length).encode(request)
+        for made in (front, loaded)
+    )
     assert found == wanted
 
 
@@ -130,6 +135,9 @@ def test_answers_are_the_engines_and_close_calls_are_left_to_it(
     assert "vLLM: 3 of 6 answers are close calls" in caplog.text
     assert texts(root, "vllm") == texts(root, "engine")
     assert read_json(root / "MME/answers/vllm/journal/run.json")["about"]["backend"] == "vllm"
+    assert read_json(root / "MME/answers/vllm/metrics.json")["rounding"]["left_to_engine"] == 3
+    found = read_json(root / "MME/answers/engine/metrics.json")["rounding"]
+    assert found == {"asked_again": 0, "changed": 0, "noise": None}
     with raises_code("other-run", AnswersError):
         evaluate(flags_of(golden, root, "vllm"))
 

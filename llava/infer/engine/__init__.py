@@ -10,11 +10,12 @@ The terms, from small to large:
 - A *slot* is a group's place in the cache of keys and values (`kv_cache`). A `budget` limits how many
   positions go into a pass and into the cache.
 - A *window* is a few groups whose images are read at the same time. While one window is being answered, the
-  images of the next are decoded (`image_loading`). The schedule is a list of windows.
+  images of the next are decoded (`image_loading`) and its prompts encoded (`prompt_ids`). The schedule is a
+  list of windows.
 
 README.md has a drawing.
 
 `engine` runs the schedule. Requests that are sampled or beam-searched go through transformers' `generate` one
 at a time (`generate`), as do greedy ones with batch size 1 (`greedy`). A greedy answer that rounding in the
-batch could have changed is computed again on its own.
+batch could have changed (`rounding`) is computed again on its own.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,16 +37,23 @@ class Budget:
         positions: The most positions of a pass.
         cached: The most positions in the cache, unused ones included.
         prompts: The most prompts in progress.
+        patches: The positions of an image.
     """
 
     positions: int
     cached: int
     prompts: int
+    patches: int = 1
+
+    @property
+    def images(self) -> int:
+        """The most images that are encoded at the same time."""
+        return max(min(self.positions // self.patches, self.prompts), 1)
 
     @property
     def groups(self) -> int:
-        """The most groups of a window: enough to fill a pass, few enough to keep their images in memory."""
-        return max(min(self.positions // 512, self.prompts, 32), 8)
+        """The most groups of a window: 8 or more by full batches of images, 32 to keep these in memory."""
+        return min(math.ceil(8 / self.images) * self.images, 32)
 
     def halve(self) -> None:
         """Halve all limits and release what memory PyTorch keeps, after memory ran out.
@@ -96,7 +104,7 @@ def measure_budget(loaded: Loaded, batch_size: int | None) -> Budget:
     else:
         room = _SHARE_OF_FREE * psutil.virtual_memory().available
         positions, cached = _CPU_POSITIONS, min(_CPU_CACHED, int(room / cached_bytes))
-    return Budget(positions, cached, batch_size or positions)
+    return Budget(positions, cached, batch_size or positions, loaded.patches or 1)
 
 
 def estimate_position_bytes(model: PreTrainedModel) -> tuple[int, int]:

@@ -6,29 +6,26 @@ See the package's docstring for the terms. Shapes: L positions, D width, P patch
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from transformers import PretrainedConfig
 from transformers.generation.streamers import BaseStreamer
 
+from llava.errors import LlavaError
+from llava.infer.digests import FileContent
 from llava.infer.engine.budget import measure_budget, try_alone
 from llava.infer.engine.generate import IsStopped, ask_model, find_stop_ids, generate
 from llava.infer.engine.greedy import Continuation, continue_prompt
-from llava.infer.engine.image_loading import Pixels, decode_ahead, load_pixels
+from llava.infer.engine.image_loading import Pixels, load_pixels, read_ahead
 from llava.infer.engine.load import Loaded
 from llava.infer.engine.packed import PromptGroup, continue_groups
-from llava.infer.engine.requests import (
-    CLOSE_LEADS,
-    Generation,
-    ImageSource,
-    Reply,
-    Request,
-    encode_request,
-    require_room,
-)
+from llava.infer.engine.prompt_ids import PromptEncoder, count_shared
+from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
+from llava.infer.engine.rounding import CloseCalls
 from llava.infer.engine.schedule import Group, Window, plan_windows
 from llava.model.in_memory import try_in_memory
 from llava.model.overrides import find_change
@@ -40,6 +37,19 @@ logger = logging.getLogger(__name__)
 _USUAL_ATTENTION = ("sdpa", "packed")
 
 Features = dict[ImageSource, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A request that is read: its token ids, with -200 for an image, and its images."""
+
+    ids: Sequence[int]
+    images: Sequence[Pixels]
+
+    @property
+    def contents(self) -> tuple[FileContent, ...]:
+        """What its image files held."""
+        return tuple(image.content for image in self.images if image.content)
 
 
 class Engine:
@@ -65,6 +75,7 @@ class Engine:
         self._exact = exact
         self._change: str | None = None  # what other code has changed in the model, to say it once
         self._stop_ids = find_stop_ids(loaded)
+        self._encoder = PromptEncoder(loaded.tokenizer, loaded.patches, loaded.context_length)
         self.asked_again = 0
         """How many requests of the last `answer` call were computed again on their own."""
 
@@ -83,23 +94,19 @@ class Engine:
             CheckpointError: The model's logits are NaN or infinite.
         """
         self.asked_again = 0
-        prompts = [self._tokenize(request) for request in requests]
-        lengths = [self._count_positions(*prompt) for prompt in zip(requests, prompts, strict=True)]
-        windows = plan_windows(
-            [request.images for request in requests], prompts, lengths, self._budget.groups
+        self._encoder.check(requests)
+        windows = plan_windows(requests, self._budget.groups)
+        opened: dict[int, _Opened] = {}  # the requests in progress
+        read = read_ahead(windows, requests, self._load_pixels, self._encoder.encode)
+        replies: Iterator[tuple[int, Reply]] = (
+            (index, replace(reply, images=opened[index].contents))
+            for index, reply in self._answer_windows(read, requests, opened)
         )
-        names = {source: request.name for request in reversed(requests) for source in request.images}
-        windows_read = decode_ahead(windows, names, self._load_pixels)
-        pixels: dict[int, list[Pixels]] = {}  # of the requests in progress
-        for index, reply in self._answer_windows(windows_read, requests, prompts, pixels):
-            images = pixels.pop(index)
-            if self._is_doubtful(reply):
-                reply = self._answer_again(requests[index], prompts[index], images)
-            yield index, replace(reply, images=tuple(image.content for image in images if image.content))
-        if self.asked_again:
-            logger.info(
-                f"{self.asked_again} of {len(requests)} answers were close calls, computed again on their own"
-            )
+        if self._exact and not self._one_at_a_time:
+            replies = self._ask_close_calls_again(replies, requests, opened)
+        for index, reply in replies:
+            opened.pop(index, None)
+            yield index, reply
 
     def reply_streaming(
         self, request: Request, streamer: BaseStreamer, is_stopped: IsStopped | None = None
@@ -109,11 +116,11 @@ class Engine:
         Raises:
             DataError, CheckpointError: As for `answer`.
         """
-        images = {image: self._load_pixels(image) for image in request.images}
-        ids = self._tokenize(request)
+        opened = self._open(request)
         if self._notice_changes():
-            return self._ask_model(ids, [images[source] for source in request.images], streamer, is_stopped)
-        prompt = self._embed(request, ids, self._encode_images(images))
+            return self._ask_model(opened, streamer, is_stopped)
+        features = self._encode_images(dict(zip(request.images, opened.images, strict=True)))
+        prompt = self._embed(request, opened.ids, features)
         new = generate(self._loaded, prompt, self._generation, streamer=streamer, is_stopped=is_stopped)
         return Reply(self._decode(new))
 
@@ -128,95 +135,110 @@ class Engine:
         self._change = change
         return change is not None
 
+    def _ask_close_calls_again(
+        self, replies: Iterable[tuple[int, Reply]], requests: Sequence[Request], opened: dict[int, _Opened]
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the replies, with those computed again on their own that rounding could have changed."""
+        calls = CloseCalls(str(self._loaded.model.dtype).removeprefix("torch."), len(requests))
+        waiting: list[tuple[int, Reply]] = []  # for what is measured until the end
+        failure: LlavaError | None = None
+        try:
+            for index, reply in replies:
+                verdict = "certain" if reply.lead is None else calls.judge(reply.lead)
+                if verdict == "open":
+                    del opened[index]  # many images would fill the memory
+                    waiting.append((index, reply))
+                    continue
+                if verdict == "close":
+                    reply = self._answer_again(requests[index], opened[index], reply, calls)
+                yield index, reply
+        except LlavaError as error:
+            failure = error
+        for index, reply in waiting:
+            if reply.lead is not None and reply.lead < calls.limit:
+                reply = self._answer_again(requests[index], self._open(requests[index]), reply, calls)
+            yield index, reply
+        if self.asked_again:
+            logger.info(
+                f"{self.asked_again} of {len(requests)} answers were close calls or the first, computed "
+                f"again on their own; {calls.describe()}"
+            )
+        if failure:
+            raise failure
+
     def _answer_windows(
         self,
-        windows: Iterable[tuple[Window, dict[ImageSource, Pixels]]],
+        windows: Iterable[tuple[Window, dict[ImageSource, Pixels], dict[int, list[int]]]],
         requests: Sequence[Request],
-        prompts: Sequence[Sequence[int]],
-        pixels: dict[int, list[Pixels]],
+        opened: dict[int, _Opened],
     ) -> Iterator[tuple[int, Reply]]:
         """Yield (index in `requests`, reply) for all requests of the windows.
 
-        The images of each request are put into `pixels`, by the request's index, before its reply comes.
+        Each request is put into `opened`, by its index, before its reply comes.
         """
         is_changed = self._notice_changes()
-        opened = self._open_groups(windows, pixels, encode=not is_changed)
+        groups = self._open_groups(windows, opened, encode=not is_changed)
         if not is_changed and not self._one_at_a_time:
             for index, continuation in continue_groups(
                 self._loaded.model,
-                (self._embed_group(group, requests, prompts, features) for group, features in opened),
+                (self._embed_group(group, requests, opened, features) for group, features in groups),
                 self._budget,
                 max_new_tokens=self._generation.max_new_tokens,
                 stop_ids=self._stop_ids,
             ):
                 yield index, self._make_reply(continuation)
             return
-        for group, features in opened:
+        for group, features in groups:
             for index in group.requests:
                 if is_changed:
-                    yield index, self._ask_model(prompts[index], pixels[index])
+                    yield index, try_alone(partial(self._ask_model, opened[index]))
                 else:
-                    yield index, self._answer_one(self._embed(requests[index], prompts[index], features))
+                    yield index, self._answer_one(self._embed(requests[index], opened[index].ids, features))
 
     def _open_groups(
         self,
-        windows: Iterable[tuple[Window, dict[ImageSource, Pixels]]],
-        pixels: dict[int, list[Pixels]],
+        windows: Iterable[tuple[Window, dict[ImageSource, Pixels], dict[int, list[int]]]],
+        opened: dict[int, _Opened],
         *,
         encode: bool,
     ) -> Iterator[tuple[Group, Features]]:
         """Yield the groups of the windows with the features of their images, if these are to be encoded."""
         features: Features = {}
-        for window, images in windows:
+        for window, images, ids in windows:
             if encode:
                 new = {source: image for source, image in images.items() if source not in features}
                 features |= self._encode_images(new)
             for group in window.groups:
-                for index in group.requests:
-                    pixels[index] = [images[source] for source in group.images]
+                shown = [images[source] for source in group.images]
+                opened |= {index: _Opened(ids[index], shown) for index in group.requests}
                 yield group, features
             for source in window.last:
                 features.pop(source, None)
 
+    def _open(self, request: Request) -> _Opened:
+        return _Opened(self._encoder.encode(request), [self._load_pixels(image) for image in request.images])
+
     def _embed_group(
-        self,
-        group: Group,
-        requests: Sequence[Request],
-        prompts: Sequence[Sequence[int]],
-        features: Features,
+        self, group: Group, requests: Sequence[Request], opened: Mapping[int, _Opened], features: Features
     ) -> PromptGroup:
         """Embed the prefix of a group."""
-        first = group.requests[0]
-        prefix = self._embed(requests[first], prompts[first][: group.shared], features)
-        rests = tuple(tuple(prompts[index][group.shared :]) for index in group.requests)
+        prompts = [opened[index].ids for index in group.requests]
+        shared = count_shared(prompts)
+        prefix = self._embed(requests[group.requests[0]], prompts[0][:shared], features)
+        rests = tuple(tuple(ids[shared:]) for ids in prompts)
         for index, rest in zip(group.requests, rests, strict=True):
-            self._require_room(requests[index], len(prefix) + len(rest))
+            self._encoder.require_room(requests[index], len(prefix) + len(rest))
         return PromptGroup(prefix, group.requests, rests)
 
     def _ask_model(
         self,
-        ids: Sequence[int],
-        images: Sequence[Pixels],
+        opened: _Opened,
         streamer: BaseStreamer | None = None,
         is_stopped: IsStopped | None = None,
     ) -> Reply:
-        """Answer a prompt about these images by the model's own `generate`."""
-        new = ask_model(self._loaded, ids, images, self._generation, streamer, is_stopped)
+        """Answer a request by the model's own `generate`."""
+        new = ask_model(self._loaded, opened.ids, opened.images, self._generation, streamer, is_stopped)
         return Reply(self._decode(new))
-
-    def _tokenize(self, request: Request) -> list[int]:
-        has_tower = self._loaded.image_processor is not None
-        return encode_request(request, self._loaded.tokenizer, has_tower=has_tower)
-
-    def _count_positions(self, request: Request, ids: Sequence[int]) -> int:
-        """Count the prompt's positions, with one view per image; refuse one without room for an answer."""
-        patches = self._loaded.model.get_vision_tower().num_patches if request.images else 0
-        positions = len(ids) + len(request.images) * (patches - 1)
-        self._require_room(request, positions)
-        return positions
-
-    def _require_room(self, request: Request, positions: int) -> None:
-        require_room(request, positions, self._loaded.context_length)
 
     def _load_pixels(self, source: ImageSource) -> Pixels:
         return load_pixels(source, self._loaded.image_processor, self.config)
@@ -228,20 +250,33 @@ class Engine:
         features: Features = {}
         plain = [source for source, image in images.items() if image.tensor.ndim == 3]
         while plain:
-            patches = model.get_vision_tower().num_patches
-            count = max(min(self._budget.positions // patches, self._budget.prompts), 1)
-            stacked = torch.stack([images[source].tensor for source in plain[:count]])
+            # Batches of equal size: a last one of a few images costs nearly as much as a full one.
+            batches = math.ceil(len(plain) / self._budget.images)
+            batch = plain[: math.ceil(len(plain) / batches)]
+            stacked = torch.stack([images[source].tensor for source in batch])
             encoded = try_in_memory(partial(model.encode_views, stacked.to(device, model.dtype)))
             if encoded is None:
                 self._budget.halve()
                 continue
-            features |= zip(plain[:count], encoded, strict=True)
-            del plain[:count]
+            features |= zip(batch, encoded, strict=True)
+            del plain[: len(batch)]
         for source, image in images.items():
             if image.tensor.ndim != 3:
-                views = [image.tensor.to(device, model.dtype)]
-                features[source] = model.encode_views(views, [image.size])[0]
+                features[source] = self._encode_tiles(image)
         return features
+
+    def _encode_tiles(self, image: Pixels) -> torch.Tensor:
+        """Encode an image of several views to one (P, D) block, with fewer at a time if memory runs out."""
+        model = self._loaded.model
+        views = image.tensor.to(self._loaded.device, model.dtype)
+        at_a_time = len(views)
+        while True:
+            encoded = try_in_memory(partial(model.encode_views, [views], [image.size], at_a_time))
+            if encoded is not None:
+                block: torch.Tensor = encoded[0]
+                return block
+            self._budget.halve()
+            at_a_time = max(at_a_time // 2, 1)
 
     @torch.inference_mode()
     def _embed(self, request: Request, ids: Sequence[int], features: Features) -> torch.Tensor:
@@ -249,7 +284,7 @@ class Engine:
         words = self._loaded.model.get_input_embeddings()
         blocks = [features[source] for source in request.images] or [words.weight[:0]]
         spliced = splice(torch.tensor([ids], device=self._loaded.device), None, None, words, blocks)
-        self._require_room(request, len(spliced.embeds[0]))
+        self._encoder.require_room(request, len(spliced.embeds[0]))
         return spliced.embeds[0]
 
     def _answer_one(self, prompt: torch.Tensor) -> Reply:
@@ -265,19 +300,18 @@ class Engine:
         )
         return self._make_reply(try_alone(work))
 
-    def _answer_again(self, request: Request, ids: Sequence[int], images: Sequence[Pixels]) -> Reply:
-        """Answer a request with no other prompt or image in the batch."""
+    def _answer_again(self, request: Request, opened: _Opened, reply: Reply, calls: CloseCalls) -> Reply:
+        """Answer a request with no other prompt or image in the batch; `reply` is its answer in one."""
         self.asked_again += 1
         features: Features = {}
-        for source, image in zip(request.images, images, strict=True):
+        for source, image in zip(request.images, opened.images, strict=True):
             features |= self._encode_images({source: image})
-        return self._answer_one(self._embed(request, ids, features))
-
-    def _is_doubtful(self, reply: Reply) -> bool:
-        """Return whether rounding in the batch could have changed the reply."""
-        if not self._exact or self._one_at_a_time or reply.lead is None:
-            return False
-        return reply.lead < CLOSE_LEADS[str(self._loaded.model.dtype).removeprefix("torch.")]
+        alone = self._answer_one(self._embed(request, opened.ids, features))
+        assert alone.lead is not None
+        assert reply.lead is not None
+        lead_in_batch = reply.lead if alone.text == reply.text else -reply.lead
+        calls.measure(alone.lead, lead_in_batch)
+        return replace(alone, images=reply.images, lead_in_batch=lead_in_batch)
 
     def _make_reply(self, continuation: Continuation) -> Reply:
         return Reply(self._decode(continuation.ids), continuation.margin, continuation.lead)

@@ -1,8 +1,9 @@
-"""Decode and preprocess images in threads, one window ahead of their use, each image once."""
+"""Decode images and encode prompts in threads, one window ahead of their use, each image once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from llava.errors import DataError, LlavaError
 from llava.image_reading import load_image_from_base64, read_image, require_image_file
 from llava.images import process_images
 from llava.infer.digests import FileContent, look_at
-from llava.infer.engine.requests import ImageFile, ImageSource
+from llava.infer.engine.requests import ImageFile, ImageSource, Request
 from llava.infer.engine.schedule import Window
 
 if TYPE_CHECKING:
@@ -63,31 +64,41 @@ def read_source(source: ImageSource) -> tuple[Image, FileContent | None]:
     return read_image(source.path), content
 
 
-def decode_ahead(
+def read_ahead(
     windows: Sequence[Window],
-    names: Mapping[ImageSource, str],
+    requests: Sequence[Request],
     decode: Callable[[ImageSource], Decoded],
-) -> Iterator[tuple[Window, dict[ImageSource, Decoded]]]:
-    """Yield each window with its images, decoding the next window's images meanwhile.
+    encode: Callable[[Request], list[int]],
+) -> Iterator[tuple[Window, dict[ImageSource, Decoded], dict[int, list[int]]]]:
+    """Yield each window with its images and its requests' token ids, reading the next window meanwhile.
 
     If an image is broken, its window is yielded without the groups that need it; then the error is raised.
 
     Args:
-        windows: The windows, in order.
-        names: What error messages about an image start with.
+        windows: The windows of the requests, in order.
+        requests: All requests; an error about an image starts with the name of the first that has it.
         decode: Called once for each image, in a thread.
+        encode: Returns a request's token ids, called in a thread.
 
     Raises:
-        DataError: An image cannot be decoded.
+        DataError: An image cannot be decoded, or a request not be encoded.
     """
     decoding: dict[ImageSource, Future[Decoded]] = {}
+    encoding: deque[Future[dict[int, list[int]]]] = deque()
     pool = ThreadPoolExecutor(_DECODERS)
+
+    def start(window: Window) -> None:
+        indices = [index for group in window.groups for index in group.requests]
+        encoding.append(pool.submit(lambda: {index: encode(requests[index]) for index in indices}))
+        for source in window.images:
+            if source not in decoding:
+                decoding[source] = pool.submit(decode, source)
+
     try:
         for number, window in enumerate(windows):
-            for ahead in windows[number : number + 2]:
-                for source in ahead.images:
-                    if source not in decoding:
-                        decoding[source] = pool.submit(decode, source)
+            for ahead in windows[number + bool(number) : number + 2]:
+                start(ahead)
+            ids = encoding.popleft().result()
             images: dict[ImageSource, Decoded] = {}
             broken: dict[ImageSource, LlavaError] = {}
             for source in window.images:
@@ -96,10 +107,11 @@ def decode_ahead(
                 except LlavaError as error:
                     broken[source] = error
             if broken:
-                yield _drop_images(window, broken), images
+                yield _drop_images(window, broken), images, ids
                 source, reason = next(iter(broken.items()))
-                raise DataError(f"{names[source]}: {reason}", code=reason.code) from reason
-            yield window, images
+                name = next(request.name for request in requests if source in request.images)
+                raise DataError(f"{name}: {reason}", code=reason.code) from reason
+            yield window, images, ids
             for source in window.last:
                 del decoding[source]
     finally:

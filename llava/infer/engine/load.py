@@ -42,6 +42,11 @@ class Loaded:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def patches(self) -> int | None:
+        """The positions of an image of one view; None for a plain language model."""
+        return None if self.image_processor is None else self.model.get_vision_tower().num_patches
+
 
 def resolve_device(choice: ModelChoice, local_rank: int | None = None) -> ModelChoice:
     """Return `choice` with `auto` replaced by an existing device and a precision that suits it.

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llava.constants import IMAGE_TOKEN_INDEX
-from llava.errors import DataError
 from llava.infer.digests import FileContent
-from llava.prompts.encode import Tokenizer, tokenizer_image_token
 
 Device = Literal["auto", "cuda", "cpu", "mps"]
 DType = Literal["auto", "float16", "bfloat16", "float32"]
@@ -61,12 +58,15 @@ class Reply:
         lead: The smallest such difference relative to the largest absolute logit of its step. If it is a few
             rounding steps, another batch could have changed the answer.
         images: What the request's image files held.
+        lead_in_batch: The lead that this answer had in a batch before it was computed again on its own:
+            negative if another was ahead, None if it was computed once.
     """
 
     text: str
     margin: float | None = None
     lead: float | None = None
     images: tuple[FileContent, ...] = ()
+    lead_in_batch: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,44 +102,3 @@ class ModelChoice:
     dtype: str = "auto"
     load_8bit: bool = False
     load_4bit: bool = False
-
-
-# Another order of sums changes logits by rounding. One step is the precision's epsilon times the largest
-# logit; an answer whose lead is below 64, 8 or 4 steps is a close call. scripts/bench/README.md says why.
-CLOSE_LEADS = {"float32": 64 * 2.0**-23, "float16": 8 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
-
-
-def encode_request(request: Request, tokenizer: Tokenizer, *, has_tower: bool) -> list[int]:
-    """Return the token ids of a request, with -200 for an image.
-
-    Raises:
-        DataError: Its numbers of `<image>` and images differ, or it has an image and the model no tower.
-    """
-    ids: list[int] = tokenizer_image_token(request.prompt, tokenizer, IMAGE_TOKEN_INDEX)
-    places = ids.count(IMAGE_TOKEN_INDEX)
-    if places != len(request.images):
-        raise DataError(
-            f"{request.name}: the prompt has {places} <image> and the request {len(request.images)} "
-            "images; each needs the other",
-            code="image-count",
-        )
-    if request.images and not has_tower:
-        raise DataError(
-            f"{request.name}: has an image, but the model is a plain language model",
-            code="missing-vision-tower",
-        )
-    return ids
-
-
-def require_room(request: Request, positions: int, context_length: int) -> None:
-    """Check that a prompt of so many positions leaves room for an answer.
-
-    Raises:
-        DataError: It does not. The original cuts the prompt's end instead.
-    """
-    if positions >= context_length:
-        raise DataError(
-            f"{request.name}: the prompt takes {positions} positions with its images, and the model has "
-            f"{context_length}; shorten the question, or what was said before it",
-            code="prompt-too-long",
-        )

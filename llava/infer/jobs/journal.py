@@ -1,9 +1,9 @@
 """Keep the answers so far, so that no crash loses one and no two runs mix. Needs no torch.
 
 A journal is a folder: `run.json` says which model, questions and settings the answers belong to, and an
-append-only `N_I.jsonl` of each shard has a line `{"position", "margin", "image", "row"}` for each answer as
-it came. `position` counts questions from 0 through the whole file, so a later run may use any number of
-shards. `image` is what the image file held.
+append-only `N_I.jsonl` of each shard has a line for each answer as it came: the fields of an `Entry`, and its
+`position`, which counts questions from 0 through the whole file, so that a later run may use any number of
+shards.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from llava.errors import AnswersError
 from llava.files import read_json, write_json
 from llava.infer.digests import FileContent
+from llava.infer.engine.rounding import describe_rounding
 from llava.json_text import parse_json
 from llava.schema import JsonObject
 from llava.temporary import name_in_errors
@@ -38,11 +39,21 @@ Key = tuple[Any, str]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One answer: its row of the answers file, the smallest top-1/top-2 logit margin, and its image."""
+    """One answer.
+
+    Attributes:
+        row: Its row of the answers file.
+        margin: As of a `Reply`, and so are `lead` and `lead_in_batch`.
+        image: What its image file held.
+        by: The backend that answered, None for the engine.
+    """
 
     row: JsonObject
     margin: float | None = None
     image: FileContent | None = None
+    lead: float | None = None
+    lead_in_batch: float | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +161,22 @@ class Journal:
                     )
         return found
 
+    def rounding(self) -> JsonObject:
+        """Return what `describe_rounding` says of the answers so far.
+
+        Of a run with a backend also `left_to_engine`: how many answers are the engine's.
+        """
+        entries, about = self.read().values(), self.about(self.folder)
+        both = [
+            (entry.lead, entry.lead_in_batch)
+            for entry in entries
+            if entry.lead is not None and entry.lead_in_batch is not None
+        ]
+        found = describe_rounding(both, about["dtype"])
+        if "backend" in about:
+            found["left_to_engine"] = sum(entry.by is None for entry in entries)
+        return found
+
     def check_order(self, answers: Mapping[int, Entry]) -> None:
         """Check that a complete set of answers is to these questions in this order."""
         keys = [row_key(answers[position].row) for position in range(self.total)]
@@ -195,9 +222,7 @@ class Writer:
         Raises:
             AnswersError: The disk is full or broken; the answers before this one are kept.
         """
-        image = asdict(entry.image) if entry.image else None
-        line = {"position": position, "margin": entry.margin, "image": image, "row": entry.row}
-        rest = (json.dumps(line) + "\n").encode()
+        rest = (json.dumps({"position": position, **asdict(entry)}) + "\n").encode()
         try:
             while rest:
                 rest = rest[self.stream.write(rest) :]
@@ -247,7 +272,13 @@ def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
             try:
                 value = parse_json(line.decode())
                 image = value.get("image")
-                entry = Entry(value["row"], value["margin"], image and _content(image))
+                entry = Entry(
+                    value["row"],
+                    value["margin"],
+                    image and _content(image),
+                    # Older journals have none of these.
+                    **{name: value.get(name) for name in ("lead", "lead_in_batch", "by")},
+                )
                 row_key(entry.row)
                 yield f"{path}:{number}", int(value["position"]), entry
             except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -203,7 +203,8 @@ def answer(
         if to_ask:
             answerer = open_first(job) if open_first else _open_engine(job, loader)
             for position, reply in _replies(job, asks, to_ask, len(positions), answerer):
-                done[position] = _entry(job, asks[position], position, reply)
+                entry = _entry(job, asks[position], position, reply)
+                done[position] = replace(entry, by=job.backend) if open_first else entry
                 writer.append(position, done[position])
     if open_first is not None:
         return
@@ -253,7 +254,8 @@ def _entry(job: AnswerJob, ask: Ask, position: int, reply: Reply) -> Entry:
         "model_id": job.model.name,
         "metadata": {},
     }
-    return Entry(row, reply.margin, reply.images[0] if reply.images else None)
+    image = reply.images[0] if reply.images else None
+    return Entry(row, reply.margin, image, reply.lead, reply.lead_in_batch)
 
 
 def _resolve(job: AnswerJob, about: JsonObject) -> tuple[AnswerJob, JsonObject]:

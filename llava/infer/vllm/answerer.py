@@ -17,16 +17,10 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import AnswersError
 from llava.images import crop_picture
 from llava.infer.digests import FileContent
-from llava.infer.engine.image_loading import decode_ahead, read_source
-from llava.infer.engine.requests import (
-    CLOSE_LEADS,
-    Generation,
-    ImageSource,
-    Reply,
-    Request,
-    encode_request,
-    require_room,
-)
+from llava.infer.engine.image_loading import read_ahead, read_source
+from llava.infer.engine.prompt_ids import PromptEncoder
+from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
+from llava.infer.engine.rounding import CLOSE_LEADS
 from llava.infer.engine.schedule import Window, plan_windows
 from llava.infer.jobs.run import Answerer
 from llava.infer.vllm.front import Front
@@ -178,24 +172,19 @@ class VllmAnswerer:
 
     def _ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         front = self._front
-        ids = [encode_request(request, front.tokenizer, has_tower=True) for request in requests]
-        lengths = [
-            len(prompt) + len(request.images) * (front.patches - 1)
-            for request, prompt in zip(requests, ids, strict=True)
-        ]
-        for request, length in zip(requests, lengths, strict=True):
-            require_room(request, length, front.context_length)
-        windows = plan_windows([request.images for request in requests], ids, lengths, _GROUPS_AHEAD)
-        names = {source: request.name for request in reversed(requests) for source in request.images}
-        batches = self._batches(decode_ahead(windows, names, self._read_picture), ids)
-        for prompt, said in self._transport.generate(batches, self._sampling):
+        encoder = PromptEncoder(front.tokenizer, front.patches, front.context_length)
+        encoder.check(requests)
+        windows = read_ahead(
+            plan_windows(requests, _GROUPS_AHEAD), requests, self._read_picture, encoder.encode
+        )
+        for prompt, said in self._transport.generate(self._batches(windows), self._sampling):
             yield prompt.index, self._reply(prompt, said)
 
     def _batches(
-        self, windows: Iterable[tuple[Window, dict[ImageSource, Picture]]], ids: Sequence[Sequence[int]]
+        self, windows: Iterable[tuple[Window, dict[ImageSource, Picture], dict[int, list[int]]]]
     ) -> Iterator[list[list[VllmPrompt]]]:
         """Yield the prompts of each window, image by image, so that vLLM's prefix cache has their start."""
-        for window, pictures in windows:
+        for window, pictures, ids in windows:
             batch = []
             for group in window.groups:
                 shown = tuple(pictures[source] for source in group.images)
