@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.shared_data import golden_folder, realdata_folder
+from support.warm_python import start_server
 
 # Before anything imports torch: two workers with two threads each would fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -66,6 +67,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one server of warm Pythons for all workers."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        start_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

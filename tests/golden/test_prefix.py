@@ -10,7 +10,6 @@ import math
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from llava.infer.engine.rounding import CLOSE_LEADS, STEPS, CloseCalls, describe
 from llava.infer.jobs.prompting import prompt_of
 from support.errors import raises_code
 from support.tiny_model import tiny_model
+from support.warm_python import warm_python
 
 REPO = Path(__file__).resolve().parents[2]
 IMAGES = ["a_640x480.png", "b_333x500.png", "c_100x37.png"]
@@ -491,7 +491,7 @@ def test_a_gpus_budget_follows_its_free_memory(golden: Path, monkeypatch: pytest
 
 def test_the_speed_comparison_finds_equal_answers(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LLAVA_TEST_DATA"}
-    command = [sys.executable, "scripts/bench/eval_speed.py", "--shape", "tiny", "--kinds", "gqa", "mmbench"]
+    command = [warm_python(), "scripts/bench/eval_speed.py", "--shape", "tiny", "--kinds", "gqa", "mmbench"]
     done = subprocess.run(
         [*command, "--scale", "0.3"], cwd=REPO, env=environment, capture_output=True, text=True, check=False
     )

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -383,7 +382,7 @@ def test_a_process_that_cannot_say_why_is_named_too(
         words = ["--hostfile", env.pop("HOSTFILE"), "--master_addr", "localhost"]
     words += ["--master_port", free_port(), str(worker)]
     program = f"from llava.train.launch import Launch, start_run\nstart_run(Launch({launcher!r}, {words!r}))"
-    command = [sys.executable, "-c", program]
+    command = [warm_python(), "-c", program]
     result = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=600)
     last = result.stderr.strip().splitlines()[-1]
     assert (result.returncode, last) == (code, f"error: {who} {how}; the others were stopped")

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +30,7 @@ from support.errors import raises_code
 from support.shared_data import golden_folder
 from support.tiers import exhaustive
 from support.training_processes import TrainingRun, equal_bits, recorded_flags, trained_weights
+from support.warm_python import warm_python
 
 BASE = "weights/tiny-vicuna-v1.5"
 # Says which step a run is at, as on a terminal.
@@ -183,7 +183,7 @@ def test_the_launcher_exits_with_the_runs_code(tmp_path: Path) -> None:
         "import sys; from llava.train.launch import Launch, start_run\n"
         "start_run(Launch('torchrun', sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", program, "--master_port", "0", str(run)]
+    command = [warm_python(), "-c", program, "--master_port", "0", str(run)]
     for code in (2, 128 + signal.SIGUSR1):  # an error it reported; a signal it handled
         ended = subprocess.run([*command, str(code)], capture_output=True, text=True)
         assert ended.returncode == code

@@ -1,7 +1,7 @@
 """Start Python for scripts in one second instead of ten: forked from a process that has the libraries.
 
-`warm_python()` is a program to pass as PYTHON. It runs `-m MODULE ...` and `FILE.py ...` in such a fork, and
-all else in a new Python. With TEST_COLD=1, as in `bash scripts/test.sh all`, every Python is a new one.
+`warm_python()` is a program to pass as PYTHON. It runs `-m MODULE ...`, `-c CODE ...` and `FILE.py ...` in such
+a fork, and all else in a new Python. With TEST_COLD=1, as in `bash scripts/test.sh all`, every Python is new.
 """
 
 from __future__ import annotations
@@ -20,14 +20,24 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
+_FOLDER = "TEST_WARM_PYTHON"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @functools.cache
 def warm_python() -> str:
-    """Start this test process's server, and return the program; the server ends with this process."""
+    """Return the program; its server is shared by all workers of a test run, and ends with the run."""
     if os.environ.get("TEST_COLD"):
         return sys.executable
+    folder = Path(os.environ.get(_FOLDER) or start_server())
+    return str(folder / "python")
+
+
+def start_server() -> str:
+    """Start a server that ends with this process, and return the folder of its program.
+
+    Processes that are started from now on share it. It imports the libraries when it is first used.
+    """
     folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
@@ -43,13 +53,14 @@ def warm_python() -> str:
     command = f"{sys.executable} -S {__file__} run {folder / 'socket'}"
     program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     program.chmod(0o755)
-    return str(program)
+    os.environ[_FOLDER] = str(folder)
+    return str(folder)
 
 
 def run(address: str, arguments: list[str]) -> NoReturn:
     """Have the server run a command with this process's streams, folder, environment and signals."""
     words = arguments[1:] if arguments[0] == "-u" else arguments
-    if words[0] != "-m" and not words[0].endswith(".py"):
+    if words[0] not in ("-m", "-c") and not words[0].endswith(".py"):
         os.execv(sys.executable, [sys.executable, *arguments])
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
@@ -69,6 +80,8 @@ def run(address: str, arguments: list[str]) -> NoReturn:
 
 def serve(listener: socket.socket) -> list[str]:
     """Fork for every connection until stdin is closed; return, in the forks, the command to run."""
+    if 0 in select.select([listener.fileno(), 0], [], [])[0]:
+        os._exit(0)
     import deepspeed  # noqa: F401
 
     import llava.infer.answering
@@ -128,12 +141,16 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 def _execute(words: list[str]) -> None:
-    """Run a module or file as `python` does."""
+    """Run a module, code or file as `python` does."""
     if words[0] == "-m":
         sys.path.insert(0, str(Path.cwd()))
         sys.argv = words[1:]
         sys.modules.pop(words[1], None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), vars(sys.modules["__main__"]))
     else:
         sys.path.insert(0, str(Path(words[0]).resolve().parent))
         sys.argv = words
