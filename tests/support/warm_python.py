@@ -1,7 +1,8 @@
 """Start Python for scripts in one second instead of ten: forked from a process that has the libraries.
 
-`warm_python()` is a program to pass as PYTHON. It runs `-m MODULE ...`, `-c CODE ...` and `FILE.py ...` in such
-a fork, and all else in a new Python. With TEST_COLD=1, as in `bash scripts/test.sh all`, every Python is new.
+`warm_python()` is a program to pass as PYTHON. It runs `-m MODULE ...`, `-c CODE ...` and `FILE.py ...` in
+such a fork, and all else in a new Python. With TEST_COLD=1, as in `bash scripts/test.sh all`, every Python is
+a new one.
 """
 
 from __future__ import annotations
