@@ -42,6 +42,7 @@ from llava.model.loading.source import Source, find_source
 from llava.model.loading.weights import Tensors, check_weight_files, read_tensors
 from llava.model.merge import new_model_folder
 from llava.schema import JsonObject
+from llava.scoring.metrics import read_scores
 from llava.tokenizer import CONFIG_FILE, VOCAB_FILE, LlamaSentencePieceTokenizer
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def export_hf(
 
     Raises:
         CheckpointError: The model has a part that the format has no place for, or `output` exists.
+        DataError: A metrics.json is missing or damaged.
     """
+    shown = [*map(read_scores, scores)]
     with new_model_folder(output) as folder:
         source = find_source(model_path, model_base)
         if keep_adapter:
@@ -111,7 +114,7 @@ def export_hf(
         _save_processor(folder, model, processor, tokenizer)
         slow.save_vocabulary(str(folder))  # what `llava import` reads
         save_torch_state_dict(to_hf(tensors), folder, max_shard_size="5GB")
-        write_card(folder, source, scores, library="transformers")
+        write_card(folder, source, scores=shown, library="transformers")
     logger.info(f"{output}: exported with template {template}; {DEFAULT_IMAGE_TOKEN} is token {image_token}")
 
 

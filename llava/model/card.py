@@ -1,7 +1,7 @@
 """Write a model card: `README.md` with the front matter that the Hugging Face Hub reads.
 
-It says only what is on disk: the run's `llava_run.json`, the config, and the `metrics.json` files that are
-named. Folders of this machine are left out of paths. The licence is left to the user.
+It says only what is on disk: the run's `llava_run.json`, the config, and the scores that are given. Of paths
+of this machine it says the last part. The licence is left to the user.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from llava.files import atomic_write, write_json
-from llava.model.loading.checkpoint import read_config
+from llava.model.loading.checkpoint import Kind, read_config
 from llava.model.loading.locate import find_hub_id
 from llava.model.loading.run_record import RUN_FILE, read_run_record
 from llava.model.loading.source import Source
-from llava.schema import JsonObject
+from llava.schema import JsonObject, Scores
 from llava.scoring.markup import escape_markdown
-from llava.scoring.metrics import format_interval, format_score, read_scores
+from llava.scoring.metrics import format_interval, format_score
 
+_TITLES: dict[Kind, str] = {
+    "full": "LLaVA-1.5 model",
+    "adapter": "LLaVA-1.5 adapter (LoRA)",
+    "projector": "LLaVA-1.5 projector",
+}
 _LOADERS = {
     "llava": """\
 from llava import load
 
-model = load("this folder, or its name on the hub")
+model = load("this folder, or its name on the hub"{base})
 print(model.answer([("photo.jpg", "What is unusual here?")]))
 """,
     "transformers": """\
@@ -37,22 +42,32 @@ processor = AutoProcessor.from_pretrained(name)
 }
 
 
-def write_card(folder: Path, source: Source, scores: Sequence[Path], *, library: str) -> None:
+def write_card(
+    folder: Path,
+    source: Source,
+    *,
+    kind: Kind = "full",
+    scores: Sequence[Scores] = (),
+    library: str = "llava",
+) -> None:
     """Write `README.md`, and beside it the `llava_run.json` of the run, if it has one.
 
     Args:
         folder: A model's new folder.
         source: What the model was made of.
-        scores: The metrics.json files to show, or their folders.
+        kind: What the new folder holds.
+        scores: The scores to show.
         library: Which library loads the folder: llava or transformers.
-
-    Raises:
-        DataError: A metrics.json is missing or damaged.
     """
     record, config = read_run_record(source.folder), read_config(source.config_folder)
     base = record.get("base")
     named = base.get("name") if isinstance(base, dict) else source.base_name
-    data = ModelCardData(pipeline_tag="image-text-to-text", base_model=named and find_hub_id(str(named)))
+    on_hub = named and find_hub_id(str(named))
+    data = ModelCardData(
+        pipeline_tag="image-text-to-text",
+        base_model=on_hub,
+        base_model_relation=kind if on_hub and kind == "adapter" else None,
+    )
     if library == "transformers":  # the hub knows no library llava
         data.library_name = library
     parts = {
@@ -61,9 +76,11 @@ def write_card(folder: Path, source: Source, scores: Sequence[Path], *, library:
         "projector": record.get("projector") or config.get("mm_projector_type"),
         "conversation template": record.get("template") or config.get("conversation_template"),
     }
-    lines = ["---", data.to_yaml().strip(), "---", "", "# LLaVA-1.5 model", ""]
+    lines = ["---", data.to_yaml().strip(), "---", "", f"# {_TITLES[kind]}", ""]
     lines += _table(("part", ""), parts)
-    lines += ["## Load it", "", f"```python\n{_LOADERS[library]}```", ""]
+    # What holds no language model is loaded on one.
+    loader = _LOADERS[library].format(base="" if kind == "full" else ', model_base="its base"')
+    lines += ["## Load it", "", f"```python\n{loader}```", ""]
     lines += _section("Training data", ("file", "SHA-256"), record.get("data"))
     lines += _section("Recipe", ("flag", "value"), record.get("recipe"))
     lines += _section("Versions in training", ("library", "version"), record.get("versions"))
@@ -81,16 +98,15 @@ def _section(title: str, header: tuple[str, str], values: object) -> list[str]:
 def _table(header: tuple[str, ...], values: JsonObject) -> list[str]:
     """Return a table of the values that are known."""
     known = {name: value for name, value in values.items() if value not in (None, "", [])}
-    return [*_rows(header, [(_public(name), _public(value)) for name, value in known.items()]), ""]
+    return [*_rows(header, [(_cell(name), _cell(value)) for name, value in known.items()]), ""]
 
 
-def _score_lines(paths: Sequence[Path]) -> Iterator[str]:
+def _score_lines(runs: Sequence[Scores]) -> Iterator[str]:
     """Yield a table of the scores that papers quote."""
-    if not paths:
+    if not runs:
         return
     rows, warnings = [], []
-    for path in paths:
-        scores = read_scores(path)
+    for scores in runs:
         name = " ".join(filter(None, (scores.benchmark, scores.split)))
         rows += [
             (
@@ -112,9 +128,11 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _public(value: object) -> str:
-    """Return a value as text, without the folders of a path of this machine."""
-    if isinstance(value, list):
-        return ", ".join(map(_public, value))
-    text = str(value)
-    return Path(text).name if Path(text).is_absolute() else text
+def _cell(value: object) -> str:
+    return ", ".join(map(_cell, value)) if isinstance(value, list) else without_folders(str(value))
+
+
+def without_folders(text: str) -> str:
+    """Return a text as it is, but of a path of this machine only the last part."""
+    is_here = text.startswith("~") or Path(text).is_absolute()
+    return (Path(text).name if is_here else "") or text

@@ -22,6 +22,7 @@ from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading.locate import find_folder
 from llava.model.loading.placement import plan_rewriting
 from llava.model.loading.source import Source, find_source
+from llava.scoring.metrics import read_scores
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ def merge_lora(
 
     Raises:
         CheckpointError: A file is missing or damaged, `save_path` exists, or the logits differ.
+        DataError: A metrics.json is missing or damaged.
     """
+    shown = [*map(read_scores, scores)]
     source = find_source(model_path, model_base)
     if source.kind != "adapter":
         raise CheckpointError(
@@ -76,7 +79,7 @@ def merge_lora(
         _make_tower_absolute(model.config, source)
         model.save_pretrained(temporary, max_shard_size=_SHARD)  # a file is built in memory
         tokenizer.save_pretrained(str(temporary))
-        write_card(temporary, source, scores, library="llava")
+        write_card(temporary, source, scores=shown)
         del wrapped, model  # two models of this size may not fit
 
         again = load_pretrained_model(temporary, device=device, dtype=dtype)[1]

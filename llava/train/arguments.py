@@ -41,6 +41,8 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
     unfit: list[str] = field(default_factory=list, init=False, repr=False)
     # With --dry_run: what --deepspeed names.
     planned_deepspeed: str | None = field(default=None, init=False, repr=False)
+    # With --push_to_hub: the repository. transformers' Trainer would push checkpoints, too.
+    pushes_to: str | None = field(default=None, init=False, repr=False)
     # Set after parsing: the flags that decide what is learned; see checkpointing/resume.py.
     learned_from: JsonObject = field(default_factory=dict, init=False, repr=False)
 
@@ -62,6 +64,8 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
         self.activation_checkpointing = self.gradient_checkpointing  # its name since transformers 6
         if self.greater_is_better is None:  # type: ignore[has-type]
             self.greater_is_better = False  # every metric is a loss
+        if self.push_to_hub:  # type: ignore[has-type]
+            self.pushes_to, self.push_to_hub = self.hub_model_id or "", False
         self._fit_to_hardware()
         if self.dry_run:  # nothing is started, and the plan may be for another machine
             self.planned_deepspeed = self.deepspeed  # type: ignore[has-type]  # transformers' field

@@ -147,8 +147,12 @@ def _unusable(training: TrainingArguments) -> Iterator[str]:
             f"--label_smoothing_factor {training.label_smoothing_factor:g}: not supported, because images "
             "add positions without a label; leave it at 0"
         )
-    if training.push_to_hub:
-        yield "--push_to_hub True: not supported; upload the result with `llava push OUTPUT_DIR OWNER/NAME`"
+    if training.pushes_to is not None and training.pushes_to.count("/") != 1:
+        yield f"--push_to_hub True: wanted --hub_model_id OWNER/NAME, found {training.pushes_to or 'none'}"
+    if training.hub_token:
+        yield "--hub_token: flags are logged; run `hf auth login`, or set HF_TOKEN"
+    if training.hub_revision or "checkpoint" in training.hub_strategy.value:
+        yield "--hub_revision, --hub_strategy: only the result is pushed, to main; for more use `llava push`"
     if training.dataloader_persistent_workers and not training.dataloader_num_workers:
         yield "--dataloader_persistent_workers True needs --dataloader_num_workers of 1 or more"
     try:

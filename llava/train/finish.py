@@ -17,6 +17,10 @@ import torch
 from transformers import Trainer
 
 from llava.errors import CheckpointError, one_line
+from llava.model.card import write_card
+from llava.model.loading.source import Source
+from llava.model.push import make_repo, push_folder
+from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.checkpoints import resume_advice
 from llava.train.checkpointing.resume import ELSEWHERE
 from llava.train.checkpointing.save import require_space, write_output
@@ -76,6 +80,36 @@ def save_result(trainer: LLaVATrainer, is_stopped: Callable[[], bool] = lambda: 
         time.sleep(_POLL_S)
 
 
+def make_hub_repo(training_args: TrainingArguments) -> None:
+    """Make the repository that --push_to_hub names, private unless flags say otherwise.
+
+    Called before the model is read, so that a wrong name or a missing token costs no training.
+
+    Raises:
+        CheckpointError: There is no token, or the hub refuses it or cannot be reached.
+    """
+    if training_args.pushes_to and training_args.process_index == 0:
+        make_repo(training_args.pushes_to, private=training_args.hub_private_repo is not False)
+
+
+def push_result(training_args: TrainingArguments) -> None:
+    """Upload a finished run's result where --push_to_hub wants it.
+
+    Raises:
+        CheckpointError: The upload failed. The result is complete here.
+    """
+    if training_args.pushes_to and training_args.process_index == 0:
+        output = Path(str(training_args.output_dir))
+        try:
+            logger.info("pushed to %s", push_folder(output, training_args.pushes_to))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. The result is complete in {output}: the same command, or `llava push {output} "
+                f"{training_args.pushes_to}`, uploads it",
+                code=error.code,
+            ) from error
+
+
 def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
     """Write the final weights. Under DeepSpeed every rank must call this.
 
@@ -101,6 +135,9 @@ def _try_to_save(trainer: LLaVATrainer, folder: Path) -> str | None:
         with write_output(folder, is_writer=is_writer) as staging:
             safe_save_model_for_hf_trainer(trainer, str(staging))
             if is_writer:
+                base = str(trainer.model.config.name_or_path)
+                made_of = Source(trainer.kind, Path(str(trainer.args.output_dir)), Path(base), staging, base)
+                write_card(staging, made_of, kind=trainer.kind)
                 trainer.state.save_to_json(str(staging / STATE_FILE))
     except CheckpointError as error:
         failure = one_line(error.__cause__ or error, 200)

@@ -182,6 +182,9 @@ FREQUENT: dict[str, tuple[object, str]] = {
     ),
     "metric_for_best_model": (None, "The loss that says which is best: eval_loss, or eval_loss/KIND."),
     "save_only_model": (False, "Write checkpoints that cannot be resumed from, without optimizer state."),
+    "push_to_hub": (False, "Upload the result to --hub_model_id of the Hugging Face Hub, as `llava push`."),
+    "hub_model_id": (None, "OWNER/NAME; made before training if it is missing, private by default."),
+    "hub_private_repo": (None, "False: make it public."),
     "run_name": (None, "Name of the run in W&B and the like."),
 }
 

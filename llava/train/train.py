@@ -56,7 +56,7 @@ from llava.train.checkpointing.save import (
 )
 from llava.train.checkpointing.signals import Signals
 from llava.train.distributed import destroy_process_group
-from llava.train.finish import clear_result, save_result
+from llava.train.finish import clear_result, make_hub_repo, push_result, save_result
 from llava.train.finish import safe_save_model_for_hf_trainer as safe_save_model_for_hf_trainer
 from llava.train.init_adapter import set_trained_beside
 from llava.train.llava_trainer import LLaVATrainer
@@ -106,7 +106,8 @@ def train_with(
     with lock_output_dir(output, is_writer=training_args.should_save):
         start = find_start(training_args)
         if start.is_finished:
-            logger.info("%s: already finished; nothing is done", output)
+            logger.info("%s: already finished; nothing is trained", output)
+            push_result(training_args)
             return
         assembled = assemble(model_args, data_args, training_args, attn_implementation=attn_implementation)
         fit(assembled, start)
@@ -143,6 +144,7 @@ def assemble(
         CheckpointError: Weights are missing, damaged, or do not fit each other.
         DataError: A record or an image is invalid.
     """
+    make_hub_repo(training_args)
     base = build.locate_base(model_args, data_args, training_args)
     tokenizer = load_tokenizer(
         base.folder, model_max_length=training_args.model_max_length, padding_side="right"
@@ -204,6 +206,7 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
         end_if_stopped(trainer, callback)
         require_learned(trainer)
         save_result(trainer, lambda: bool(signals.caught))
+    push_result(assembled.training_args)
     return trainer
 
 

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, DataError
+from llava.exchange.hf_folder import export_hf
 from llava.image_reading import read_image
 from llava.images import process_images
 from llava.model import merge
@@ -107,6 +108,11 @@ def test_the_card_says_what_is_on_disk_and_shows_it_as_it_is(golden: Path, tmp_p
         text in card.content for text in ("/home", "<script", "<b>", "[x]", "init_adapter", "None")
     )
     assert tiny.fields(out / RUN_FILE) == record
+
+    # A wrong path is found before the model, here one that does not exist.
+    for write in (merge.merge_lora, export_hf):
+        with raises_code("missing-file", DataError):
+            write("no/such-model", None, tmp_path / "other", scores=[tmp_path / "nowhere"])
 
     # Without any of it, only what the checkpoint says.
     plain = tiny.adapter(tmp_path / "plain", golden)

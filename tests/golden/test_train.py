@@ -121,7 +121,7 @@ def test_ten_steps_follow_the_original(golden: Path, runs: Path, run: str, recip
         means = micro[place * accumulated : (place + 1) * accumulated]
         assert step["loss"] == pytest.approx(sum(means) / accumulated, abs=LOSS_TOLERANCE)
         assert step["learning_rate"] == pytest.approx(wanted["logged"]["learning_rate"], rel=1e-9)
-    assert names_in(output) == {*expected["output_files"], RUN_FILE}
+    assert names_in(output) == {*expected["output_files"], RUN_FILE, "README.md"}
 
     own = {id(each): name for name, each in assembled.model.named_parameters()}
     for group, wanted in zip(trainer.optimizer.param_groups, expected["groups"], strict=True):

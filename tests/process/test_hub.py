@@ -16,11 +16,15 @@ from pathlib import Path
 import pytest
 
 from llava.errors import CheckpointError
+from llava.model.loading.locate import TRAINING_FILES
+from llava.model.loading.run_record import RUN_FILE
 from llava.model.push import make_repo, push_folder
+from llava.train.train import train
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.training_processes import equal_bits, free_port, recorded_flags
 
+WITH_PATHS = {"config.json", "adapter_config.json"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -159,6 +163,7 @@ def run_in_a_process(
         "HF_HUB_OFFLINE": str(int(offline)),
     }
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+    environment["HF_TOKEN"] = "writer"
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
@@ -192,12 +197,20 @@ def test_an_adapter_from_the_hub_can_be_trained_further(
     at_0 = {"--init_adapter": "team/llava-lora", "--pretrain_mm_mlp_adapter": "", "--max_steps": "1"}
     # More than 0, as is required, and too little to change a weight.
     at_0 |= {"--learning_rate": "1e-60", "--mm_projector_lr": "1e-60"}
-    at_0 |= {"--output_dir": str(tmp_path / "out")}
+    at_0 |= {"--output_dir": str(tmp_path / "out"), "--push_to_hub": "True", "--hub_model_id": "team/more"}
     argv = [*recorded_flags(golden, "lora"), *(word for pair in at_0.items() for word in pair)]
     result = run_in_a_process(hub, tmp_path / "home", TRAIN, json.dumps(argv))
     assert result.returncode == 0, result.stderr[-3000:]
     assert {"adapter_model.safetensors", "non_lora_trainables.bin"} <= set(hub.downloaded)
     assert equal_bits(tmp_path / "out", given)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# LLaVA-1.5 adapter" in card
+    assert "train.json | " in card
+    pushed = {path.name: path.read_text(errors="replace") for path in (hub.root / "team/more").iterdir()}
+    assert equal_bits(hub.root / "team/more", given)
+    assert pushed["README.md"] == card
+    assert pushed.keys().isdisjoint(TRAINING_FILES)
+    assert not any(str(place) in text for text in pushed.values() for place in (golden, tmp_path))
 
 
 def test_weights_in_two_formats_are_downloaded_once(golden: Path, hub: Hub, tmp_path: Path) -> None:
@@ -229,6 +242,8 @@ def test_a_model_is_pushed_without_the_state_of_its_training(
     run = tiny.adapter(tmp_path / "run", golden)
     wanted = {path.name for path in run.iterdir()} | {"README.md"}
     (run / "README.md").write_text("---\nlibrary_name: peft\n---\n")
+    record = {"base": {"name": str(golden)}, "data": {"/a/x.json": "1", "/b/x.json": "2", "y.json": "3"}}
+    (run / RUN_FILE).write_text(json.dumps(record))
     for name in ("checkpoint-1/adapter_config.json", "training_args.bin", "trainer_state.json", ".lock"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("{}")
@@ -239,8 +254,12 @@ def test_a_model_is_pushed_without_the_state_of_its_training(
     make_repo("team/llava-lora")
     assert push_folder(run, "team/llava-lora").endswith(COMMIT)
     pushed = hub.root / "team/llava-lora"
-    assert {path.name for path in pushed.iterdir()} == wanted
-    assert all((pushed / name).read_bytes() == (run / name).read_bytes() for name in wanted)
+    assert {path.name for path in pushed.iterdir()} == {*wanted, RUN_FILE}
+    shared = {"base": {"name": golden.name}, "data": {"x.json": "1", "x.json (1)": "2", "y.json": "3"}}
+    assert tiny.fields(pushed / RUN_FILE) == shared
+    assert all((pushed / name).read_bytes() == (run / name).read_bytes() for name in wanted - WITH_PATHS)
+    for name in WITH_PATHS & wanted:
+        assert '"/' not in (pushed / name).read_text()
 
     with raises_code("bad-repository", CheckpointError):
         push_folder(run, "no/such/repo")
@@ -250,6 +269,11 @@ def test_a_model_is_pushed_without_the_state_of_its_training(
     with raises_code("hub-refused", CheckpointError) as caught:
         push_folder(run, "team/llava-lora")
     assert "this token may only read" in str(caught.value)
+    # Training asks before it reads a weight, here of a base that does not exist.
+    flags = ["--push_to_hub", "True", "--hub_model_id", "team/new", "--model_name_or_path", "no/such-base"]
+    monkeypatch.chdir(golden)
+    with raises_code("hub-refused", CheckpointError):
+        train(argv=[*recorded_flags(golden, "lora"), *flags, "--output_dir", str(tmp_path / "out")])
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
     with raises_code("hub-unreachable", CheckpointError):
         make_repo("team/llava-lora")

@@ -185,7 +185,6 @@ def save_lora(
     )
     with write_output(folder, is_writer=is_writer) as staging:
         if is_writer:
-            model.create_or_update_model_card(str(staging))
             write_adapter(staging, model, state.adapter, dtype)
             write_non_lora(staging, {**state.non_lora, **frozen})
             write_config(staging, model.config)
