@@ -74,6 +74,9 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
             self.unfit.append(problem)
             setattr(self, flag, None)  # or transformers raises before the other flags are checked
         super().__post_init__()
+        if getattr(torch.backends, "fp32_precision", None) == "tf32":
+            # transformers sets this alone, and the older flag, which torch.compile reads, then raises.
+            torch.backends.cuda.matmul.allow_tf32 = True
         if self.deepspeed and self.use_cpu:
             meet_on_cpu(self.hf_deepspeed_config.config)
 

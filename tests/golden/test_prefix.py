@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from llava.errors import DataError, SettingsError
+from llava.infer.engine.attention import PrefixPass
 from llava.infer.engine.budget import Budget, estimate_position_bytes, measure_budget
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.greedy import Continuation, continue_prompt
@@ -183,6 +184,34 @@ def test_a_group_enters_when_another_has_finished(golden: Path, passes: list[int
     entered = passes.index(22)
     assert len(wanted[1]) <= entered < 30
     assert set(passes[2:entered]) == {2}
+
+
+def test_prefixes_wait_for_others_to_share_a_pass_with(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model(golden)
+    words, draw = loaded.model.get_input_embeddings(), random.Random(0)
+    groups = [
+        PromptGroup(words(torch.tensor([draw.randrange(3, 600) for _ in range(20)])).detach(), (name,), ((),))
+        for name in range(70)
+    ]
+    free = continued_alone(loaded, groups, steps=12)
+    stop_ids = {free[name].ids[draw.randrange(10)] for name in range(0, 70, 4)}
+    wanted = {name: cut(one, stop_ids) for name, one in free.items()}
+    assert len({len(ids) for ids in wanted.values()}) > 5
+    shared: list[int] = []
+
+    def watched(cache: SlotCache, first: int, lengths: list[int]) -> PrefixPass:
+        shared.append(len(lengths))
+        return PrefixPass(cache, first, lengths)
+
+    monkeypatch.setattr("llava.infer.engine.packed.PrefixPass", watched)
+    budget = Budget(200, 24 * 70, 1000)  # 10 prefixes a pass, 24 or more groups at the same time
+    found = dict(continue_groups(loaded.model, groups, budget, max_new_tokens=12, stop_ids=stop_ids))
+    assert {name: one.ids for name, one in found.items()} == wanted
+    assert sum(shared) == 70
+    assert shared[:2] == [10, 10]
+    entered = shared[shared.index(min(shared[:10])) + 1 :]
+    assert len(entered) > 2
+    assert min(entered[:-1]) >= 5
 
 
 def test_prompts_before_a_broken_one_are_finished(golden: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -315,6 +316,25 @@ def test_all_invalid_flags_are_reported_at_once(data: str) -> None:
         "--lora_dropout 1.5:",
     ):
         assert fact in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch has the older flag alone")
+def test_tf32_is_on_by_both_of_pytorchs_flags(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends: Any = torch.backends
+    enable_tf32 = transformers.utils.import_utils.enable_tf32
+    monkeypatch.setattr("llava.train.arguments.is_torch_tf32_available", lambda: True)
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    enable_tf32.cache_clear()
+    try:
+        parse(data, "--tf32", "True")
+        assert backends.fp32_precision == "tf32"
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        enable_tf32.cache_clear()
+        backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests machines without a GPU")

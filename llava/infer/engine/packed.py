@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from transformers import PreTrainedModel
@@ -127,7 +126,8 @@ class _Batch:
         self._max_new_tokens, self._stop_ids = max_new_tokens, stop_ids
         self._embed, self._decoder = model.get_input_embeddings(), model.get_decoder()
         self._groups = iter(groups)
-        self._next: PromptGroup | None = None  # waits for room
+        self._waiting: deque[PromptGroup] = deque()  # for room, or for others to share a pass with
+        self._is_last = False  # whether all groups have been taken
         self._failure: LlavaError | None = None
         self._cache = SlotCache(self._embed.weight.device)
         self._slots: list[_Slot] = []
@@ -140,18 +140,20 @@ class _Batch:
         for slot in self._slots[self._settled :]:
             slot.start_prompts(self._budget.positions, free)
             free -= len(slot.active)
+        present = len(self._slots)
         while free > 0 or not self._slots:
-            self._next = self._next or self._take_group()
-            if self._next is None:
+            if not self._waiting and not self._take_group():
                 break
-            slot = _Slot(self._next)
+            slot = _Slot(self._waiting[0])
             slot.start_prompts(self._budget.positions, free)
             columns = max(one.columns + one.count_new() for one in (slot, *self._slots))
             if self._slots and (len(self._slots) + 1) * columns > self._budget.cached:
                 break
             self._slots.append(slot)
             free -= len(slot.active)
-            self._next = None
+            self._waiting.popleft()
+        if present and not self._is_last:
+            self._put_back(self._find_stranded(present))
         if self._failure and not self._slots:
             raise self._failure
         return bool(self._slots)
@@ -179,11 +181,8 @@ class _Batch:
 
     def restart(self) -> None:
         """Empty the cache. All prompts in progress start again."""
-        first = [slot.unfinished() for slot in self._slots]
-        if self._next:
-            first.append(self._next)
-        self._groups = chain([group for group in first if group.indices], self._groups)
-        self._next, self._slots, self._settled = None, [], 0
+        self._put_back(0)
+        self._settled = 0
         self._cache = SlotCache(self._embed.weight.device)
 
     def take_finished(self) -> list[tuple[int, Continuation]]:
@@ -196,12 +195,32 @@ class _Batch:
         columns = max(slot.columns + slot.count_new() for slot in self._slots)
         self._cache.reserve(len(self._slots), columns)
 
-    def _take_group(self) -> PromptGroup | None:
+    def _take_group(self) -> bool:
+        """Let the next group wait for room; return whether there is one."""
         try:
-            return next(self._groups, None)
+            self._waiting.append(next(self._groups))
+        except StopIteration:
+            self._is_last = True
         except LlavaError as error:
-            self._failure = error
-            return None
+            self._failure, self._is_last = error, True
+        return bool(self._waiting)
+
+    def _find_stranded(self, present: int) -> int:
+        """Return from which slot on new groups had better wait; the first `present` slots are in progress.
+
+        A pass takes a GPU nearly as long for one prefix as for twenty. So those of a last pass that is less
+        than half full wait, unless they are a quarter of what is in progress, which would idle in part.
+        """
+        sizes = [len(slot.group.prefix) for slot in self._slots]
+        *_, (first, stop) = [(present, present), *self._split(sizes, present)]
+        is_full = 2 * sum(sizes[first:stop]) >= self._budget.positions
+        return stop if is_full or 4 * (stop - first) >= present else first
+
+    def _put_back(self, first: int) -> None:
+        """Let the groups of the slots from `first` on wait again."""
+        groups = [slot.unfinished() for slot in self._slots[first:]]
+        self._waiting.extendleft(group for group in reversed(groups) if group.indices)
+        del self._slots[first:]
 
     def _split(self, sizes: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
         """Yield (first, stop) of the slots from `first` on that go into a pass each, by their sizes."""
