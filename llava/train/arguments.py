@@ -66,6 +66,8 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
             self.greater_is_better = False  # every metric is a loss
         if self.push_to_hub:  # type: ignore[has-type]
             self.pushes_to, self.push_to_hub = self.hub_model_id or "", False
+        if str(self.fsdp).lower() in ("true", "false"):  # type: ignore[has-type]  # transformers' field
+            self.fsdp = str(self.fsdp).lower() == "true"  # type: ignore[has-type]
         self._fit_to_hardware()
         if self.dry_run:  # nothing is started, and the plan may be for another machine
             self.planned_deepspeed = self.deepspeed  # type: ignore[has-type]  # transformers' field
@@ -129,7 +131,10 @@ class TrainingArguments(LlavaTrainingFlags, transformers.TrainingArguments):
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The precision of autocast, None without it; DeepSpeed casts the weights instead."""
+        """The precision of autocast, or of what FSDP gathers, which computes alike; None without either.
+
+        DeepSpeed casts the weights instead.
+        """
         return self.compute_dtype if (self.bf16 or self.fp16) and not self.deepspeed else None
 
 

@@ -261,7 +261,8 @@ def prepare_language_model(
     if model_args.freeze_backbone:
         model.model.requires_grad_(False)
     # ZeRO-3 changes the shapes of weights, which the non-reentrant kind does not allow.
-    training_args.set_checkpointing_kwargs({"use_reentrant": shards_weights(training_args)})
+    is_zero3 = shards_weights(training_args) and not training_args.fsdp
+    training_args.set_checkpointing_kwargs({"use_reentrant": is_zero3})
     if training_args.bits in (4, 8):
         model = prepare_model_for_kbit_training(
             model, training_args.activation_checkpointing, training_args.checkpointing_kwargs
@@ -324,7 +325,7 @@ def add_vision(
             "%s has none inside; train stage 1 first, or name its result",
             model_args.model_name_or_path,
         )
-    model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
+    model.get_model().initialize_vision_modules(model_args=model_args)
     tower, projector = model.get_vision_tower(), model.get_model().mm_projector
     tower.to(dtype=training_args.compute_dtype, device=training_args.device)
     data_args.image_processor = tower.image_processor

@@ -84,8 +84,8 @@ def find_problems(model: ModelArguments, data: DataArguments, training: Training
     for name in ("lora_target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio"):
         if getattr(training, name) and not training.lora_enable:
             yield f"--{name} without --lora_enable True: there is no adapter"
-    if training.use_dora and (training.deepspeed or training.bits != 16):
-        yield "--use_dora True with --deepspeed or --bits: is not tested here; leave one of them out"
+    if training.use_dora and (training.deepspeed or training.fsdp or training.bits != 16):
+        yield "--use_dora True with --deepspeed, --fsdp or --bits: is not tested here; leave one of them out"
     if model.init_adapter:
         yield from _adapter_problems(model, training)
     if training.freeze_mm_mlp_adapter and model.tune_mm_mlp_adapter:
@@ -139,7 +139,11 @@ def _wrong_words(model: ModelArguments, data: DataArguments, training: TrainingA
 def _unusable(training: TrainingArguments) -> Iterator[str]:
     """Yield what transformers offers and this training cannot use."""
     config = training.hf_deepspeed_config.config if training.deepspeed else None
-    yield from unsupported(bits=training.bits, fsdp=bool(training.fsdp), deepspeed=config)
+    yield from unsupported(bits=training.bits, fsdp=training.fsdp_plugin_args, deepspeed=config)
+    if training.fsdp:
+        yield from _unusable_with_fsdp(training)
+    elif training.fsdp_config:
+        yield "--fsdp_config without --fsdp True: no weights would be shared out; give --fsdp True alone"
     if training.remove_unused_columns:
         yield "--remove_unused_columns True would drop every image"
     if training.label_smoothing_factor:
@@ -174,6 +178,18 @@ def _unusable(training: TrainingArguments) -> Iterator[str]:
             f"--lr_scheduler_type {training.lr_scheduler_type.value}: {one_line(error, 200)}; give what it "
             """needs as --lr_scheduler_kwargs '{"NAME": VALUE}', or use cosine"""
         )
+
+
+def _unusable_with_fsdp(training: TrainingArguments) -> Iterator[str]:
+    if training.deepspeed or training.planned_deepspeed:
+        yield "--fsdp and --deepspeed: choose one"
+    if training.use_liger_kernel:
+        yield "--use_liger_kernel True with --fsdp: is not tested here; leave one of them out"
+    if training.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
+        name = OptimizerNames(training.optim).value
+        yield f"--optim {name} with --fsdp: is not tested here; use adamw_torch"
+    if training.world_size == 1 and not training.dry_run:
+        yield "--fsdp: shares out a model among processes, and this is one; start several, or leave it out"
 
 
 def _adapter_problems(model: ModelArguments, training: TrainingArguments) -> Iterator[str]:

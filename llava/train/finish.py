@@ -121,8 +121,9 @@ def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
         torch.cuda.synchronize()
     trainer.model.config.use_cache = True
     is_ours = isinstance(trainer, LLaVATrainer) and trainer.has_own_flags
-    if is_ours and trainer.kind == "full" and not trainer.is_deepspeed_enabled:
-        # Trained in fp32; the file has the compute precision, as DeepSpeed's has.
+    is_split = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if is_ours and trainer.kind == "full" and not is_split:
+        # Trained in fp32; the file has the compute precision, as DeepSpeed's and FSDP's have.
         trainer.model.to(trainer.args.compute_dtype)
     trainer.save_model(output_dir)
 

@@ -98,7 +98,8 @@ def plan_launch(stage: str, flags: Sequence[str], settings: Mapping[str, str], m
         raise SettingsError(
             f"NPROC is {processes}, but there are {machine.gpus} visible GPUs", code="too-few-gpus"
         )
-    uses_zero = machine.gpus > 0 and machine.has_deepspeed
+    asks_for_fsdp = any(flag.split("=")[0] == "--fsdp" for flag in flags)
+    uses_zero = machine.gpus > 0 and machine.has_deepspeed and not asks_for_fsdp
     program = with_zero if uses_zero else [*program, *flags]
     nodes = _read_number(settings, "NNODES", 1, minimum=1)
     if nodes > 1:

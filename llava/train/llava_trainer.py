@@ -46,6 +46,7 @@ from llava.train.planning.recompute import recompute_first
 from llava.train.planning.throughput import Meter
 from llava.train.reporters import LenientTensorBoard
 from llava.train.step.epochs import EpochTrainer
+from llava.train.step.fsdp import choose_fsdp, reshard
 from llava.train.step.optimizer import make_loraplus, set_projector_rate
 from llava.train.step.recipe import resolve_recipe
 from llava.train.step.row_trainer import RowTrainer
@@ -92,6 +93,7 @@ class LLaVATrainer(TakesOldOverrides, RowTrainer, EpochTrainer, SavingTrainer):
     """
 
     optimizer: torch.optim.Optimizer | None
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -140,6 +142,17 @@ class LLaVATrainer(TakesOldOverrides, RowTrainer, EpochTrainer, SavingTrainer):
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(LenientTensorBoard)
         self.add_callback(_Flow(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, which shares out the model with FSDP2 if `--fsdp` asks for it."""
+        if self.args.fsdp:  # else each rank holds whole gradients while they are accumulated
+            config = self.args.accelerator_config
+            given = config.gradient_accumulation_kwargs or {}
+            config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp or self.is_fsdp_enabled:
+            choose_fsdp(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
     def set_recomputed_layers(self, count: int) -> None:
         """Recompute the activations of the first `count` layers of the language model from now on."""
@@ -196,4 +209,7 @@ class LLaVATrainer(TakesOldOverrides, RowTrainer, EpochTrainer, SavingTrainer):
     def evaluate(self, *args: object, **settings: object) -> dict[str, float]:
         """Return the losses on the held-out data; see `ValidatingTrainer`."""
         with self.meter.paused():
-            return super().evaluate(*args, **settings)
+            metrics: dict[str, float] = super().evaluate(*args, **settings)
+        if self.is_fsdp_enabled:
+            reshard(self.model)
+        return metrics

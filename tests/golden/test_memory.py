@@ -112,7 +112,9 @@ def test_shared_memory_is_divided_among_the_ranks() -> None:
     )
     assert set(offload.device) == {"weights in one piece", "activations", "logits and loss"}
     assert sum(offload.host.values()) == pytest.approx((14e9 + 2 * 1.36e9 + 12 * 340e6) / 8)
-    assert {device["activations"] for device in (ddp, zero2, zero3, offload.device)} == {ddp["activations"]}
+    assert zero2["activations"] == ddp["activations"]
+    without_casts = ddp["activations"] - BIG.layers * BIG.layer_fixed
+    assert {device["activations"] for device in (zero3, offload.device)} == {without_casts}
 
 
 def test_sharing_is_read_from_the_flags(repo: Path) -> None:

@@ -57,6 +57,12 @@ def test_the_launcher_fits_the_machine(
     assert (launch.launcher, launch.arguments) == (launcher, arguments)
 
 
+@pytest.mark.parametrize("flags", [["--fsdp"], ["--fsdp", "True"], ["--fsdp=True"]])
+def test_fsdp_takes_the_place_of_deepspeed(flags: list[str]) -> None:
+    launch = plan_launch("3", flags, {}, Machine(gpus=2, has_deepspeed=True))
+    assert (launch.launcher, "--deepspeed" in launch.arguments) == ("torchrun", False)
+
+
 @pytest.mark.parametrize(
     ("flags", "asked"),
     [

@@ -32,17 +32,19 @@ def test_the_fast_recipe_learns_what_one_process_does_by_the_exact_one(
             for name in ("exact", "fast")
         }
     shared = {way: [*WAYS[way], *short] for way in ("DDP", "ZeRO-2", "ZeRO-3")}
-    shared |= {f"{way}, accumulated": [*WAYS[way], *halved] for way in ("DDP", "ZeRO-2")}
+    shared["FSDP"] = [*WAYS["FSDP"], *short, "--checkpoint_layers", "2"]
+    shared |= {f"{way}, accumulated": [*WAYS[way], *halved] for way in ("DDP", "ZeRO-2", "FSDP")}
 
     for processes, jobs in ((1, alone), (2, shared)):
         named = {name: [*flags, *more, "--output_dir", str(tmp_path / name)] for name, more in jobs.items()}
         assert train_many(tmp_path, named, cwd=repo, processes=processes) == {}
-    for name in ("fast", "DDP", "ZeRO-2", "ZeRO-3"):
+    for name in ("fast", "DDP", "ZeRO-2", "ZeRO-3", "FSDP"):
         assert differences(tmp_path / name, tmp_path / "exact", "32") == [], name
     for bits, tolerance in QUANTISED.items():
         ours, theirs = (logged(tmp_path / f"{name}, {bits}", "loss") for name in ("fast", "exact"))
         assert ours == pytest.approx(theirs, abs=tolerance)
     steps = logged(tmp_path / "DDP, accumulated", "loss")
-    assert steps == pytest.approx(logged(tmp_path / "ZeRO-2, accumulated", "loss"), abs=1e-5)
+    for way in ("ZeRO-2", "FSDP"):
+        assert steps == pytest.approx(logged(tmp_path / f"{way}, accumulated", "loss"), abs=1e-5)
     # The first step warms up at a rate of 0: its loss is the mean of the first two batches' of the others.
     assert steps[0] == pytest.approx(sum(logged(tmp_path / "exact", "loss")[:2]) / 2, abs=1e-5)

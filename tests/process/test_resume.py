@@ -88,6 +88,8 @@ def checkpoints(output: Path) -> list[str]:
         ("full", 2, "2"),
         ("lora", 2, "3"),
         exhaustive("pretrain", 1, ""),
+        exhaustive("lora", 2, "FSDP"),
+        exhaustive("full", 2, "FSDP"),
         exhaustive("full", 1, ""),
         exhaustive("lora", 2, ""),
         exhaustive("full", 2, ""),
@@ -100,7 +102,9 @@ def test_a_killed_run_ends_with_the_same_weights(
 ) -> None:
     """Kill it in the first epoch, during a checkpoint if possible, and send SIGTERM in the second."""
     more: list[str] = []
-    if zero:
+    if zero == "FSDP":
+        more = ["--fsdp", "True"]
+    elif zero:
         pytest.importorskip("deepspeed")
         more = ["--deepspeed", str(repo / f"scripts/zero{zero}.json")]
     whole, output = tmp_path / "whole", tmp_path / "out"

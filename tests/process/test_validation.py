@@ -224,6 +224,8 @@ def test_two_processes_validate_as_one_does(run: Run, repo: Path, golden: Path, 
     halved += ["--max_steps", "1", "--eval_steps", "1"]
     ways: dict[str, list[str]] = {"DDP": []}
     ways |= {f"ZeRO-{stage}": ["--deepspeed", str(repo / f"scripts/zero{stage}.json")] for stage in (2, 3)}
+    # Saved after a validation, which gathers weights that the optimizer knows as shards.
+    ways["FSDP"] = ["--fsdp", "True", "--save_strategy", "steps", "--save_steps", "1"]
     jobs = {way: [*halved, *more, "--output_dir", str(tmp_path / way)] for way, more in ways.items()}
     assert train_many(tmp_path, jobs, cwd=golden, processes=2) == {}
     losses = {name: value for name, value in run.validations[0].items() if "loss" in name}

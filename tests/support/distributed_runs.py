@@ -24,7 +24,7 @@ WAYS = {
     "ZeRO-2": ["--deepspeed", "scripts/zero2.json"],
     "ZeRO-3": ["--deepspeed", "scripts/zero3.json"],
     "ZeRO-3-offload": ["--deepspeed", "scripts/zero3_offload.json"],
-    "FSDP": ["--fsdp", "full_shard"],
+    "FSDP": ["--fsdp", "True"],
 }
 
 

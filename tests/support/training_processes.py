@@ -142,6 +142,8 @@ def _train_many(jobs: dict[str, list[str]], refused: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         unset_hf_deepspeed_config()
+        for variable in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
+            del os.environ[variable]
     if os.environ.get("RANK", "0") == "0":
         refused.write_text(json.dumps(errors))
 

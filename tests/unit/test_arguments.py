@@ -134,7 +134,10 @@ def test_boolean_flags_take_a_value_or_none(data: str, words: list[str], value: 
         (["--per_device_train_batch_size", "0"], "invalid-flags", "--per_device_train_batch_size 0"),
         (["--gradient_accumulation_steps", "0"], "invalid-flags", "--gradient_accumulation_steps 0"),
         (["--evaluation_strategy", "steps"], "invalid-flags", "--evaluation_strategy steps"),
-        (["--fsdp", "full_shard"], "invalid-flags", "--deepspeed scripts/zero3.json"),
+        (["--fsdp", "True"], "invalid-flags", "--fsdp: shares out a model among processes"),
+        (["--fsdp", "full_shard", "--optim", "adafactor"], "invalid-flags", "--optim adafactor with --fsdp"),
+        (["--fsdp_config", '{"version": 2}'], "invalid-flags", "--fsdp_config without --fsdp True"),
+        (["--fsdp", "--use_dora", "True"], "invalid-flags", "--use_dora True with --deepspeed, --fsdp"),
         (["--image_aspect_ratio", "anyres"], "invalid-flags", "--image_aspect_ratio anyres"),
         (
             ["--image_aspect_ratio", "padd"],

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from accelerate.state import GradientState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import save_fsdp_optimizer
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
@@ -52,6 +53,7 @@ METHODS: dict[str, list[str]] = {
     "log": ["logs"],
     "get_eval_dataloader": ["eval_dataset"],
     "get_train_dataloader": [],
+    "create_accelerator_and_postprocess": [],
     "set_initial_training_values": ["args", "dataloader"],
     "compute_loss_context_manager": [],
 }
@@ -94,6 +96,12 @@ def test_our_overrides_take_what_trainer_passes() -> None:
 def test_accelerate_can_postpone_the_synchronization_of_gradients() -> None:
     assert parameters(GradientState._set_sync_gradients) == ["sync_gradients"]
     assert isinstance(GradientState().sync_gradients, bool)
+
+
+def test_accelerate_has_the_choice_of_fsdp_that_we_make_and_what_we_call() -> None:
+    assert {"distributed_type", "fsdp_plugin"} <= set(AcceleratorState._known_attrs)
+    wanted = ["fsdp_plugin", "accelerator", "optimizer", "model", "output_dir"]
+    assert parameters(save_fsdp_optimizer)[:5] == wanted
 
 
 def test_the_tensorboard_callback_has_the_attributes_that_we_reset() -> None:

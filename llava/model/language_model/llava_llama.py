@@ -289,7 +289,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
     def _make_empty_features(self, rows: int) -> list[torch.Tensor]:
         """Return the blocks that `splice` needs for rows without images: one empty block per row."""
-        return [self.get_input_embeddings().weight.new_empty(0, self.config.hidden_size)] * rows
+        weight = self.get_input_embeddings().weight  # FSDP's shard of it would make an empty shard
+        return [torch.empty(0, self.config.hidden_size, dtype=weight.dtype, device=weight.device)] * rows
 
     def _check_prompt_fits(self, length: int) -> None:
         longest = self.config.max_position_embeddings

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from llava.errors import CheckpointError, LlavaError, SettingsError, one_line
 from llava.model.loading.checkpoint import strip_wrappers
 from llava.model.loading.weights import Tensors
+from llava.model.zero3 import copy_into
 from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS, write_output
@@ -198,14 +199,14 @@ def _require_same_settings(
 
 
 def _require_same_layout(checkpoint: Path, training_args: TrainingArguments) -> None:
-    """Refuse a checkpoint of another ZeRO stage or number of ranks: DeepSpeed writes a file for each rank."""
+    """Refuse a checkpoint of another ZeRO stage, of FSDP, or of another number of DeepSpeed's ranks."""
     shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
     is_sharded = any(checkpoint.glob("global_step*/*zero_pp_rank_*_model_states.pt"))
-    then = "ZeRO-3" if is_sharded else "DeepSpeed below ZeRO-3" if shards else "no DeepSpeed"
-    plugin = training_args.deepspeed_plugin
-    now = (
-        "no DeepSpeed" if plugin is None else "ZeRO-3" if plugin.zero_stage == 3 else "DeepSpeed below ZeRO-3"
-    )
+    alone = "FSDP" if (checkpoint / "optimizer.bin").is_file() else "neither DeepSpeed nor FSDP"
+    then = "ZeRO-3" if is_sharded else "DeepSpeed below ZeRO-3" if shards else alone
+    now = "FSDP" if training_args.fsdp else "neither DeepSpeed nor FSDP"
+    if (plugin := training_args.deepspeed_plugin) is not None:
+        now = "ZeRO-3" if plugin.zero_stage == 3 else "DeepSpeed below ZeRO-3"
     if then != now:
         raise CheckpointError(
             f"{checkpoint}: was written with {then}, and cannot be read with {now}", code="other-layout"
@@ -233,16 +234,18 @@ def explain_load_errors(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
-def set_trained_weights(model: PreTrainedModel, tensors: Tensors, folder: Path) -> None:
-    """Load the trained weights beside an adapter's.
+def set_trained_weights(
+    model: PreTrainedModel, tensors: Tensors, folder: Path, *, with_adapter: bool = False
+) -> None:
+    """Load the trained weights beside an adapter's, or those too. Under FSDP every rank must call this.
 
     Raises:
         CheckpointError: One of them is missing.
     """
     trained = {
-        strip_wrappers(name): parameter
+        strip_wrappers(name).replace(".default.", "."): parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name
+        if parameter.requires_grad and (with_adapter or "lora_" not in name)
     }
     missing = set(trained) - set(tensors)
     if missing:
@@ -253,4 +256,4 @@ def set_trained_weights(model: PreTrainedModel, tensors: Tensors, folder: Path) 
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
+            copy_into(parameter, tensors[name])

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer import SCHEDULER_NAME
 
 from llava.model.loading.checkpoint import (
+    ADAPTER_FILES,
     PROJECTOR_FILES,
     Kind,
     find_first_file,
     read_non_lora,
     strip_wrappers,
 )
-from llava.model.loading.weights import Tensors, read_tensors
+from llava.model.loading.weights import Tensors, find_weight_files, read_tensors
+from llava.model.zero3 import gather_copy
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import explain_load_errors, set_trained_weights
 from llava.train.checkpointing.save import (
@@ -72,10 +76,24 @@ class SavingTrainer(Trainer):
         elif self.kind == "projector":
             save_projector(model, folder, is_writer=is_writer)
         else:
+            whole = self._gather_shards(model, dtype) if self.is_fsdp_enabled else None
             with write_output(folder, is_writer=is_writer) as staging:
-                super().save_model(str(staging), _internal_call=True)
+                if whole is None:
+                    super().save_model(str(staging), _internal_call=True)
+                elif is_writer:
+                    self._save(str(staging), whole)
+                    model.config.dtype = dtype or model.dtype
                 if is_writer:
                     write_config(staging, model.config)
+
+    def _gather_shards(self, model: PreTrainedModel, dtype: torch.dtype | None) -> Tensors:
+        """Return the weights that FSDP has split, on the rank that writes. Every rank must call this."""
+        whole: Tensors = {}
+        for name, parameter in model.named_parameters():
+            tensor = gather_copy(parameter)
+            if self.args.should_save:
+                whole[name] = tensor.to(dtype or tensor.dtype)
+        return whole
 
     def _save(self, output_dir: str | None = None, state_dict: Tensors | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -105,7 +123,13 @@ class SavingTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         with self.checkpoints.record_write_errors():
-            super()._save_optimizer_and_scheduler(output_dir)
+            if self.is_fsdp_enabled:  # transformers would write all weights again
+                plugin = self.accelerator.state.fsdp_plugin
+                save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+                if self.args.should_save:
+                    torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            else:
+                super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         with self.checkpoints.record_write_errors():
@@ -132,6 +156,9 @@ class SavingTrainer(Trainer):
             path = find_first_file(folder, PROJECTOR_FILES)
             stored = {} if path is None else read_tensors(path)
             set_trained_weights(model, {strip_wrappers(name): stored[name] for name in stored}, folder)
+            return
+        if self.is_fsdp_enabled:
+            set_trained_weights(model, _stored_weights(folder), folder, with_adapter=True)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.kind == "adapter":
@@ -195,3 +222,13 @@ class SavingTrainer(Trainer):
         else:
             self._load_from_checkpoint(str(folder))
         logger.info("the result has the weights of %s, whose %s", folder, loss)
+
+
+def _stored_weights(folder: Path) -> Tensors:
+    """Return a checkpoint's weights: an adapter with what was trained beside it, or a whole model."""
+    adapter = find_first_file(folder, ADAPTER_FILES)
+    if adapter is None:
+        files = find_weight_files(folder)
+        return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    stored = {strip_wrappers(name): tensor for name, tensor in read_tensors(adapter).items()}
+    return {**stored, **read_non_lora(folder)}

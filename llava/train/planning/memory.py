@@ -165,7 +165,7 @@ def plan_memory(footprint: Footprint, passed: Pass, sharing: Sharing) -> Plan:
         "optimizer": footprint.trained_count * sharing.optimizer / (processes if stage else 1),
     }
     working = {
-        "activations": _activations(footprint, passed),
+        "activations": _activations(footprint, passed, keeps_casts=stage < 3),
         "logits and loss": footprint.logit * passed.logits,
     }
     if stage == 3:
@@ -245,12 +245,13 @@ def free_memory(device: torch.device) -> float:
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _activations(footprint: Footprint, passed: Pass) -> float:
+def _activations(footprint: Footprint, passed: Pass, *, keeps_casts: bool) -> float:
     # Recomputing a layer needs all its activations again, but those of the kept layers are freed by then.
     kept = max(footprint.layers - passed.recomputed, 1)
     per_position = kept * footprint.layer_position + passed.recomputed * footprint.layer_input
-    # Cast weights are kept until the end of the forward pass, also by recomputed layers.
-    return footprint.layers * footprint.layer_fixed + (per_position + footprint.outside) * passed.positions
+    # Autocast keeps cast weights until the end of the forward pass, also for recomputed layers.
+    casts = footprint.layers * footprint.layer_fixed if keeps_casts else 0.0
+    return casts + (per_position + footprint.outside) * passed.positions
 
 
 def _is_host(device: str | None) -> bool:

@@ -71,7 +71,7 @@ def recipe_problems(training: TrainingArguments) -> Iterator[str]:
     elif layers is not None and not training.gradient_checkpointing:
         yield f"--checkpoint_layers {layers} without --gradient_checkpointing True: nothing is recomputed"
     if training.skip_blank_images and shards_weights(training):
-        yield "--skip_blank_images True under ZeRO-3: all ranks must run the same modules"
+        yield "--skip_blank_images True under ZeRO-3 or FSDP: all ranks must run the same modules"
     if training.use_liger_kernel and (reason := find_fusing_obstacle()) is not None:
         yield f"--use_liger_kernel True: {reason}"
     several = [f"--{name} True" for name in ("pack", "sparse_loss") if getattr(training, name)]
@@ -80,9 +80,9 @@ def recipe_problems(training: TrainingArguments) -> Iterator[str]:
 
 
 def shards_weights(training: TrainingArguments) -> bool:
-    """Return whether each rank holds a shard of the weights (ZeRO-3)."""
+    """Return whether each rank holds a shard of the weights (ZeRO-3 or FSDP)."""
     plugin = training.deepspeed_plugin
-    return plugin is not None and plugin.zero_stage == 3
+    return bool(training.fsdp) or (plugin is not None and plugin.zero_stage == 3)
 
 
 def _layers(flag: str) -> int | Literal["all", "auto"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -47,12 +47,15 @@ def rows_of(
 
 @contextmanager
 def accumulate_gradients(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """Accumulate gradients in the block without an optimizer step or synchronization between ranks."""
+    """Accumulate gradients in the block without an optimizer step or synchronization between ranks.
+
+    FSDP synchronizes all the same, or each rank would hold whole gradients instead of its shard.
+    """
     state = accelerator.gradient_state
     before = state.sync_gradients
     state._set_sync_gradients(False)
     try:
-        with accelerator.no_sync(model):
+        with nullcontext() if accelerator.is_fsdp2 else accelerator.no_sync(model):
             yield
     finally:
         state._set_sync_gradients(before)
