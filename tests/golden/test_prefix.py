@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers import TextStreamer
 
 from llava.errors import DataError, SettingsError
 from llava.infer.engine.attention import PrefixPass
@@ -25,11 +26,12 @@ from llava.infer.engine.budget import Budget, estimate_position_bytes, measure_b
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.greedy import Continuation, continue_prompt
 from llava.infer.engine.kv_cache import SHARED, SlotCache
-from llava.infer.engine.load import Loaded
+from llava.infer.engine.load import Loaded, load
 from llava.infer.engine.packed import PromptGroup, continue_groups
-from llava.infer.engine.requests import Generation, ImageFile, Reply, Request
+from llava.infer.engine.requests import Generation, ImageFile, ModelChoice, Reply, Request
 from llava.infer.engine.rounding import CLOSE_LEADS, STEPS, CloseCalls, describe_rounding
 from llava.infer.jobs.prompting import prompt_of
+from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.tiny_model import tiny_model
 from support.warm_python import warm_python
@@ -302,8 +304,8 @@ def test_a_prompt_that_is_too_long_names_its_request(golden: Path) -> None:
 def test_close_calls_of_half_precision_are_computed_again_and_counted(
     golden: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiny = tiny_model(golden)
-    loaded = dataclasses.replace(tiny, model=copy.deepcopy(tiny.model).to(torch.bfloat16))
+    full = tiny_model(golden)
+    loaded = dataclasses.replace(full, model=copy.deepcopy(full.model).to(torch.bfloat16))
     requests = requests_about(golden)
     generation = Generation(max_new_tokens=6)
     wanted = texts(Engine(loaded, generation, batch_size=1), requests)
@@ -357,6 +359,19 @@ def test_a_quick_precision_asks_one_in_a_thousand_again_and_a_short_run_none() -
             assert calls.judge(1.0) == "close"
             calls.measure(1.0, 1.0)
         assert calls.judge(1.0) == "certain"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "load_8bit", "load_4bit"])
+def test_a_gpus_answers_are_those_of_one_prompt_at_a_time(golden: Path, kind: str) -> None:
+    settings: dict[str, Any] = {kind: True} if kind.startswith("load") else {"dtype": kind}
+    folders = (str(golden / tiny.PROJECTOR), str(golden / tiny.LANGUAGE))
+    loaded = load(ModelChoice(*folders, "tiny", device="cuda", **settings))
+    requests, generation = requests_about(golden, 300), Generation(max_new_tokens=6)
+    engine = Engine(loaded, generation)
+    assert texts(engine, requests) == texts(Engine(loaded, generation, batch_size=1), requests)
+    assert engine.asked_again < len(requests)
 
 
 def test_answers_that_seemed_certain_are_asked_again_if_rounding_proves_larger(
@@ -447,6 +462,10 @@ def test_too_little_memory_for_one_prompt_is_a_users_error(
         engine = Engine(loaded, Generation(max_new_tokens=1), batch_size=batch_size)
         with raises_code("out-of-memory", SettingsError):
             texts(engine, requests_about(golden))
+    failed = never.failed
+    with raises_code("out-of-memory", SettingsError):
+        engine.reply_streaming(requests_about(golden)[0], TextStreamer(loaded.tokenizer))
+    assert never.failed == failed + 1  # words that are shown are not shown again
 
 
 def test_a_changed_model_that_runs_out_of_memory_once_is_asked_again(

@@ -69,14 +69,18 @@ class Budget:
         torch.cuda.empty_cache()
 
 
-def try_alone(work: Callable[[], Result]) -> Result:
+def try_alone(work: Callable[[], Result], *, may_repeat: bool = True) -> Result:
     """Return what `work` returns, for a single prompt.
 
+    Args:
+        work: What needs memory.
+        may_repeat: Whether it may be called again, after all that PyTorch kept was released.
+
     Raises:
-        SettingsError: Memory ran out, also after all that PyTorch kept was released.
+        SettingsError: Memory ran out.
     """
     result = try_in_memory(work)
-    if result is None:
+    if result is None and may_repeat:
         torch.cuda.empty_cache()
         result = try_in_memory(work)
     if result is None:

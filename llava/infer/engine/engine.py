@@ -115,14 +115,17 @@ class Engine:
 
         Raises:
             DataError, CheckpointError: As for `answer`.
+            SettingsError: Memory ran out.
         """
         opened = self._open(request)
         if self._notice_changes():
-            return self._ask_model(opened, streamer, is_stopped)
+            return try_alone(partial(self._ask_model, opened, streamer, is_stopped), may_repeat=False)
         features = self._encode_images(dict(zip(request.images, opened.images, strict=True)))
         prompt = self._embed(request, opened.ids, features)
-        new = generate(self._loaded, prompt, self._generation, streamer=streamer, is_stopped=is_stopped)
-        return Reply(self._decode(new))
+        writing = partial(
+            generate, self._loaded, prompt, self._generation, streamer=streamer, is_stopped=is_stopped
+        )
+        return Reply(self._decode(try_alone(writing, may_repeat=False)))
 
     def _notice_changes(self) -> bool:
         """Return whether other code has changed the model: shortcuts would pass over what it does."""
