@@ -172,6 +172,11 @@ def test_a_plan_says_steps_hours_and_what_would_fit(
     assert "data sheet's rate of RTX 4090" in said
     assert "hardly fit" not in said
 
+    shared = [*argv, "--fsdp", "True", "--gpus", "2", "--gradient_checkpointing", "True"]
+    train(argv=[*shared, "--gpu", "0.015GB"])
+    assert "weights in one piece" in (said := capsys.readouterr().out)
+    assert "zero3_offload.json without --fsdp takes" in said
+
     shutil.copyfile("train_data/train.json", "more.json")
     train(argv=[*argv, "--gpus", "1", "--data_path", "train_data/train.json:2", "more.json:0.5"])
     assert "90 steps of 4 samples (1 x 4); 120 samples in all" in capsys.readouterr().out

@@ -204,6 +204,7 @@ def advise(plan: RunPlan, args: TrainingArguments) -> str | None:
     )
     for flags, planned in smaller:
         if planned.peak <= SHARE * plan.room:
+            flags += " without --fsdp" if args.fsdp and "--deepspeed" in flags else ""
             size = _size(planned.peak).strip()
             return f"this will hardly fit into the device's memory: {flags} takes {size}"
     return "this will hardly fit into the device's memory, whatever the flags: use a device with more memory"
