@@ -27,6 +27,7 @@ _ENOUGH = 8  # answers computed both ways, from which on the limit may fall to h
 # a time, so one in 1024 takes at most 2 % of the time. Half precision has a few in any run to learn from.
 _MEASURED_SHARE, _MOST_MEASURED = 1024, 16
 _LEAST_MEASURED = {"float32": 0, "float16": 4, "bfloat16": 4}
+_LAST_POWER = 8  # leads of 128 rounding steps and more are one column of the histogram
 
 
 class CloseCalls:
@@ -46,7 +47,7 @@ class CloseCalls:
 
         It is open if a limit twice as large would make it one: `limit` says so when all answers are there.
         """
-        self._leads[max(math.frexp(lead / self._step)[1], 0)] += 1
+        self._leads[min(max(math.frexp(lead / self._step)[1], 0), _LAST_POWER)] += 1
         if lead < self.limit or len(self._moves) < self._first:
             return "close"
         return "open" if lead < 2 * self.limit else "certain"
@@ -59,11 +60,12 @@ class CloseCalls:
 
     def describe(self) -> str:
         """Describe what was measured, in a line for the log."""
-        steps = ", ".join(f"{count} under {2**power}" for power, count in sorted(self._leads.items()))
+        steps = [f"{self._leads[power]} under {2**power}" for power in range(_LAST_POWER)]
         noise = _root_mean_square(self._moves) / self._step
         return (
             f"in a batch their leads moved by {noise:.2g} rounding steps (root mean square of "
-            f"{len(self._moves)}), the limit is {self.limit / self._step:.3g}; all leads in steps: {steps}"
+            f"{len(self._moves)}), the limit is {self.limit / self._step:.3g}; leads in steps: "
+            f"{', '.join(steps)}, {self._leads[_LAST_POWER]} more"
         )
 
 
