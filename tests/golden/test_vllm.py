@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,16 @@ from llava.exchange.hf_folder import export_hf
 from llava.files import read_json, read_jsonl
 from llava.image_reading import read_image
 from llava.images import crop_picture, process_images
+from llava.infer.engine.engine import Engine
 from llava.infer.engine.generate import find_stop_ids
 from llava.infer.engine.prompt_ids import PromptEncoder
-from llava.infer.engine.requests import ImageFile, ModelChoice, Request
+from llava.infer.engine.requests import Generation, ImageFile, ModelChoice, Request
 from llava.infer.engine.rounding import CLOSE_LEADS
 from llava.infer.jobs.prompting import prompt_of
 from llava.infer.jobs.shards import Shard
-from llava.infer.vllm.answerer import Generated, least_margin
+from llava.infer.vllm.answerer import Generated, VllmAnswerer, least_margin
 from llava.infer.vllm.front import read_front
+from llava.infer.vllm.server import VllmServer
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.shared_data import golden_folder
@@ -150,6 +153,30 @@ def test_a_server_of_another_model_is_refused(golden: Path, server: ServedModel,
     with served(other) as url, raises_code("other-model", AnswersError):
         evaluate(flags_of(golden, root, "vllm", "--backend", url, "--dtype", "float32"))
     assert not (root / "MME/answers/vllm/journal/1_0.jsonl").read_text()
+
+
+def test_a_servers_rounding_says_what_a_close_call_is(
+    golden: Path, server: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice, generation = model_of(golden), Generation(max_new_tokens=5)
+    usual = 2 * CLOSE_LEADS["float32"]
+    requests = [
+        Request(prompt_of("v1", f"{number}?", "<image>\n"), (ImageFile(golden / "images/a_640x480.png"),))
+        for number in range(4)
+    ]
+    monkeypatch.setattr(
+        "llava.infer.vllm.answerer.least_margin", lambda said: least_margin(said) + 0.5 * usual * 32
+    )
+    with served(server) as url, closing(VllmServer(url)) as transport:
+        answerer = VllmAnswerer(
+            read_front(choice),
+            transport,
+            generation,
+            dtype="float32",
+            compare_with=lambda: Engine(tiny_model(golden, adapter=True), generation),
+        )
+        assert len(dict(answerer.answer(requests))) == 4
+    assert answerer.close_lead == pytest.approx(3 * usual, rel=0.2)
 
 
 def test_a_server_that_is_not_there_is_named(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class CloseCalls:
         """Take account of an answer that was computed both ways."""
         self._moves.append(abs(lead - lead_in_batch))
         least = self._usual / 2 if len(self._moves) >= _ENOUGH else self._usual
-        self.limit = max(least, _DEVIATIONS * _root_mean_square(self._moves))
+        self.limit = limit_by(self._moves, least)
 
     def describe(self) -> str:
         """Describe what was measured, in a line for the log."""
@@ -67,6 +67,11 @@ class CloseCalls:
             f"{len(self._moves)}), the limit is {self.limit / self._step:.3g}; leads in steps: "
             f"{', '.join(steps)}, {self._leads[_LAST_POWER]} more"
         )
+
+
+def limit_by(moves: Sequence[float], least: float) -> float:
+    """Return the limit for close calls where leads moved so: six times the root mean square, or `least`."""
+    return max(least, _DEVIATIONS * _root_mean_square(moves))
 
 
 def describe_rounding(both: Iterable[tuple[float, float]], dtype: str) -> JsonObject:
@@ -89,5 +94,5 @@ def describe_rounding(both: Iterable[tuple[float, float]], dtype: str) -> JsonOb
     }
 
 
-def _root_mean_square(values: list[float]) -> float:
+def _root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(sum(value**2 for value in values) / max(len(values), 1))

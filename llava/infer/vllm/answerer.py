@@ -20,7 +20,7 @@ from llava.infer.digests import FileContent
 from llava.infer.engine.image_loading import read_ahead, read_source
 from llava.infer.engine.prompt_ids import PromptEncoder
 from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
-from llava.infer.engine.rounding import CLOSE_LEADS
+from llava.infer.engine.rounding import CLOSE_LEADS, limit_by
 from llava.infer.engine.schedule import Window, plan_windows
 from llava.infer.jobs.run import Answerer
 from llava.infer.vllm.front import Front
@@ -145,13 +145,15 @@ class VllmAnswerer:
             else:
                 yield index, reply
         logger.info(
-            f"vLLM: {self.close_calls} of {len(requests)} answers are close calls, left to the engine"
+            f"vLLM: {self.close_calls} of {len(requests)} answers are close calls, with a margin under "
+            f"{self.close_lead * _LARGEST_LOGIT:.3g}, left to the engine"
         )
 
     def _compare(self, requests: Sequence[Request], other: Answerer) -> None:
         """Compare the certain answers to some requests, and their margins, with another's.
 
-        A model that was trained otherwise may give the same short answers, but not with the same margins.
+        A model that was trained otherwise may give the same short answers, but not with the same margins. How
+        far these are apart then says which answers are close calls.
 
         Raises:
             AnswersError: One differs.
@@ -159,6 +161,7 @@ class VllmAnswerer:
         certain = [
             (requests[index], reply) for index, reply in self._ask(requests) if not self._is_close(reply)
         ]
+        moves = []
         for index, reply in other.answer([request for request, _ in certain]):
             request, theirs = certain[index]
             apart = abs((reply.margin or 0.0) - (theirs.margin or 0.0)) / _LARGEST_LOGIT
@@ -169,6 +172,8 @@ class VllmAnswerer:
                     "another model, or in another precision; serve what `llava export` writes",
                     code="other-model",
                 )
+            moves.append(apart)
+        self.close_lead = limit_by(moves, self.close_lead)
 
     def _ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         front = self._front
