@@ -68,6 +68,7 @@ class Sizes:
 
     language: tuple[int, int, int, int]
     vision: tuple[int, int, int, int]
+    vocabulary: int = 32000
 
 
 SIZES = {
@@ -190,7 +191,7 @@ def build(sizes: Sizes, device: str, dtype: torch.dtype, folder: Path) -> Loaded
         num_attention_heads=heads,
         num_key_value_heads=heads,
         intermediate_size=inner,
-        vocab_size=32000,
+        vocab_size=sizes.vocabulary,
         max_position_embeddings=4096,
         initializer_range=1.8 / width**0.5,  # wide enough that answers depend on the question
         mm_vision_tower=str(folder),
