@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers import LlavaConfig as HfLlavaConfig
@@ -31,14 +32,15 @@ from llava.exchange.tokenizer_file import make_fast_tokenizer
 from llava.files import write_json
 from llava.infer.engine.requests import ModelChoice
 from llava.infer.jobs.prompting import template_for_chat
-from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
+from llava.model import lora
+from llava.model.builder import load_to_rewrite
 from llava.model.card import write_card
 from llava.model.fields import IMAGE_FIELDS, image_fields
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.checkpoint import ADAPTER_FILES, read_config, read_json_object
 from llava.model.loading.locate import locate
 from llava.model.loading.placement import plan_rewriting
-from llava.model.loading.source import Source, find_source
+from llava.model.loading.source import find_source
 from llava.model.loading.weights import Tensors, check_weight_files, read_tensors
 from llava.model.merge import new_model_folder
 from llava.schema import JsonObject
@@ -85,12 +87,16 @@ def export_hf(
     shown = [*map(read_scores, scores)]
     with new_model_folder(output) as folder:
         source = find_source(model_path, model_base)
-        if keep_adapter:
-            slow, model, processor = _load_without_adapter(source, dtype, folder)
-        else:
-            slow, model, processor, _ = load_pretrained_model(
-                model_path, model_base, device="cpu", dtype=dtype
+        if keep_adapter and (source.kind != "adapter" or not source.is_multimodal):
+            raise CheckpointError(
+                f"{source.folder}: holds no adapter of a LLaVA model, so there is none to keep",
+                code="not-an-adapter",
             )
+        slow, model, processor = load_to_rewrite(source, plan_rewriting(dtype))
+        if keep_adapter:
+            model = _split_adapter(model, folder)
+        elif source.kind == "adapter":
+            model = lora.merge_adapter(model)
         if processor is None:
             raise CheckpointError(
                 f"{model_path}: is a language model without images: transformers reads it as it is",
@@ -157,19 +163,8 @@ def import_hf(model_path: str, output: Path, *, tokenizer: str | None = None) ->
     logger.info(f"{output}: imported; images are padded to a square, as LLaVA-1.5 was trained")
 
 
-def _load_without_adapter(
-    source: Source, dtype: str, folder: Path
-) -> tuple[LlamaSentencePieceTokenizer, LlavaLlamaForCausalLM, CLIPImageProcessorPil | None]:
+def _split_adapter(wrapped: PeftModel, folder: Path) -> PreTrainedModel:
     """Return a model without its adapter, which is written to `folder` for PEFT."""
-    if source.kind != "adapter" or not source.is_multimodal:
-        raise CheckpointError(
-            f"{source.folder}: holds no adapter of a LLaVA model, so there is none to keep",
-            code="not-an-adapter",
-        )
-    placement = plan_rewriting(dtype)
-    tokenizer = read_tokenizer(source)
-    wrapped = assemble_model(source, placement, tokenizer)
-    processor = load_tower(wrapped.get_base_model(), source, placement.dtype)
     config = wrapped.peft_config["default"]
     layers = "|".join(sorted(config.target_modules))
     config.target_modules = rf".*language_model\..*\.({layers})"  # the tower's layers have these names too
@@ -183,7 +178,8 @@ def _load_without_adapter(
         folder / _ADAPTER_FOLDER / ADAPTER_FILES[0],
         metadata={"format": "pt"},
     )
-    return tokenizer, wrapped.unload(), processor
+    base: PreTrainedModel = wrapped.unload()
+    return base
 
 
 def _require_exportable(model: LlavaLlamaForCausalLM, name: str) -> None:

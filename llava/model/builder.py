@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPImageProcessorPil,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -46,8 +47,10 @@ from llava.model.loading.weights import (
     Tensors,
     check_weight_files,
     hide_load_report,
+    list_tensors,
     read_tensor_names,
     read_tensors,
+    return_freed_tensors,
 )
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import TOWER_PREFIX
@@ -129,6 +132,30 @@ def load_pretrained_model(
         logger.info(f"{source.folder} names no vision tower: it is a plain language model")
     model.name_or_path = str(source.folder)  # transformers names an adapter's or projector's base
     return tokenizer, model.eval(), processor, read_context_length(model.config)
+
+
+def load_to_rewrite(
+    source: Source, placement: Placement
+) -> tuple[PreTrainedTokenizerBase, Any, CLIPImageProcessorPil | None]:
+    """Load a model that is to be written again, in little memory, with an adapter attached but not merged.
+
+    Args:
+        source: The folders to read.
+        placement: Of `plan_rewriting`.
+
+    Returns:
+        (tokenizer, model, image processor); the processor is None for a plain language model.
+
+    Raises:
+        CheckpointError: Files are missing, damaged, or do not fit each other.
+    """
+    return_freed_tensors()
+    tokenizer = read_tokenizer(source)
+    model = assemble_model(source, placement, tokenizer)
+    if not source.is_multimodal:
+        return tokenizer, model, None
+    inner = model.get_base_model() if source.kind == "adapter" else model
+    return tokenizer, model, load_tower(inner, source, placement.dtype)
 
 
 def _refuse_revision(kwargs: Mapping[str, object], model_path: str | Path) -> None:
@@ -236,11 +263,17 @@ def _read_model(
 ) -> tuple[Any, set[str]]:
     """Return (model, names of the weights that the files lack)."""
     files = check_weight_files(folder)
+    where: Path | None = folder
     try:
+        if not placement.maps_files and "config" in arguments:  # transformers' Auto classes need a folder
+            where, arguments["state_dict"] = None, list_tensors(files, placement.dtype)
+            if (folder / "generation_config.json").is_file():
+                arguments["generation_config"] = GenerationConfig.from_pretrained(folder)
         with hide_load_report():
             model, report = model_class.from_pretrained(
-                folder, output_loading_info=True, **placement.arguments, **arguments
+                where, output_loading_info=True, **placement.arguments, **arguments
             )
+        model.name_or_path = model.config.name_or_path = str(folder)
     except pickle.UnpicklingError as error:
         for path in files:
             read_tensor_names(path)  # names the file, without torch's advice to run its code

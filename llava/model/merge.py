@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from llava.errors import CheckpointError, one_line
 from llava.files import atomic_folder
 from llava.model import lora
-from llava.model.builder import assemble_model, load_pretrained_model, load_tower, read_tokenizer
+from llava.model.builder import assemble_model, load_to_rewrite, read_tokenizer
 from llava.model.card import write_card
 from llava.model.fields import image_fields
 from llava.model.language_model.llava_llama import LlavaConfig
@@ -46,7 +46,8 @@ def merge_lora(
     """Merge an adapter into its base and write the result as a full model, with a model card.
 
     The logits of a probe batch are compared before merging, after it, and after reading the result back.
-    In float32 its peak was 1.5 copies of the weights, not counting the mapped input files.
+    At its peak it needs one copy of the weights, the adapter, and 12 bytes for each element of the largest
+    matrix, which PEFT merges in float32.
 
     Args:
         model_path: The adapter.
@@ -67,22 +68,19 @@ def merge_lora(
             f"{source.folder}: holds no adapter, so there is nothing to merge", code="not-an-adapter"
         )
     with new_model_folder(save_path) as temporary:
-        tokenizer = read_tokenizer(source)
         placement = plan_rewriting(dtype, device)
-        wrapped = assemble_model(source, placement, tokenizer)
-        if source.is_multimodal:  # first, so that a missing tower costs little time
-            load_tower(wrapped.get_base_model(), source, placement.dtype)
+        tokenizer, wrapped, _ = load_to_rewrite(source, placement)
         before = _compute_logits(wrapped)
         model = lora.merge_adapter(wrapped)
         after = _compute_logits(model)
         _require_close(before, after, placement.dtype, "merging")
         _make_tower_absolute(model.config, source)
-        model.save_pretrained(temporary, max_shard_size=_SHARD)  # a file is built in memory
+        model.save_pretrained(temporary, max_shard_size=_SHARD)
         tokenizer.save_pretrained(str(temporary))
         write_card(temporary, source, scores=shown)
         del wrapped, model  # two models of this size may not fit
 
-        again = load_pretrained_model(temporary, device=device, dtype=dtype)[1]
+        again = load_to_rewrite(find_source(temporary, None), placement)[1]
         _require_close(after, _compute_logits(again), torch.float32, "writing and reading back")
     logger.info(f"{save_path}: merged; the logits before and after agree")
 

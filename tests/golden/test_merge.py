@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -75,8 +76,16 @@ def test_the_merged_model_is_the_originals(golden: Path, repo: Path, tmp_path: P
     assert tiny.fields(out / "config.json")["model_type"] == "llava_llama"
 
 
-def test_merging_in_full_precision_is_exact(golden: Path, tmp_path: Path) -> None:
-    adapter = tiny.adapter(tmp_path / "adapter", golden, named_base=str(golden / tiny.LANGUAGE))
+@pytest.mark.parametrize("file", ["model.safetensors", "new .bin", "old .bin"])
+def test_merging_in_full_precision_is_exact(golden: Path, tmp_path: Path, file: str) -> None:
+    base = golden / tiny.LANGUAGE
+    if file.endswith(".bin"):
+        base = tmp_path / "base"
+        shutil.copytree(golden / tiny.LANGUAGE, base, ignore=shutil.ignore_patterns("*.safetensors"))
+        tensors = read_tensors(golden / tiny.LANGUAGE / "model.safetensors")
+        is_new = file == "new .bin"
+        torch.save(tensors, base / "pytorch_model.bin", _use_new_zipfile_serialization=is_new)
+    adapter = tiny.adapter(tmp_path / "adapter", golden, named_base=str(base))
     merge.merge_lora(str(adapter), None, tmp_path / "merged", dtype="float32")
     assert has_golden_logits(golden, tmp_path / "merged", "C_fp32_img_logits", 5e-5)
 

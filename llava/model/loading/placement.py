@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,10 +25,15 @@ DeviceMap = str | torch.device | Mapping[str, Any] | None  # as transformers tak
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Device, precision and quantisation of a model; `arguments` go to `from_pretrained`."""
+    """Device, precision and quantisation of a model; `arguments` go to `from_pretrained`.
+
+    With `maps_files`, weights stay in their mapped files until they change, which loads at once. Without, no
+    file is mapped for longer than one of its weights is read, which takes the least memory.
+    """
 
     dtype: torch.dtype
     arguments: dict[str, Any]
+    maps_files: bool = True
 
     @property
     def is_quantised(self) -> bool:
@@ -86,14 +91,15 @@ def plan_placement(
 
 
 def plan_rewriting(dtype: torch.dtype | str, device: str = "cpu") -> Placement:
-    """Plan to load a checkpoint that is to be written again: its weights are not quantised.
+    """Plan to load a checkpoint that is to be written again, not quantised, in little memory.
 
     Raises:
         SettingsError: The device does not exist.
     """
-    return plan_placement(
+    placement = plan_placement(
         device=device, device_map="auto", dtype=dtype, load_8bit=False, load_4bit=False, use_flash_attn=False
     )
+    return replace(placement, maps_files=False)
 
 
 def keep_on_one_gpu(placement: Placement, weights: int) -> None:

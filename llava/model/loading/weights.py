@@ -5,12 +5,15 @@ Files are read as data only; code in a pickle never runs. Knows nothing of what 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import pickle
+import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from llava.files import atomic_write, read_json
 
 Tensors = dict[str, torch.Tensor]
 
+_MMAP_THRESHOLD = -3  # <malloc.h>: blocks from this size on are mapped one by one
 # In transformers' order of preference.
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -99,6 +103,34 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
     return {name: tensor for name, tensor in _load_bin(path).items() if wanted(name)}
 
 
+@dataclass(frozen=True, slots=True)
+class TensorOnDisk:
+    """A tensor that is read when it is indexed, in the precision `dtype`. Then its file is closed again."""
+
+    path: Path
+    name: str
+    dtype: torch.dtype
+
+    def __getitem__(self, place: Any) -> torch.Tensor:
+        tensor = read_tensors(self.path, lambda name: name == self.name)[self.name]
+        return tensor[place].to(self.dtype, copy=True)
+
+
+def list_tensors(paths: Sequence[Path], dtype: torch.dtype) -> dict[str, TensorOnDisk | torch.Tensor]:
+    """Return the tensors of weight files, for a model that reads them one at a time.
+
+    A mapped file counts as memory as long as one of its tensors is in use. The `.bin` format of before
+    PyTorch 1.6 can only be read at once.
+    """
+    tensors: dict[str, TensorOnDisk | torch.Tensor] = {}
+    for path in paths:
+        if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+            tensors |= {name: TensorOnDisk(path, name, dtype) for name in read_tensor_names(path)}
+        else:
+            tensors |= read_tensors(path)
+    return tensors
+
+
 def read_first_values(
     path: Path, wanted: Callable[[str], bool], count: int = 8
 ) -> dict[str, tuple[list[int], torch.Tensor]]:
@@ -140,6 +172,15 @@ def write_bin(path: Path, tensors: Tensors) -> None:
     torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, content)
     with atomic_write(path, binary=True) as stream:
         stream.write(content.getbuffer())
+
+
+def return_freed_tensors() -> None:
+    """Have glibc return the memory of a tensor to the system when it is freed, in this whole process.
+
+    By default it keeps blocks of up to 32 MiB for later, which in a model's weights is a second copy.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 @contextmanager
