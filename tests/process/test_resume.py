@@ -85,8 +85,8 @@ def checkpoints(output: Path) -> list[str]:
     [
         ("lora", 1, ""),
         ("pretrain", 2, ""),
-        ("full", 2, "2"),
         ("lora", 2, "3"),
+        exhaustive("full", 2, "2"),
         exhaustive("pretrain", 1, ""),
         exhaustive("lora", 2, "FSDP"),
         exhaustive("full", 2, "FSDP"),
