@@ -115,7 +115,7 @@ def test_a_killed_shard_fails_the_script_and_a_rerun_asks_only_the_rest(
     settings = {
         "EVAL_ROOT": str(tmp_path),
         "MODEL_BASE": str(golden / "weights/tiny-vicuna-v1.5"),
-        "ANSWER_FLAGS": "--max_new_tokens 100 --batch-size 1",
+        "ANSWER_FLAGS": "--max_new_tokens 50 --batch-size 1",
     }
     answers = tmp_path / "seed_bench/answers/tiny"
     first = started(repo, "seed.sh", model, "tiny", SHARDS="2", **settings)
@@ -141,7 +141,7 @@ def test_a_killed_shard_fails_the_script_and_a_rerun_asks_only_the_rest(
     for number in (0, 13, 23):
         prompt = f"{SYSTEM}<image>\n{rows[number]['prompt']} ASSISTANT:"
         image = golden / "images" / IMAGES[number % 3]
-        assert rows[number]["text"] == generate_alone(loaded, prompt, image, max_new_tokens=100)
+        assert rows[number]["text"] == generate_alone(loaded, prompt, image, max_new_tokens=50)
     assert "Scene Understanding" in out
     assert read_json(answers / "metrics.json")
     upload = rows_of(tmp_path / "seed_bench/answers_upload/tiny.jsonl")
