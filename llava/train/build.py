@@ -36,7 +36,7 @@ from llava.tokenizer import LlamaSentencePieceTokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.check_data import open_checked
 from llava.train.init_adapter import locate_adapter
-from llava.train.step.recipe import shards_weights
+from llava.train.step.recipe import uses_zero3
 
 logger = logging.getLogger(__name__)
 
@@ -261,8 +261,7 @@ def prepare_language_model(
     if model_args.freeze_backbone:
         model.model.requires_grad_(False)
     # ZeRO-3 changes the shapes of weights, which the non-reentrant kind does not allow.
-    is_zero3 = shards_weights(training_args) and not training_args.fsdp
-    training_args.set_checkpointing_kwargs({"use_reentrant": is_zero3})
+    training_args.set_checkpointing_kwargs({"use_reentrant": uses_zero3(training_args)})
     if training_args.bits in (4, 8):
         model = prepare_model_for_kbit_training(
             model, training_args.activation_checkpointing, training_args.checkpointing_kwargs

@@ -264,19 +264,19 @@ def _give_up(
 ) -> dict[str, str]:
     """Return the types that get no request, with the reasons.
 
-    The gain of the last round must speak for it (`lags_behind`). A type that may have been unlucky is kept.
+    The gain of the last round must speak for it (`_lags_behind`). A type that may have been unlucky is kept.
     """
     reasons = {name: _NO_CASE for name, row in pool["types"].items() if not row["kept"]}
     if before is None or not settings.give_up or settings.arm == "uniform":
         return reasons
     rows = load_plan(before)["types"]
-    closed = closed_share([pair for name, row in rows.items() if row["requests"] for pair in pairs[name]])
+    closed = _closed_share([pair for name, row in rows.items() if row["requests"] for pair in pairs[name]])
     for name, row in rows.items():
         if name in reasons or name not in pool["types"]:
             continue
         if row["given_up"] and row["given_up"] != _NO_CASE:
             reasons[name] = row["given_up"]
-        elif row["requests"] and lags_behind(pairs[name], closed):
+        elif row["requests"] and _lags_behind(pairs[name], closed):
             low, high = gain_interval(pairs[name])
             reasons[name] = (
                 f"gain of round {settings.round - 1} within noise [{100 * low:.1f}, {100 * high:.1f}] on"
@@ -286,13 +286,13 @@ def _give_up(
     return reasons
 
 
-def closed_share(pairs: Pairs) -> float:
+def _closed_share(pairs: Pairs) -> float:
     """Return the gain as a share of what was missing before it, 0 if nothing was."""
     missing = _missing(pairs) if pairs else 0.0
     return fmean(after - before for before, after in pairs) / missing if missing else 0.0
 
 
-def lags_behind(pairs: Pairs, closed: float) -> bool:
+def _lags_behind(pairs: Pairs, closed: float) -> bool:
     """Return whether a type surely gains less than others: its gain is within noise, and below theirs.
 
     The gain's interval must have 0 and end below what the type would have gained if it had closed the same

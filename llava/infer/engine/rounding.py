@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # A rounding step is the precision's epsilon: what rounding moves a logit by, relative to the largest one.
 STEPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # The limit until enough is measured: 64, 8 and 4 steps. scripts/bench/README.md says why.
-CLOSE_LEADS = {"float32": 64 * 2.0**-23, "float16": 8 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
+CLOSE_LEADS = {
+    dtype: count * STEPS[dtype] for dtype, count in (("float32", 64), ("float16", 8), ("bfloat16", 4))
+}
 
 _DEVIATIONS = 6.0
 _ENOUGH = 8  # answers computed both ways, from which on the limit may fall to half the usual one

@@ -79,10 +79,15 @@ def recipe_problems(training: TrainingArguments) -> Iterator[str]:
         yield f"{' and '.join(several)}: one process sees {training.n_gpu} GPUs: start one for each"
 
 
+def uses_zero3(training: TrainingArguments) -> bool:
+    """Return whether DeepSpeed's ZeRO-3 shards the weights."""
+    plugin = training.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
 def shards_weights(training: TrainingArguments) -> bool:
     """Return whether each rank holds a shard of the weights (ZeRO-3 or FSDP)."""
-    plugin = training.deepspeed_plugin
-    return bool(training.fsdp) or (plugin is not None and plugin.zero_stage == 3)
+    return bool(training.fsdp) or uses_zero3(training)
 
 
 def _layers(flag: str) -> int | Literal["all", "auto"]:
