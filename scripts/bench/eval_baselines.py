@@ -5,19 +5,30 @@ All get the same weights, token ids and square pictures.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.exchange.hf_folder import export_hf
 from llava.image_reading import read_image
 from llava.images import process_images
 from llava.infer.engine.generate import find_stop_ids
 from llava.infer.engine.load import Loaded
-from llava.infer.engine.requests import ImageFile, Request
+from llava.infer.engine.requests import Generation, ImageFile, Request
+from llava.infer.vllm.answerer import VllmAnswerer
+from llava.infer.vllm.front import Front
+from llava.infer.vllm.offline import OfflineVllm
 from llava.prompts.encode import tokenizer_image_token
 
 _PAD, _IMAGE = 0, 31999  # ids that no prompt has
@@ -98,9 +109,53 @@ class PlainBatches:
         ]
 
 
-def vllm_state() -> str:
-    """Say why the table has no figure for vLLM."""
-    return "not measured" if importlib.util.find_spec("vllm") else "not installed"
+class Vllm:
+    """vLLM in this process, with an exported copy of the weights, a prefix cache and our ids and pictures."""
+
+    def __init__(self, loaded: Loaded, folder: Path) -> None:
+        self._loaded = loaded
+        self._dtype = str(loaded.model.dtype).removeprefix("torch.")
+        saved, exported = folder / "llava-saved", folder / "exported"
+        loaded.model.save_pretrained(saved)
+        loaded.tokenizer.save_pretrained(saved)
+        export_hf(str(saved), None, exported, dtype=self._dtype)
+        self._vllm = OfflineVllm(
+            exported,
+            dtype=self._dtype,
+            context_length=loaded.context_length,
+            settings={"enforce_eager": loaded.device.type == "cpu"},
+        )
+
+    def ask(self, requests: Sequence[Request], tokens: int) -> list[str]:
+        """Answer without asking close calls again, and without what earlier calls left in caches."""
+        llm = self._vllm._llm
+        llm.reset_prefix_cache()
+        llm.reset_mm_cache()
+        llm.llm_engine.reset_encoder_cache()
+        loaded = self._loaded
+        assert loaded.image_processor is not None
+        assert loaded.patches is not None
+        front = Front(
+            loaded.tokenizer,
+            loaded.image_processor,
+            loaded.model.config,
+            loaded.patches,
+            find_stop_ids(loaded),
+            loaded.context_length,
+        )
+        generation = Generation(max_new_tokens=tokens)
+        answerer = VllmAnswerer(front, self._vllm, generation, dtype=self._dtype, exact=False)
+        found = dict(answerer.answer(requests))
+        return [found[index].text for index in range(len(requests))]
+
+
+def find_vllm_obstacle(loaded: Loaded) -> str | None:
+    """Return why vLLM is not asked, or None."""
+    if find_spec("vllm") is None:
+        return "not installed"
+    if not isinstance(loaded.tokenizer, PreTrainedTokenizerBase):
+        return "needs LLAVA_TEST_DATA: its tokenizer"
+    return None
 
 
 def _read_pixels(loaded: Loaded, request: Request) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -13,6 +13,7 @@ by themselves, except in the shape `mixed`, where some tokens end it.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -26,7 +27,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from eval_baselines import PlainBatches, ask_one_at_a_time, vllm_state
+from eval_baselines import PlainBatches, Vllm, ask_one_at_a_time, find_vllm_obstacle
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
@@ -46,6 +47,7 @@ from llava.infer.jobs.prompting import prompt_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.placement import avoid_slow_kernels
 from llava.model.multimodal_encoder.builder import write_vision_model
+from llava.model.onednn import use_onednn
 from llava.prompts.encode import tokenizer_image_token
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
 from llava.tokenizer import load_tokenizer
@@ -56,8 +58,9 @@ LETTER = f"\n{LETTER_SUFFIX}"
 COLUMNS = (
     *("shape", "questions an image", "ids a prompt", "tokens an answer", "texts", "loop /s", "engine /s"),
     *("ratio", "ratio of processor time", "answers agree", "different answers", "asked again"),
-    *("plain batches of 8 / engine", "best plain batch / engine", "vLLM"),
+    *("plain batches of 8 / engine", "best plain batch / engine", "vLLM / engine"),
 )
+SIDES = ("loop", "plain", "vllm")
 # Answers of half precision may differ where even one prompt at a time is a matter of rounding.
 AGREEMENT = {"float32": 1.0, "float16": 0.999, "bfloat16": 0.999}
 
@@ -243,7 +246,13 @@ def timed(work: Callable[[], list[str]], device: torch.device) -> tuple[list[str
 
 
 def compare(
-    loaded: Loaded, plain: PlainBatches | None, name: str, flags: argparse.Namespace, folder: Path
+    loaded: Loaded,
+    quick: Loaded,
+    plain: PlainBatches | None,
+    vllm: Vllm | None,
+    name: str,
+    flags: argparse.Namespace,
+    folder: Path,
 ) -> bool:
     """Measure one kind of benchmark and print its line; return whether the answers agree."""
     kind = KINDS[name]
@@ -258,8 +267,9 @@ def compare(
     # A token that is never chosen, or one in so many.
     vocabulary = loaded.model.config.vocab_size
     stops = list(range(5, vocabulary, kind.stops)) if kind.stops else [vocabulary]
-    loaded.model.generation_config.eos_token_id = stops
-    engine = Engine(loaded, Generation(max_new_tokens=kind.tokens), exact=flags.exact)
+    for asked in (loaded, quick):
+        asked.model.generation_config.eos_token_id = stops
+    engine = Engine(quick, Generation(max_new_tokens=kind.tokens), exact=flags.exact)
 
     def ask_engine(some: Sequence[Request]) -> list[str]:
         found = dict(engine.answer(some))
@@ -272,6 +282,8 @@ def compare(
     if plain:
         for size in flags.batches:
             sides[f"plain {size}"] = partial(plain.ask, tokens=kind.tokens, size=size)
+    if vllm:
+        sides["vllm"] = partial(vllm.ask, tokens=kind.tokens)
     said: dict[str, list[str]] = {}
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for ask in sides.values():
@@ -296,11 +308,12 @@ def compare(
     cells += [f"{len(requests) / slow:.2f}", f"{len(requests) / fast:.2f}", f"{slow / fast:.2f}"]
     cells.append(f"{ratios['loop']:.2f}" if "loop" in ratios and counter else "-")
     cells += [f"{agreeing} of {len(requests)}", str(len(set(wanted))), str(engine.asked_again)]
-    batches = {side.removeprefix("plain "): ratio for side, ratio in ratios.items() if side != "loop"}
+    batches = {side[6:]: ratio for side, ratio in ratios.items() if side.startswith("plain ")}
     best = min(batches, key=batches.__getitem__, default="")
     cells.append(f"{batches['8']:.2f}" if "8" in batches else "-")
     cells.append(f"{batches[best]:.2f} ({best})" if best else "-")
-    print_row(*cells, vllm_state())
+    cells.append(f"{ratios['vllm']:.2f}" if vllm else find_vllm_obstacle(loaded) or "not asked")
+    print_row(*cells)
     return agreeing >= AGREEMENT[flags.dtype] * len(requests)
 
 
@@ -311,7 +324,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SIZES), default="small")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer images")
-    parser.add_argument("--against", nargs="*", choices=["loop", "plain"], default=["loop", "plain"])
+    parser.add_argument("--against", nargs="*", choices=SIDES, default=SIDES)
     parser.add_argument("--batches", nargs="+", type=int, default=[8], help="sizes of plain batches")
     parser.add_argument("--rounds", type=int, default=1, help="of which the medians are shown")
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
@@ -330,7 +343,13 @@ def main() -> None:
         print_row(*COLUMNS)
         print_row(*["---"] * len(COLUMNS))
         plain = PlainBatches(loaded) if "plain" in flags.against else None
-        agree = [compare(loaded, plain, kind, flags, folder) for kind in flags.kinds]
+        quick = loaded
+        if loaded.device.type == "cpu":  # what `load` does, on weights of its own
+            quick = replace(loaded, model=copy.deepcopy(loaded.model))
+            use_onednn(quick.model)
+        is_asked = "vllm" in flags.against and find_vllm_obstacle(loaded) is None
+        vllm = Vllm(loaded, folder) if is_asked else None
+        agree = [compare(loaded, quick, plain, vllm, kind, flags, folder) for kind in flags.kinds]
     if not all(agree):
         sys.exit("the answers differ")
 

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.infer.engine.requests import ModelChoice
 from llava.model.loading.placement import plan_placement
+from llava.model.onednn import use_onednn
 from llava.model.overrides import find_change
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def load(choice: ModelChoice) -> Loaded:
         device=choice.device,
         dtype=choice.dtype,
     )
+    if choice.device == "cpu":
+        use_onednn(model)
     seconds = time.monotonic() - began
     logger.info(f"{choice.name} loaded on {choice.device} in {choice.dtype}, {seconds:.1f} s")
     return Loaded(tokenizer, model, image_processor, context_length)
