@@ -330,6 +330,8 @@ def test_the_blind_probe_flags_give_aways_only() -> None:
     assert long["accuracy"] > 0.9
     assert long["types"]["a"]["n"] == 600
     assert probe_blind(items("")[:10])["accuracy"] is None
+    of_one_image = [replace(item, image="0.jpg") for item in items("")]
+    assert probe_blind(of_one_image)["accuracy"] is None
 
 
 def test_options_are_shuffled_evenly_and_the_right_one_stays_right() -> None:
