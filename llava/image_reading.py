@@ -125,14 +125,17 @@ def require_image_file(path: Path) -> None:
 
 @contextmanager
 def open_image(source: Path | bytes, *, name: str | None = None) -> Iterator[Image]:
-    """Yield an image that is not decoded yet; a failure in the block is one of the image, too.
+    """Open an image for a `with` block, without decoding it.
+
+    Decoding happens in the block, so any exception there becomes a DataError about this image. Keep other
+    code out of the block.
 
     Args:
         source: A file or its content.
         name: What to call it in messages, by default its path or size.
 
     Raises:
-        DataError: The file is missing or is no image, its size is refused, or decoding it failed.
+        DataError: The file is missing or not an image, its size is refused, or the block failed.
     """
     from PIL import Image
 

@@ -205,6 +205,7 @@ def _half_pair(text: str) -> int | None:
 
 
 def _image(row: JsonObject, where: str) -> str | None:
+    """Return the record's image path, or None without the key `image`; raise a RecordError for a bad one."""
     if "image" not in row:
         return None
     image = row["image"]

@@ -72,7 +72,11 @@ def load_tokenizer(
 
 
 def _local_folder(source: str) -> Path:
-    """Return the folder, or download the tokenizer files of a hub id."""
+    """Return `source` if it is a folder; else download a hub id's tokenizer files and return their folder.
+
+    Raises:
+        CheckpointError: `source` is neither.
+    """
     if Path(source).is_dir():
         return Path(source)
     try:

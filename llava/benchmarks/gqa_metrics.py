@@ -247,6 +247,14 @@ def _distribution(balanced: Questions, predictions: Predictions) -> Score:
 
 
 def _chi_square(rows: Sequence[tuple[str, str, str | None]]) -> float:
+    """Return how far the predicted answers of each group are distributed from the true ones; 0 is equal.
+
+    The mean over the groups, weighted by their sizes, of sum((predicted - true)^2 / true) over the true
+    answers of a group.
+
+    Args:
+        rows: (group, true answer, prediction or None) of each question; at least one.
+    """
     gold: dict[str, Counter[str]] = defaultdict(Counter)
     predicted: dict[str, Counter[str | None]] = defaultdict(Counter)
     for group, truth, guess in rows:

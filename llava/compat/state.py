@@ -68,7 +68,14 @@ def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> Ten
 def get_peft_state_non_lora_maybe_zero_3(
     named_params: NamedParameters, require_grad_only: bool = True
 ) -> Tensors:
-    """Copy the parameters besides a LoRA adapter's: those that are trained, or all."""
+    """Return CPU copies of the parameters without "lora_" in their name, by name.
+
+    Every rank must call this under ZeRO-3 and FSDP.
+
+    Args:
+        named_params: Names and parameters.
+        require_grad_only: Leave out frozen parameters.
+    """
     return {
         name: gather_copy(each)
         for name, each in named_params

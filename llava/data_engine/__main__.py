@@ -70,8 +70,9 @@ def main() -> None:
     arguments.command(arguments)
 
 
-def _add_conversion(parser: argparse._ArgumentGroup) -> None:
-    add = parser.add_argument
+def _add_conversion(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of `convert` and `mix` that say which engine records are converted, and how."""
+    add = group.add_argument
     add(
         "--image-root",
         type=Path,

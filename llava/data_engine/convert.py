@@ -271,11 +271,14 @@ def _one_per_exchange(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -
 
 
 def _join_by_image(exchanges: Iterator[tuple[EngineRecord, str, Exchange]]) -> Iterator[Sample]:
-    """Join the exchanges of one image and mode into conversations of at most `MAX_EXCHANGES`.
+    """Join the exchanges of the same image and mode into conversations of at most `MAX_EXCHANGES`.
 
-    They come in the order in which image and mode first appear. A conversation's id comes from its first
-    record; it has no type if its questions have different ones. All exchanges are held in memory, 1.3 kB per
-    record with two short exchanges.
+    Conversations come in the order in which their image and mode first appear. A conversation's id comes from
+    its first record. It has a question type only if all its questions have that type. All exchanges are held
+    in memory, 1.3 kB per record with two short exchanges.
+
+    Args:
+        exchanges: (record, mode's name, question and answer in that mode) of each.
     """
     groups: dict[tuple[str, str], list[tuple[str, str, Exchange]]] = {}
     for record, mode, exchange in exchanges:

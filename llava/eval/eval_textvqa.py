@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
+    """Print the accuracy of --result-file, and of each .jsonl file in --result-dir."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
     parser.add_argument("--result-file", type=Path, help="answers, one JSON object a line")
@@ -40,7 +41,11 @@ def main() -> None:
 
 
 def eval_single(annotation_file: str | Path, result_file: str | Path) -> None:
-    """Print the accuracy of the answers in a file, each to a question in the annotations."""
+    """Print the accuracy of a file of answers.
+
+    Raises:
+        AnswersError: The file has no answers, or one that belongs to no question of the annotations.
+    """
     file = Path(result_file)
     truth = textvqa.read_annotations(Path(annotation_file))
     matched = textvqa.match_annotations(truth, read_answers(file), allow_missing=True)

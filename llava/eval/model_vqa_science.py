@@ -79,10 +79,16 @@ def read_science_job(given: object = None) -> tuple[AnswerJob, list[Ask]]:
 
 
 def read_conversation_asks(question_file: Path, image_folder: Path, *, suffix: str | None) -> list[Ask]:
-    """Return what to ask for a JSON list of conversations.
+    """Return the questions of a file of conversations: the first turn of each, with its image.
+
+    Args:
+        question_file: A JSON list of records with `id`, `conversations` and perhaps `image`.
+        image_folder: The folder that image paths start from.
+        suffix: A line to add to each question, such as "Answer with the option's letter ..."; None for none.
 
     Raises:
-        DataError: The file holds no list, or one of its rows no conversation.
+        DataError: The file is missing or no JSON list, or a record has no id, no first turn, or an image path
+            outside the folder.
     """
     rows = read_json_records(question_file)
     if not isinstance(rows, list):

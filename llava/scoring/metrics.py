@@ -54,7 +54,13 @@ LONG_KEYS = {"scores", "verdicts"}
 
 
 def write_scores(folder: Path, scores: Scores, *, extra: JsonObject | None = None) -> Path:
-    """Write `folder`/metrics.json atomically, with the keys of `extra` as well, and return its path."""
+    """Write the scores to `folder`/metrics.json atomically, and return its path.
+
+    Args:
+        folder: Where to write; it is made if it is missing.
+        scores: The scores of a run.
+        extra: Further keys of the file. Where the scores have the same key, theirs is written.
+    """
     path = folder / FILE_NAME
     with atomic_write(path) as stream:
         # One score or verdict per line keeps a file of 200,000 verdicts readable and small.

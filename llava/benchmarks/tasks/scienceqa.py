@@ -153,7 +153,10 @@ def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
 
 
 def _options(text: str) -> list[str]:
-    r"""Return the options at the end of `text`: what follows the last "\nA. ", then "\nB. ", and so on."""
+    r"""Split the list of options at the end of `text`; without one, return [].
+
+    The first option follows the last "\nA. ", each further one the next "\nB. ", "\nC. " and so on.
+    """
     start = text.rfind("\nA. ")
     options: list[str] = []
     for letter, following in zip(LETTERS, f"{LETTERS[1:]}\n", strict=True):

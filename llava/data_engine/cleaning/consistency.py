@@ -26,12 +26,16 @@ Answerer = Callable[[Sequence[Reading]], list[frozenset[int] | None]]
 
 
 def judge_reading(reading: Reading, correct: int, found: frozenset[int] | None) -> tuple[str, str] | None:
-    """Return the rule that a record breaks and how, or None.
+    """Compare a record's answer with what a second model says; return the broken rule and how, or None.
+
+    The rules are `unchecked` (the second model gave no answer), `two_right_options` (it says that the
+    record's option is right and another one, too) and `inconsistent` (it says that only others are right,
+    or none).
 
     Args:
-        reading: The question and options.
+        reading: The question and its options.
         correct: The index of the option that the record says is right.
-        found: Those that the second reader says are right.
+        found: The indices of all options that the second model says are right; None without an answer.
     """
     if found is None:
         return "unchecked", "the second reader gave no answer"

@@ -174,10 +174,13 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def read_server(arguments: argparse.Namespace) -> Server:
-    """Return the server that the flags and the environment name.
+    """Return the chat server's settings from the flags and the environment; does not connect.
+
+    `--base-url` is used before OPENAI_BASE_URL. The key is OPENAI_API_KEY, which may be missing.
 
     Raises:
-        SettingsError: There is none, or a number is out of range.
+        SettingsError: No http(s) URL is given, the key cannot be sent in a header, or a number is out of
+            range.
     """
     return Server(
         url=arguments.base_url or os.environ.get(URL_VARIABLE, ""),

@@ -17,7 +17,10 @@ from llava.errors import SettingsError
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `requests` and `retrieve` to the sub-commands of `llava engine`."""
+    """Add two sub-commands to `llava engine`.
+
+    `requests` writes a prompt for each chosen image of a round; `retrieve` takes existing records instead.
+    """
     parser = commands.add_parser("requests", help="a round's plan -> requests.jsonl, a prompt for each image")
     add = parser.add_argument
     add("round", type=Path, help="the round's folder, such as rounds/1")

@@ -25,7 +25,15 @@ _LONGEST = 160
 
 
 def write_pages(stem: Path, template: str, values: JsonObject) -> list[Path]:
-    """Write `stem`.html and `stem`.md from the templates of this name, and return their paths.
+    """Render the templates `template`.html.jinja and `template`.md.jinja to `stem`.html and `stem`.md.
+
+    Args:
+        stem: The path of both pages, without a suffix.
+        template: The templates' name, without suffixes.
+        values: The templates' variables, all that they use.
+
+    Returns:
+        The paths of the pages.
 
     Raises:
         SettingsError: jinja2 is not installed.

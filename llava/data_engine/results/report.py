@@ -22,15 +22,17 @@ _LOOKED_AT = 20_000
 
 
 def report_rounds(rounds: Path, *, final: bool = False) -> str:
-    """Write `rounds`/summary.json and the pages of all rounds, and return what they say in a few lines.
+    """Write `rounds`/summary.json, a page per round and one of all rounds; return a summary in a few lines.
 
     Args:
         rounds: The folder of all rounds.
-        final: Look at the frozen part, which may be done once.
+        final: Also score the last models on the frozen part, the questions kept for one last test. The result
+            is stored: a later call with the same models reports it again.
 
     Raises:
-        DataError: See `summary.summarize_rounds` and `final.look_at_frozen`.
-        SettingsError: The frozen part was looked at with other models, or there is none.
+        DataError: There is no split or no scored round, or a file is missing, damaged or of other questions.
+        SettingsError: jinja2 is not installed; or with `final`, the split has no frozen part, or other models
+            were scored on it before.
     """
     summary = summarize_rounds(rounds)
     summary["final"] = look_at_frozen(rounds) if final else read_final(rounds)

@@ -35,13 +35,19 @@ class Continuation:
 def continue_prompt(
     model: PreTrainedModel, prompt: torch.Tensor, *, max_new_tokens: int, stop_ids: Collection[int]
 ) -> Continuation:
-    """Continue a prompt with its most likely tokens until a stop id or the limit, as `generate` does.
+    """Decode the answer to one prompt greedily, as transformers' `generate` does.
 
     Args:
         model: A causal language model of transformers.
-        prompt: Embeddings, (L, D).
-        max_new_tokens: The most tokens to generate, stop id included.
+        prompt: Embeddings of the prompt, (L, D).
+        max_new_tokens: The maximum number of tokens to generate; a stop id counts.
         stop_ids: Ids that end an answer.
+
+    Returns:
+        The new ids without the stop id, and the smallest margins between the two likeliest tokens.
+
+    Raises:
+        CheckpointError: The model's logits are NaN or infinite.
     """
     cache = DynamicCache(config=model.config)
     continuation = Continuation()

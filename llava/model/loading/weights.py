@@ -91,10 +91,15 @@ def read_tensor_names(path: Path) -> list[str]:
 
 
 def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Tensors:
-    """Return the tensors in `path` whose name is wanted, on the CPU.
+    """Read tensors from a .safetensors or .bin file onto the CPU. Pickled code in a .bin file never runs.
+
+    Args:
+        path: The file.
+        wanted: Says whether a tensor of this name is returned.
 
     Raises:
-        CheckpointError: The file is missing, truncated, or holds anything but tensors.
+        CheckpointError: The file is missing, truncated, a Git LFS pointer, or contains something that is not
+            a tensor.
     """
     check_weight_file(path)
     if path.suffix == ".safetensors":

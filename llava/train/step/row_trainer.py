@@ -162,9 +162,13 @@ class RowTrainer(ValidatingTrainer):
         return result
 
     def _get_grad_norm(self, model: PreTrainedModel, *args: object, **settings: object) -> Any:
-        """Return the gradient's norm; stop before the optimizer step if it is NaN or infinite.
+        """Return the gradient's norm, and check before the optimizer step that it is finite.
 
-        DeepSpeed has made the step by the time it is called.
+        Not under DeepSpeed, which has already made the step. In fp16 the loss scaler skips the step, so a
+        norm that is not finite is only logged.
+
+        Raises:
+            TrainingError: The norm is NaN or infinite.
         """
         norm = super()._get_grad_norm(model, *args, **settings)
         if norm is not None and not self.is_deepspeed_enabled and not math.isfinite(norm):

@@ -47,9 +47,10 @@ def rows_of(
 
 @contextmanager
 def accumulate_gradients(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """Accumulate gradients in the block without an optimizer step or synchronization between ranks.
+    """Add up gradients in a `with` block: no optimizer step, and nothing is reduced across ranks.
 
-    FSDP synchronizes all the same, or each rank would hold whole gradients instead of its shard.
+    FSDP still reduces them: otherwise each rank would need memory for the gradients of the whole model. Use
+    it for every micro-batch of a step but the last.
     """
     state = accelerator.gradient_state
     before = state.sync_gradients
