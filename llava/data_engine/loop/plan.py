@@ -264,7 +264,9 @@ def _give_up(
 ) -> dict[str, str]:
     """Return the types that get no request, with the reasons.
 
-    The gain of the last round must speak for it (`_lags_behind`). A type that may have been unlucky is kept.
+    A type is given up if the interval of its gain in the last round has 0, and ends below what the type would
+    have gained if it had closed the same share of what was missing as all types that were asked about. A type
+    that may have been unlucky is kept.
     """
     reasons = {name: _NO_CASE for name, row in pool["types"].items() if not row["kept"]}
     if before is None or not settings.give_up or settings.arm == "uniform":
@@ -276,13 +278,14 @@ def _give_up(
             continue
         if row["given_up"] and row["given_up"] != _NO_CASE:
             reasons[name] = row["given_up"]
-        elif row["requests"] and _lags_behind(pairs[name], closed):
+        elif row["requests"]:
             low, high = gain_interval(pairs[name])
-            reasons[name] = (
-                f"gain of round {settings.round - 1} within noise [{100 * low:.1f}, {100 * high:.1f}] on"
-                f" {len(pairs[name])} questions; at the types' average it would be"
-                f" {100 * closed * _missing(pairs[name]):.1f}"
-            )
+            average = closed * _missing(pairs[name])
+            if low <= 0 and high < average:
+                reasons[name] = (
+                    f"gain of round {settings.round - 1} within noise [{100 * low:.1f}, {100 * high:.1f}] on"
+                    f" {len(pairs[name])} questions; at the types' average it would be {100 * average:.1f}"
+                )
     return reasons
 
 
@@ -290,16 +293,6 @@ def _closed_share(pairs: Pairs) -> float:
     """Return the gain as a share of what was missing before it, 0 if nothing was."""
     missing = _missing(pairs) if pairs else 0.0
     return fmean(after - before for before, after in pairs) / missing if missing else 0.0
-
-
-def _lags_behind(pairs: Pairs, closed: float) -> bool:
-    """Return whether a type surely gains less than others: its gain is within noise, and below theirs.
-
-    The gain's interval must have 0 and end below what the type would have gained if it had closed the same
-    share of what was missing as all types that were asked about, `closed`.
-    """
-    low, high = gain_interval(pairs)
-    return low <= 0 and high < closed * _missing(pairs)
 
 
 def _missing(pairs: Pairs) -> float:
