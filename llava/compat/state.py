@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.model.loading.weights import Tensors
 from llava.model.lora import lora_targets
+from llava.model.sharded import gather_copy
 from llava.model.vocabulary import grow_embeddings
-from llava.model.zero3 import gather_copy
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 

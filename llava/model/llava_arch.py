@@ -26,9 +26,9 @@ from llava.model.multimodal_encoder.builder import build_vision_tower, load_visi
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.overrides import find_altered, is_replaced
+from llava.model.sharded import gather_parameters
 from llava.model.splice import Side, SplicedBatch, check_image_count, count_slots, splice
 from llava.model.vocabulary import add_image_tokens, load_pretrained_rows
-from llava.model.zero3 import gather_parameters
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 Sizes = Sequence[tuple[int, int]] | None

@@ -22,7 +22,7 @@ from llava.errors import CheckpointError, SettingsError
 from llava.files import atomic_write, write_json
 from llava.model.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, find_first_file
 from llava.model.loading.weights import Tensors, read_tensor_names
-from llava.model.zero3 import gather_copy
+from llava.model.sharded import gather_copy
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from llava.errors import CheckpointError, SettingsError
 from llava.model.loading.checkpoint import ADAPTER_CONFIG, read_json_object, read_non_lora, strip_wrappers
 from llava.model.loading.locate import locate
-from llava.model.zero3 import gather_parameters
+from llava.model.sharded import gather_parameters
 
 if TYPE_CHECKING:  # arguments imports this module
     from llava.train.arguments import TrainingArguments

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from llava.errors import CheckpointError, LlavaError, SettingsError, one_line
 from llava.model.loading.checkpoint import strip_wrappers
 from llava.model.loading.weights import Tensors
-from llava.model.zero3 import copy_into
+from llava.model.sharded import copy_into
 from llava.schema import JsonObject
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpointing.save import WRITE_ERRORS, write_output

@@ -25,7 +25,7 @@ from llava.files import atomic_folder, write_json
 from llava.model.loading.checkpoint import write_non_lora, write_projector
 from llava.model.loading.weights import Tensors
 from llava.model.lora import Bias, split_trained_state, write_adapter
-from llava.model.zero3 import gather_copy
+from llava.model.sharded import gather_copy
 from llava.temporary import STAGING
 from llava.train.planning.footprint import numel
 from llava.train.planning.memory import Sharing

@@ -22,7 +22,7 @@ from llava.model.loading.checkpoint import (
     strip_wrappers,
 )
 from llava.model.loading.weights import Tensors, find_weight_files, read_tensors
-from llava.model.zero3 import gather_copy
+from llava.model.sharded import gather_copy
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import explain_load_errors, set_trained_weights
 from llava.train.checkpointing.save import (

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llava.model.zero3 import gather_parameters
+from llava.model.sharded import gather_parameters
 
 # Positions of the shorter of the two measured passes; the longer one has twice as many.
 _PROBE = 64
