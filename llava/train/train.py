@@ -51,9 +51,7 @@ from llava.train.checkpointing.checkpoints import CheckpointCallback
 from llava.train.checkpointing.deepspeed_files import patch_deepspeed_io
 from llava.train.checkpointing.describe import write_run_record
 from llava.train.checkpointing.resume import Start, find_start
-from llava.train.checkpointing.save import (
-    lock_output_dir,
-)
+from llava.train.checkpointing.save import lock_output_dir
 from llava.train.checkpointing.signals import Signals
 from llava.train.distributed import destroy_process_group
 from llava.train.finish import clear_result, make_hub_repo, push_result, save_result
