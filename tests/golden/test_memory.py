@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from llava.train.arguments import parse_arguments
 from llava.train.planning.footprint import measure
@@ -108,13 +110,46 @@ def test_shared_memory_is_divided_among_the_ranks() -> None:
     offload = plan_memory(
         BIG,
         Pass(8000, 800),
-        Sharing(8, 3, 12.0, offloads_optimizer=True, offloads_weights=True),
+        Sharing(8, 3, 12.0, offloads_optimizer=True, offloads_weights=True, update="none"),
     )
     assert set(offload.device) == {"weights in one piece", "activations", "logits and loss"}
     assert sum(offload.host.values()) == pytest.approx((14e9 + 2 * 1.36e9 + 12 * 340e6) / 8)
     assert zero2["activations"] == ddp["activations"]
     without_casts = ddp["activations"] - BIG.layers * BIG.layer_fixed
     assert {device["activations"] for device in (zero3, offload.device)} == {without_casts}
+
+
+@pytest.mark.parametrize("positions", [8, 8000])
+def test_the_update_is_the_peak_where_it_takes_more_than_the_activations(positions: int) -> None:
+    passed = Pass(positions, positions // 10, follows=False)
+    plain, each, together = (
+        plan_memory(BIG, passed, Sharing(update=kind)) for kind in ("none", "each", "all")
+    )
+    learning = 14e9 + 2 * 1.36e9 + 8 * 340e6
+    if positions == 8000:
+        assert plain.peak == each.peak == together.peak > learning + 1.36e9
+        return
+    assert plain.peak == pytest.approx(learning)
+    assert each.peak == pytest.approx(learning + 2 * 67e6)
+    assert together.peak == pytest.approx(learning + 1.36e9)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_adamw_copies_what_the_plan_says(foreach: bool) -> None:
+    # The largest is the first, as the embedding is: the weight before leaves its copy for a moment.
+    weights = [nn.Parameter(torch.zeros(size)) for size in (3000, 1000, 2000)]
+    optimizer = torch.optim.AdamW(weights, foreach=foreach)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()  # makes the state
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        optimizer.step()
+    held = most = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert most == pytest.approx(4 * (6000 if foreach else 2 * 3000), rel=0.05)
 
 
 def test_sharing_is_read_from_the_flags(repo: Path) -> None:
@@ -124,6 +159,7 @@ def test_sharing_is_read_from_the_flags(repo: Path) -> None:
             "world_size": 8,
             "fsdp": [],
             "deepspeed": config,
+            "device": torch.device("cpu"),
             **more,
         }
         if config:
@@ -135,10 +171,12 @@ def test_sharing_is_read_from_the_flags(repo: Path) -> None:
         return Sharing.of(args)
 
     assert shared(None) == Sharing(8, 0, 8.0)
-    assert shared(None, optim="paged_adamw_8bit") == Sharing(8, 0, 2.0)
-    assert shared("zero2.json") == Sharing(8, 2, 12.0)
-    assert shared("zero3.json") == Sharing(8, 3, 12.0)
-    offload = Sharing(8, 3, 12.0, offloads_optimizer=True, offloads_weights=True)
+    assert shared(None, device=torch.device("cuda")) == Sharing(8, 0, 8.0, update="all")
+    assert shared(None, optim="adamw_torch_fused").update == "none"
+    assert shared(None, optim="paged_adamw_8bit") == Sharing(8, 0, 2.0, update="none")
+    assert shared("zero2.json") == Sharing(8, 2, 12.0, update="none")
+    assert shared("zero3.json") == Sharing(8, 3, 12.0, update="none")
+    offload = Sharing(8, 3, 12.0, offloads_optimizer=True, offloads_weights=True, update="none")
     assert shared("zero3_offload.json") == offload
 
 

@@ -12,6 +12,7 @@ BIG = Footprint(
     frozen=14e9,
     trained=1.36e9,
     trained_count=340_000_000,
+    largest_trained=67e6,  # the projector's second layer
     weight_size=2,
     layers=32,
     layer_fixed=20e6,

@@ -30,6 +30,7 @@ class Footprint:
         frozen: Weights that are not trained.
         trained: Weights that are trained, in their stored precision.
         trained_count: Number of trained elements.
+        largest_trained: The largest of the trained weights.
         weight_size: One element of a decoder weight.
         layers: Number of decoder layers.
         layer_fixed: What a layer saves for any number of positions: weights cast by autocast.
@@ -42,6 +43,7 @@ class Footprint:
     frozen: float
     trained: float
     trained_count: int
+    largest_trained: float
     weight_size: int
     layers: int
     layer_fixed: float
@@ -95,6 +97,7 @@ def measure(model: PreTrainedModel, *, device: torch.device, autocast: torch.dty
         frozen=sum(map(stored_bytes, frozen)),
         trained=sum(map(stored_bytes, trained)),
         trained_count=sum(map(numel, trained)),
+        largest_trained=max(map(stored_bytes, trained), default=0),
         weight_size=embedding.element_size(),
         layers=len(decoder.layers),
         layer_fixed=layer_fixed,

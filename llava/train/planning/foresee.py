@@ -131,7 +131,13 @@ def foresee_run(
     footprint = measure_sketch(model, training_args)
     batch = largest_batch(dataset, training_args, positions, recipe)
     config = read_json(Path(str(training_args.deepspeed))) if training_args.deepspeed else None
-    sharing = Sharing.read(config, target.gpus, optim=str(training_args.optim), fsdp=bool(training_args.fsdp))
+    sharing = Sharing.read(
+        config,
+        target.gpus,
+        optim=training_args.optim,
+        fsdp=bool(training_args.fsdp),
+        on_gpu=target.is_gpu,
+    )
     recomputed = choose_recomputed_layers(recipe, training_args, footprint, batch, sharing, target.room)
     planned = memory.plan_memory(footprint, batch.passed(recomputed), sharing)
     plan = RunPlan(footprint, batch, sharing, target.room, recomputed, planned)

@@ -1,6 +1,7 @@
 """Estimate the peak memory of a device, and name flags that lower it.
 
-The driver's memory, fragmentation and temporary buffers are not estimated; `SHARE` leaves room for them.
+The driver's memory, fragmentation and temporary buffers, except those of AdamW's update, are not estimated;
+`SHARE` leaves room for them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 import torch
 from torch import nn
+from transformers.training_args import OptimizerNames
 
 from llava.schema import JsonObject
 from llava.train.planning.footprint import Footprint, stored_bytes
@@ -104,6 +106,8 @@ class Sharing:
         optimizer: Bytes of optimizer state per trained element.
         offloads_optimizer: Gradients and optimizer state are in the host's memory.
         offloads_weights: Weights are in the host's memory.
+        update: What AdamW makes copies of to update the weights: each weight in turn (two copies, on a CPU),
+            all at once (one copy, on a GPU), or none, as its fused form. DeepSpeed's are not estimated.
     """
 
     processes: int = 1
@@ -111,30 +115,45 @@ class Sharing:
     optimizer: float = 8.0
     offloads_optimizer: bool = False
     offloads_weights: bool = False
+    update: Literal["each", "all", "none"] = "each"
 
     @classmethod
     def of(cls, args: TrainingArguments) -> Sharing:
         """Read the sharing from the training flags."""
         config = args.hf_deepspeed_config.config if args.deepspeed else None
-        return cls.read(config, args.world_size, optim=str(args.optim), fsdp=bool(args.fsdp))
+        on_gpu = args.device.type != "cpu"
+        return cls.read(config, args.world_size, optim=args.optim, fsdp=bool(args.fsdp), on_gpu=on_gpu)
 
     @classmethod
-    def read(cls, deepspeed: JsonObject | None, processes: int, *, optim: str, fsdp: bool = False) -> Sharing:
+    def read(
+        cls,
+        deepspeed: JsonObject | None,
+        processes: int,
+        *,
+        optim: str,
+        fsdp: bool = False,
+        on_gpu: bool = False,
+    ) -> Sharing:
         """Read the sharing from DeepSpeed's configuration, None without it, and the optimizer's name."""
         optimizer = next((size for word, size in _STATES.items() if word in optim.lower()), 8.0)
         if deepspeed is None:
-            return cls(processes, 3 if fsdp else 0, optimizer)
+            copies: Literal["each", "all"] = "all" if on_gpu else "each"
+            update = copies if optim == OptimizerNames.ADAMW_TORCH else "none"
+            return cls(processes, 3 if fsdp else 0, optimizer, update=update)
         zero = deepspeed.get("zero_optimization", {})
-        devices = (zero.get(f"offload_{kind}", {}).get("device") for kind in ("optimizer", "param"))
+        of_optimizer, of_weights = (
+            zero.get(f"offload_{kind}", {}).get("device") not in (None, "none")
+            for kind in ("optimizer", "param")
+        )
         # DeepSpeed keeps float32 copies of the trained weights.
-        return cls(processes, zero.get("stage", 0), 4 + optimizer, *map(_is_host, devices))
+        return cls(processes, zero.get("stage", 0), 4 + optimizer, of_optimizer, of_weights, "none")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Bytes of each rank by their use, on its device and in the host's memory.
 
-    `reused` is what gradients take of the memory that the activations have left by then.
+    `reused` is what need not be there at the peak, because others use the same memory at another time.
     """
 
     device: dict[str, float]
@@ -148,9 +167,10 @@ class Plan:
 
 
 def plan_memory(footprint: Footprint, passed: Pass, sharing: Sharing) -> Plan:
-    """Estimate the memory of a rank at its peak: the start of the backward pass, or its end.
+    """Estimate the memory of a rank at its peak.
 
-    The first pass of a step starts without gradients, which appear as the activations go.
+    That is the start or the end of the backward pass, or the optimizer's update, which comes when the
+    activations are gone. The first pass of a step starts without gradients, which appear as they go.
     """
     stage, processes = sharing.zero_stage, sharing.processes
     weight_shards = processes if stage == 3 else 1
@@ -171,14 +191,19 @@ def plan_memory(footprint: Footprint, passed: Pass, sharing: Sharing) -> Plan:
     if stage == 3:
         whole = footprint.frozen + footprint.trained
         working = {"weights in one piece": min(whole, _LIVE_WEIGHTS * footprint.weight_size), **working}
-    reused = 0.0
-    if not passed.follows and processes == 1:
-        reused = min(learning["gradients"], working["activations"] + working["logits and loss"])
+    backward = sum(working.values())
+    if not passed.follows and processes == 1 and not sharing.offloads_optimizer:
+        backward -= min(learning["gradients"], working["activations"] + working["logits and loss"])
+    copies = {"each": 2 * footprint.largest_trained, "all": footprint.trained, "none": 0.0}[sharing.update]
+    update = copies / weight_shards
+    reused = sum(working.values()) + update - max(backward, update)
     host: dict[str, float] = {}
     if sharing.offloads_optimizer:
-        host, learning, reused = {**host, **learning}, {}, 0.0
+        host, learning = {**host, **learning}, {}
     if sharing.offloads_weights:
         host, weights = {**weights, **host}, {}
+    if update:
+        working["optimizer's update"] = update
     return Plan({**weights, **learning, **working}, host, reused)
 
 
@@ -217,7 +242,7 @@ def remedies(
         quantised = replace(footprint, frozen=footprint.frozen * _FOUR_BITS / footprint.weight_size)
         yield " ".join([*flags, "--bits 4"]), plan_memory(quantised, batch.passed(recomputed), sharing)
     if sharing.processes > 1 and sharing.zero_stage < 3:
-        sharing = replace(sharing, zero_stage=3)
+        sharing = replace(sharing, zero_stage=3, update="none")
         yield (
             " ".join([*flags, "--deepspeed scripts/zero3.json"]),
             plan_memory(footprint, batch.passed(recomputed), sharing),
@@ -252,10 +277,6 @@ def _activations(footprint: Footprint, passed: Pass, *, keeps_casts: bool) -> fl
     # Autocast keeps cast weights until the end of the forward pass, also for recomputed layers.
     casts = footprint.layers * footprint.layer_fixed if keeps_casts else 0.0
     return casts + (per_position + footprint.outside) * passed.positions
-
-
-def _is_host(device: str | None) -> bool:
-    return device not in (None, "none")
 
 
 def _free_in_cgroup(root: Path) -> float:
