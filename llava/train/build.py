@@ -125,10 +125,15 @@ def projector_file(name: str) -> Path:
     """Return the stage-1 projector file of a file, folder or hub id.
 
     Raises:
-        CheckpointError: The folder has no projector.
+        CheckpointError: There is no such file, or the folder has no projector.
     """
     if Path(name).is_file():
         return Path(name)
+    if Path(name).name in PROJECTOR_FILES:
+        raise CheckpointError(
+            f"{name}: no such file (--pretrain_mm_mlp_adapter); scripts/v1_5/pretrain.sh trains a projector",
+            code="missing-projector",
+        )
     folder = locate(name, what="--pretrain_mm_mlp_adapter")
     path = find_first_file(folder, PROJECTOR_FILES)
     if path is None:

@@ -21,7 +21,7 @@ from llava.train.arguments import (
     Parsed,
     parse_arguments,
 )
-from llava.train.build import template_of
+from llava.train.build import projector_file, template_of
 from llava.train.checkpointing.settings import find_changes
 from llava.train.flags import FREQUENT, LlavaTrainingFlags
 from support.errors import raises_code
@@ -363,3 +363,10 @@ def test_the_versions_of_the_original_are_known(version: str) -> None:
 def test_an_unknown_version_is_refused() -> None:
     with raises_code("unknown-template", SettingsError):
         template_of("v2")
+
+
+@pytest.mark.parametrize("name", ["mm_projector.bin", "mm_projector.safetensors"])
+def test_a_projector_file_that_is_missing_is_not_looked_for_as_a_model(name: str, tmp_path: Path) -> None:
+    with raises_code("missing-projector") as error:
+        projector_file(str(tmp_path / name))
+    assert f"{name}: no such file (--pretrain_mm_mlp_adapter)" in str(error.value)
