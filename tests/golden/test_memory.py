@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +92,24 @@ def test_activations_are_what_torch_saves(
     # The plan treats each position as an image's, for which the projector saves more.
     assert 4 * footprint.layer_input * positions < reduced <= planned - one_layer
     assert reduced < kept / 3
+
+
+def test_measuring_leaves_no_tensor_behind(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def storages() -> set[int]:
+        gc.collect()
+        tensors = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+        return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+    monkeypatch.chdir(golden)
+    argv = [*json.loads((golden / "viii_full.json").read_text())["argv"], "--output_dir", "unused"]
+    made = assemble(*parse_arguments(argv))
+    layer = weakref.ref(made.model.model.layers[0].self_attn.q_proj.weight)
+    before = storages()
+    measure(made.model, device=torch.device("cpu"), autocast=None)
+    assert storages() <= before
+    del made
+    gc.collect()
+    assert layer() is None
 
 
 def test_shared_memory_is_divided_among_the_ranks() -> None:

@@ -153,22 +153,21 @@ def _saved_once(
     known: Sequence[torch.Tensor],
     autocast: torch.dtype | None,
 ) -> float:
-    sizes: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> None:
+        # The graph must not get the tensor: one that saves its own output would never be freed.
         storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        saved[storage.data_ptr()] = storage
 
     with (
         torch.autocast(rows.device.type, autocast, enabled=autocast is not None),
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),
     ):
-        output = run(rows.clone())  # kept until the end, so that no address is used twice
+        run(rows.clone())
     for tensor in known:
-        sizes.pop(tensor.untyped_storage().data_ptr(), None)
-    del output
-    return sum(sizes.values())
+        saved.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def numel(parameter: nn.Parameter) -> int:
