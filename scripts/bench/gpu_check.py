@@ -67,7 +67,7 @@ def list_checks(work: Path, *, rehearse: bool) -> dict[str, list[Check]]:
     learned: tuple[str, ...] = ("LoRA, bf16", "projector only")
     quantised: tuple[str, ...] = ("QLoRA, bf16", "8 bits, bf16")
     if rehearse:
-        learned, quantised = ("LoRA",), ("LoRA, recomputed",)
+        learned, quantised = ("LoRA",), ("QLoRA",)
     few = ("--scale", "0.1") if rehearse else ("--scale", "3")
     fewer = ("--scale", "0.1") if rehearse else ()
     steps = ("--per-device", "2", "--batches", "1") if rehearse else ("--batches", "6")
@@ -196,7 +196,16 @@ def write_report(out: Path, report: Mapping[str, Any]) -> None:
 def make_page(report: Mapping[str, Any]) -> str:
     """Return the report's page."""
     lines = ["# GPU check", "", "Made by `bash scripts/bench/gpu_check.sh`. All weights are random."]
-    for name in (name for name in TITLES if name in report):
+    names = [name for name in TITLES if name in report]
+    lines += ["", "| part | check | seconds | result |", "| --- | --- | --- | --- |"]
+    for name in names:
+        for check in report[name]["checks"]:
+            result = f"**failed:** {check['error'].splitlines()[0]}" if check["error"] else "passed"
+            lines.append(f"| {name} | {check['title']} | {check['seconds']:.0f} | {result} |")
+    if missing := [name for name in TITLES if name not in report]:
+        lines += ["", f"Not run: {', '.join(missing)}."]
+    lines += ["", "`scripts/bench/README.md` says what the columns mean."]
+    for name in names:
         part = report[name]
         machine = ", ".join(f"{key} {value}" for key, value in part["machine"].items())
         lines += ["", f"## {TITLES[name]}", "", f"On {part['date']}; {machine}."]

@@ -177,12 +177,12 @@ def show_memory(flags: argparse.Namespace) -> None:
             with _limited(flags.device, left):
                 engine = Engine(loaded, Generation(max_new_tokens=4))
                 found = dict(engine.answer(requests))
-                peak = torch.cuda.max_memory_allocated() / 2**30 if flags.device == "cuda" else math.nan
+                peak = torch.cuda.max_memory_allocated() / 2**30 if flags.device == "cuda" else None
             said = [found[index].text for index in range(len(requests))]
             wanted = wanted or said
             same = sum(a == b for a, b in zip(said, wanted, strict=True))
             print_row(
-                *(kind, "all" if left is None else left, f"{peak:.1f}"),
+                *(kind, "all" if left is None else left, "-" if peak is None else f"{peak:.1f}"),
                 *(engine._budget.positions, f"{same} of {len(said)} equal"),
             )
         if same < len(said) * 0.99:

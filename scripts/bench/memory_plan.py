@@ -90,14 +90,13 @@ def main() -> None:
         size = plan if flags.measure == "plan" else measure
         sys.stdout.write(f"{size(flags.work, flags.shape, flags.device, flags.only[0]):.0f}\n")
         return
-    print(
-        "| training | planned MB | measured MB | planned / measured |\n| --- | --- | --- | --- |", flush=True
-    )
     wrong = []
     with tempfile.TemporaryDirectory() as name:
         flags.work = flags.work or Path(name)
         make_inputs(flags.work, f"{flags.shape}-1", flags.device)
         make_inputs(flags.work, flags.shape, flags.device)
+        # Only now: what libraries say while they are loaded would cut the table in two.
+        print("| training | planned MB | measured MB | planned / measured |\n| --- | --- | --- | --- |")
         for kind in flags.only:
             planned, measured = (_in_process(what, kind, flags) for what in ("plan", "measure"))
             ratio = planned / measured

@@ -41,6 +41,8 @@ def test_a_part_runs_at_tiny_shapes_on_a_cpu(tmp_path: Path, part: str) -> None:
     assert part == "tests" or all(any(map(len, check["tables"])) for check in checks)
     page = (tmp_path / "gpu_check.md").read_text()
     assert f"## {gpu_check.TITLES[part]}\n" in page
+    assert page.count(f"\n| {part} | ") == len(checks)
+    assert "**failed:**" not in page
     assert str(tmp_path) not in page
 
 
@@ -86,6 +88,8 @@ def test_reports_of_several_calls_are_joined(tmp_path: Path) -> None:
     page = (tmp_path / "gpu_check.md").read_text()
     assert page.index(gpu_check.TITLES["device"]) < page.index(gpu_check.TITLES["train"])
     assert "**Failed:**\n\n    exit code 1\n    broken\n" in page
+    assert "| train | A check | 1 | **failed:** exit code 1 |\n" in page
+    assert "Not run: tests, eval, resume, limits.\n" in page
     assert "rehearsal" not in page
 
 
