@@ -55,11 +55,13 @@ def main() -> None:
     import torch
 
     from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+    from llava.model.onednn import use_onednn
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     fields = SimpleNamespace(mm_vision_select_layer=arguments.layer, image_aspect_ratio="pad")
     tower = CLIPVisionTower(arguments.vision_tower, fields, delay_load=True)
     tower.load_model(device_map={"": device})
+    use_onednn(tower)
     count, computed = compute_features(tower, arguments.images, arguments.output, batch=arguments.batch)
     sys.stdout.write(
         f"features: {count:,} images of {arguments.images}, {computed:,} computed now: {arguments.output}\n"

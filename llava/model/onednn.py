@@ -29,7 +29,7 @@ class OneDnnLinear(nn.Linear):
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers of a model be oneDNN's where there is oneDNN.
+    """Let the linear layers that are on a CPU be oneDNN's where there is oneDNN.
 
     A model that other code has changed stays as it is: what is replaced may look at its layers.
     """
@@ -37,5 +37,5 @@ def use_onednn(model: nn.Module) -> None:
     if not (is_x86 and torch.backends.mkldnn.is_available()) or find_change(model) is not None:
         return
     for layer in model.modules():
-        if type(layer) is nn.Linear:
+        if type(layer) is nn.Linear and layer.weight.device.type == "cpu":
             layer.__class__ = OneDnnLinear

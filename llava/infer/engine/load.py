@@ -124,8 +124,7 @@ def load(choice: ModelChoice) -> Loaded:
         device=choice.device,
         dtype=choice.dtype,
     )
-    if choice.device == "cpu":
-        use_onednn(model)
+    use_onednn(model)
     seconds = time.monotonic() - began
     logger.info(f"{choice.name} loaded on {choice.device} in {choice.dtype}, {seconds:.1f} s")
     return Loaded(tokenizer, model, image_processor, context_length)
