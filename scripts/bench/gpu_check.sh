@@ -21,7 +21,7 @@ export OUT=${OUT:-gpu-check} REHEARSE=${REHEARSE:-0}
 # One process on one GPU: with several, a process that sees them all trains on them all.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
 # DeepSpeed would look for a GPU, and warn in the midst of tables.
-[[ $REHEARSE != 1 ]] || export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu
+[[ $REHEARSE != 1 ]] || export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" "$repo/scripts/bench/gpu_check.py" "$@"
