@@ -5,7 +5,7 @@ Importing this package imports no torch; what needs it is loaded when first aske
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llava.infer.answering import load_model as load
@@ -15,7 +15,7 @@ __version__ = "1.5.0"
 __all__ = ["LlavaLlamaForCausalLM", "__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "LlavaLlamaForCausalLM":
         from llava.model import LlavaLlamaForCausalLM
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from llava.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil
 
 Size = tuple[int, int]
 
@@ -67,7 +70,7 @@ def get_anyres_image_grid_shape(
 
 
 def process_anyres_image(
-    image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
+    image: Image.Image, processor: CLIPImageProcessorPil, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """Return the whole image resized to a square, then its tiles: (1 + tiles, 3, side, side)."""
     canvas = resize_and_pad_image(image, select_best_resolution(image.size, _parse_pinpoints(grid_pinpoints)))

@@ -18,6 +18,9 @@ from llava.errors import DataError
 from llava.schema import JsonObject, Turn
 
 Span = tuple[int, int]
+Shown = tuple[str, object, str | None]
+Message = str | Shown | None
+"""A turn's text, alone or with a PIL image and its process mode; None for an answer still to come."""
 
 
 class SeparatorStyle(Enum):
@@ -63,7 +66,7 @@ class Conversation(ImagesInMessages):
             return text.lstrip(self.sep)
         return "".join(head + body for head, body in _parts(self, messages))
 
-    def append_message(self, role: str, message: Any) -> None:
+    def append_message(self, role: str, message: Message) -> None:
         """Add a turn; the text None means an answer that is still to come."""
         if not isinstance(self.messages, list):
             raise TypeError("this is a template shared by everyone: copy() it and append to the copy")
@@ -81,7 +84,9 @@ class Conversation(ImagesInMessages):
         return {
             "system": self.system,
             "roles": self.roles,
-            "messages": [[role, _text(message)] for role, message in self.messages],
+            "messages": [
+                [role, message if message is None else _text(message)] for role, message in self.messages
+            ],
             "offset": self.offset,
             "sep": self.sep,
             "sep2": self.sep2,
@@ -153,7 +158,7 @@ def _messages(template: Conversation, turns: Sequence[Turn]) -> list[tuple[str, 
 Part = tuple[str, str]
 
 
-def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
+def _parts(template: Conversation, messages: Sequence[tuple[str, Message]]) -> list[Part]:
     """Return the opening and one part per message, in the styles SINGLE, TWO, MPT and PLAIN."""
     style, sep = template.sep_style, template.sep
     after_answer = template.sep2 if style in (SeparatorStyle.TWO, SeparatorStyle.PLAIN) else sep
@@ -171,7 +176,7 @@ def _parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Pa
     return parts
 
 
-def _llama_2_parts(template: Conversation, messages: Sequence[Sequence[Any]]) -> list[Part]:
+def _llama_2_parts(template: Conversation, messages: Sequence[tuple[str, Message]]) -> list[Part]:
     """Return one part per message; the first contains the system text."""
     parts = []
     for index, (role, message) in enumerate(messages):
@@ -212,21 +217,23 @@ def _require_caption(turns: Sequence[Turn]) -> None:
         )
 
 
-def _with_image_first(conversation: Conversation) -> Sequence[Sequence[Any]]:
+def _with_image_first(conversation: Conversation) -> list[tuple[str, Message]]:
     """Return the messages, with the image token where the template puts it if the first has an image."""
-    messages = conversation.messages
-    if not messages or not isinstance(messages[0][1], tuple):
+    messages: list[tuple[str, Message]] = [(role, message) for role, message in conversation.messages]
+    if not messages:
         return messages
-    role, (text, *_) = messages[0]
-    text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    role, message = messages[0]
+    if not isinstance(message, tuple):
+        return messages
+    text = message[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
     if "mmtag" in conversation.version:
         human, assistant = conversation.roles
-        shown = [[human, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"], [assistant, "Received."]]
-        return [*shown, [role, text], *messages[1:]]
-    return [[role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"], *messages[1:]]
+        shown = [(human, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (assistant, "Received.")]
+        return [*shown, (role, text), *messages[1:]]
+    return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *messages[1:]]
 
 
-def _text(message: Any) -> Any:
+def _text(message: str | Shown) -> str:
     return message[0] if isinstance(message, tuple) else message
 
 

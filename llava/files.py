@@ -79,7 +79,7 @@ def read_jsonl(
             yield number, row
 
 
-def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[Any]:
+def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[object]:
     """Yield the elements of the JSON array in `path` one at a time: a file of many GB needs little memory.
 
     Values are those of `json.load` (streaming C parsers turn lone surrogates into "?").
@@ -99,7 +99,7 @@ def stream_json_array(path: Path, on_read: OnRead | None = None) -> Iterator[Any
         text.require_end()
 
 
-def stream_json_lists(path: Path, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+def stream_json_lists(path: Path, names: Collection[str]) -> Iterator[tuple[str, object]]:
     """Yield (name, element) for the arrays that the JSON object in `path` has under `names`, in its order.
 
     As `stream_json_array`, for files such as COCO's: `{"images": [...], "annotations": [...]}`.
@@ -157,7 +157,7 @@ class _JsonReader:
             if self.position < len(self._window) or not self._read_more():
                 return self._window[self.position : self.position + 1]
 
-    def elements(self) -> Iterator[Any]:
+    def elements(self) -> Iterator[object]:
         """Yield the elements of the array that starts here, and move past it."""
         for _ in self._items("]"):
             yield self.next_value()
@@ -185,7 +185,7 @@ class _JsonReader:
             if separator == end:
                 return
 
-    def next_value(self) -> Any:
+    def next_value(self) -> object:
         """Decode the value that starts here and move past it."""
         if not self.next_character():
             raise self.error("cut short")
@@ -339,7 +339,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 2, ascii_only: bool = False) -> None:
+def write_json(path: Path, value: object, *, indent: int | None = 2, ascii_only: bool = False) -> None:
     """Write one JSON value atomically, with a newline at the end."""
     with atomic_write(path) as stream:
         json.dump(value, stream, indent=indent, ensure_ascii=ascii_only)

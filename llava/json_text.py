@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.schema import JsonObject
 
-ObjectHook = Callable[[JsonObject], Any]
+ObjectHook = Callable[[JsonObject], object]
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 # Python's reader stops at about a thousand levels, depending on its caller.
 DEEPEST = 500
@@ -51,7 +51,7 @@ def parse_json(text: str, *, object_hook: ObjectHook | None = None, strict: bool
             key twice.
     """
 
-    def build(pairs: list[tuple[str, Any]]) -> Any:
+    def build(pairs: list[tuple[str, object]]) -> object:
         return object_hook(build_object(pairs)) if object_hook else build_object(pairs)
 
     constant = _refuse_constant if strict else None
@@ -67,7 +67,7 @@ def parse_json(text: str, *, object_hook: ObjectHook | None = None, strict: bool
     return value
 
 
-def build_object(pairs: list[tuple[str, Any]]) -> JsonObject:
+def build_object(pairs: list[tuple[str, object]]) -> JsonObject:
     """Return the object with these keys and values.
 
     Raises:

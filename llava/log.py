@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -56,27 +56,44 @@ def progress(items: Iterable[Item], *, name: str, total: int | None = None, done
         total: Number of items, when `items` has no length.
         done: Number of items finished before this run.
     """
-    yield from _bar(items, desc=name, total=total, initial=done)
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc=name, total=total, initial=done, **_place())
 
 
-def progress_bar(*, name: str, total: int, unit: str = "it") -> tqdm[Any]:
+def progress_bar(*, name: str, total: int, unit: str = "it") -> tqdm[NoReturn]:
     """Return a progress bar to advance by `update(n)`; it appears after two seconds, see `progress`.
 
     With unit "B", sizes are shown in KiB, MiB and so on.
     """
-    in_bytes = unit == "B"
-    settings: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if in_bytes else {}
-    return _bar(None, desc=name, total=total, unit=unit, delay=2.0, **settings)
-
-
-def _bar(items: Iterable[Any] | None, **settings: Any) -> tqdm[Any]:
     from tqdm import tqdm
 
+    in_bytes = unit == "B"
+    step, divisor = (True, 1024) if in_bytes else (False, 1000)
+    where = _place(delay_s=2.0)
+    return tqdm(desc=name, total=total, unit=unit, unit_scale=step, unit_divisor=divisor, **where)
+
+
+class _Place(TypedDict):
+    """Settings of a bar that depend on where it is shown."""
+
+    file: TextIO | _Lines
+    mininterval: float
+    maxinterval: float
+    ascii: bool | None
+    delay: float
+
+
+def _place(delay_s: float = 0.0) -> _Place:
     if sys.stderr.isatty():
-        return tqdm(items, file=sys.stderr, mininterval=ON_TERMINAL_S, maxinterval=ON_TERMINAL_S, **settings)
-    settings["delay"] = ELSEWHERE_S
-    lines = _Lines()
-    return tqdm(items, file=lines, mininterval=ELSEWHERE_S, maxinterval=ELSEWHERE_S, ascii=True, **settings)
+        often = ON_TERMINAL_S
+        return {
+            "file": sys.stderr, "mininterval": often, "maxinterval": often, "ascii": None, "delay": delay_s
+        }  # fmt: skip
+    rarely = ELSEWHERE_S
+    return {
+        "file": _Lines(), "mininterval": rarely, "maxinterval": rarely, "ascii": True, "delay": rarely
+    }  # fmt: skip
 
 
 class _Lines:

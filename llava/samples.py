@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError, shown
@@ -63,11 +62,11 @@ class RecordError(DataError):
         self.kind = kind
         self.sample = sample
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.kind, str(self), self.sample)
 
 
-def read_records(path: Path, passed: Callable[[int], object] | None = None) -> Iterator[tuple[int, Any]]:
+def read_records(path: Path, passed: Callable[[int], object] | None = None) -> Iterator[tuple[int, object]]:
     """Yield (position, record) for each record of a JSON array or a `.jsonl` file, in order.
 
     A position is the record's number from 0, in a `.jsonl` file its line from 1. `passed` is called with the

@@ -305,7 +305,7 @@ class LlamaSentencePieceTokenizer(PreTrainedTokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
-        **settings: Any,
+        **settings: object,
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         added = self._added_outside_the_model()

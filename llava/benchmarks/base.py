@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llava.benchmarks.answers import AllowMissing, read_answers
 from llava.benchmarks.judging import Judging
@@ -349,7 +349,7 @@ def write_jsonl_questions(path: Path, questions: Sequence[Question]) -> None:
     )
 
 
-def require_keys(row: Any, keys: Iterable[str], where: str) -> None:
+def require_keys(row: object, keys: Iterable[str], where: str) -> None:
     """Check that `row` is a JSON object that has `keys`.
 
     Raises:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from llava.benchmarks.answers import AllowMissing, match, read_answers
 from llava.benchmarks.base import options_text
@@ -24,7 +23,7 @@ from llava.schema import Answer, Question
 logger = logging.getLogger(__name__)
 
 # Column -> cell; a TSV's cells are text, those of a sheet text, numbers or None.
-TableRow = Mapping[Any, Any]
+TableRow = Mapping[str, str | float | None]
 
 ROTATION = 1_000_000
 INDEX = re.compile(r" *[0-9]{1,18} *")

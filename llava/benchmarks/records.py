@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 from llava.errors import DataError, one_line, shown
@@ -42,11 +42,11 @@ class Record(JsonObject):
 
     __slots__ = ("where",)
 
-    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, where: str, values: Mapping[str, object]) -> None:
         super().__init__(values)
         self.where = where
 
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: str) -> NoReturn:
         """Raise a MissingKeyError that lists the keys that are there."""
         shown = ", ".join(map(str, list(self)[:SHOWN_KEYS])) or "none"
         more = ", ..." if len(self) > SHOWN_KEYS else ""
@@ -170,7 +170,7 @@ def read_sheet(path: Path) -> Iterator[tuple[int, Record]]:
             yield number, Record(f"{path}: row {number}", dict(zip(header, cells, strict=False)))
 
 
-def index_records(path: Path, rows: Iterable[Mapping[str, Any]], key: str) -> Record:
+def index_records(path: Path, rows: Iterable[Mapping[str, object]], key: str) -> Record:
     """Return the rows of the file `path` by their value of `key`, as text.
 
     Raises:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class LazySupervisedDataset(Dataset[Item]):
         self,
         data_path: str | Path,
         tokenizer: PreTrainedTokenizerBase,
-        data_args: Any,
+        data_args: DataSettings,
         *,
         template: Conversation | None = None,
         bad_samples: Policy = "error",

@@ -344,7 +344,8 @@ def _build(data_path: Path, folder: Path) -> None:
             row = _row(place, record)
             for name, value in row.items():
                 columns[name].append(value)
-            characters += sum(map(len, row["texts"] or ()))
+            if isinstance(texts := row["texts"], list):
+                characters += sum(map(len, texts))
             if len(columns["place"]) == _BATCH or characters > _BATCH_CHARACTERS:
                 writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
                 columns = {name: [] for name in _SCHEMA.names}
@@ -353,8 +354,8 @@ def _build(data_path: Path, folder: Path) -> None:
     write_json(folder / STAMP, _stamp(data_path, folder) | {"file": before})
 
 
-def _row(place: int, record: object) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(_SCHEMA.names)
+def _row(place: int, record: object) -> dict[str, object]:
+    row: dict[str, object] = dict.fromkeys(_SCHEMA.names)
     row["place"] = place
     sample: Sample | None
     try:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
-from typing import Any
 
 from llava.data_engine.question_types import find_skill
 from llava.data_engine.text import Unusable, clean, digest, without_outer_image_tokens
@@ -151,7 +150,7 @@ def _image_path(value: object) -> str:
     return f"vg/{path}" if path.parts[0] in _VG_FOLDERS else str(path)
 
 
-def _skill_name(row: Mapping[str, Any]) -> str:
+def _skill_name(row: JsonObject) -> str:
     label = row.get("qtype")
     if label is None:
         own = row.get("question_type")
@@ -162,7 +161,7 @@ def _skill_name(row: Mapping[str, Any]) -> str:
     return skill.name
 
 
-def _choice(row: Mapping[str, Any]) -> Choice | None:
+def _choice(row: JsonObject) -> Choice | None:
     """Return the options and the correct one of a record, or None if it has neither options nor a letter."""
     given = [row[key] for key in _LETTER_KEYS if row.get(key) not in (None, "")]
     raw_options = row.get("options")

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llava import benchmarks
 from llava.benchmarks import paper
@@ -36,6 +36,10 @@ from llava.infer.jobs.journal import Journal
 from llava.infer.jobs.run import WAIT_FOR_SHARDS_S, answer, check_asks
 from llava.infer.jobs.shards import Shard, choose_shard, merge_shards
 from llava.schema import JsonObject, Scores
+
+if TYPE_CHECKING:
+    from llava.infer.engine.load import Loaded
+    from llava.infer.engine.requests import ModelChoice
 
 STEPS = ("prepare", "answer", "merge", "score", "submit")
 logger = logging.getLogger("llava.eval")
@@ -203,7 +207,7 @@ def answer_questions(targets: dict[str, ModelEvaluation], settings: JobSettings)
         check_asks(job, asks, range(len(asks)))
 
     @functools.lru_cache(maxsize=1)
-    def load_once(choice: Any) -> Any:
+    def load_once(choice: ModelChoice) -> Loaded:
         from llava.infer.engine.load import load  # imports torch; only if there is something to ask
 
         return load(choice)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -21,6 +21,7 @@ from llava.files import cache_folder
 from llava.infer.jobs.fingerprint import fingerprint_model
 from llava.infer.jobs.run import AnswerJob
 from llava.json_text import parse_json
+from llava.schema import JsonObject
 
 if TYPE_CHECKING:
     from llava.infer.engine.load import Loaded
@@ -39,7 +40,7 @@ class VllmChoice:
     """Where vLLM runs: at `url`, or in this process with `settings` for its class LLM."""
 
     url: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +98,7 @@ def vllm_choice(flags: argparse.Namespace, generation: Generation, *, launched: 
     return VllmChoice(settings=_read_settings(text))
 
 
-def _read_settings(text: str | None) -> dict[str, Any]:
+def _read_settings(text: str | None) -> JsonObject:
     try:
         settings = {} if text is None else parse_json(text)
     except ValueError as error:
@@ -151,7 +152,7 @@ def opened_vllm(
         yield open_job
 
 
-def _start_offline(model: ModelChoice, front: Front, settings: dict[str, Any]) -> OfflineVllm:
+def _start_offline(model: ModelChoice, front: Front, settings: JsonObject) -> OfflineVllm:
     from llava.infer.vllm.offline import OfflineVllm
 
     folder = export_once(model)

@@ -11,7 +11,6 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from llava.benchmarks.aggregate import degenerate_texts
 from llava.benchmarks.answers import match, read_answers
@@ -20,6 +19,7 @@ from llava.benchmarks.tasks import pope
 from llava.command import run
 from llava.errors import DataError
 from llava.files import read_jsonl
+from llava.schema import JsonObject
 
 RULE = "=" * 36
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 # Compatibility: called by programs that import the original's.
-def eval_pope(answers: list[dict[str, Any]], label_file: str) -> None:
+def eval_pope(answers: list[JsonObject], label_file: str) -> None:
     """Print the counts and scores of answers to the list in `label_file`, position by position.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import gradio as gr
 
@@ -34,10 +34,16 @@ LOOKS = {
         content="default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'">""",
 }
 """What Gradio's `launch` is told about the page."""
-_UNCHANGED = gr.skip()
 
-Update = tuple[Any, ...]
+Update = tuple[object, ...]
 """New values of the page's parts: a chat of each model, the question, the file to download."""
+
+
+class Box(TypedDict):
+    """The question being written: its text, and the files of its images."""
+
+    text: str
+    files: list[str]
 
 
 @dataclass
@@ -137,7 +143,7 @@ class Page:
         return page
 
     def ask(
-        self, session: Session, box: dict[str, Any], temperature: float, top_p: float, length: float
+        self, session: Session, box: Box, temperature: float, top_p: float, length: float
     ) -> Iterator[Update]:
         """Answer a question with every model."""
         try:
@@ -204,7 +210,7 @@ class Page:
         return {"models": [talker.name for talker in self.talkers], "turns": rows}
 
     def _answer(
-        self, session: Session, generation: Generation, box: dict[str, Any] | None = _UNCHANGED
+        self, session: Session, generation: Generation, box: Box | None = _UNCHANGED
     ) -> Iterator[Update]:
         """Answer the last question with every model, one after the other: they share the machine."""
         session.is_busy, session.is_stopped, session.has_voted = True, False, False
@@ -227,7 +233,7 @@ class Page:
             session.is_busy = False
         yield *self._update(session, box)[:-1], self._write(session)
 
-    def _update(self, session: Session, box: dict[str, Any] | None = _UNCHANGED) -> Update:
+    def _update(self, session: Session, box: Box | None = _UNCHANGED) -> Update:
         """Return what the page shows. A box that is not given keeps what the visitor is typing."""
         shown = [_messages(talk, "…" if session.is_busy else "(no answer)") for talk in session.talks]
         return *shown, box, _UNCHANGED
@@ -255,7 +261,7 @@ def _escape(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _read_box(box: dict[str, Any]) -> tuple[str, tuple[ImageFile, ...]]:
+def _read_box(box: Box) -> tuple[str, tuple[ImageFile, ...]]:
     """Return the question and its images, which Gradio has put into its folder.
 
     Raises:

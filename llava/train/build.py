@@ -192,7 +192,7 @@ def load_language_model(
     check_weight_files(folder)
     avoid_slow_kernels()
     kind = LlavaLlamaForCausalLM if model_args.vision_tower else LlamaForCausalLM
-    settings: dict[str, Any] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
+    settings: dict[str, object] = {"dtype": torch.bfloat16 if training_args.bf16 else torch.float32}
     if attn_implementation == "flash_attention_2" and training_args.compute_dtype == torch.float32:
         logger.warning(
             "flash attention computes in half precision only: using PyTorch's own attention (SDPA)"
@@ -228,7 +228,7 @@ def load_language_model(
     return model
 
 
-def _quantisation(training_args: TrainingArguments) -> dict[str, Any]:
+def _quantisation(training_args: TrainingArguments) -> dict[str, object]:
     return {
         "device_map": {"": training_args.device},
         "quantization_config": BitsAndBytesConfig(

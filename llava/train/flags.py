@@ -12,13 +12,15 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
 
 _WIDTH, _INDENT = 110, 6
 _WITHOUT_EFFECT = "Has no effect"
 
 
-def _flag(default: Any, text: str) -> Any:
+def _flag(default: Value, text: str) -> Value:
     return field(default=default, metadata={"help": text})
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -191,7 +190,7 @@ class LLaVATrainer(TakesOldOverrides, RowTrainer, EpochTrainer, SavingTrainer):
 
     # ---- what is logged
 
-    def get_batch_samples(self, *args: object) -> tuple[list[Batch], Any]:
+    def get_batch_samples(self, *args: object) -> tuple[list[Batch], torch.Tensor | int | None]:
         """Return the batches of one optimizer step, and count what is in them."""
         batches, items = super().get_batch_samples(*args)
         for batch in batches if self.has_own_flags else ():

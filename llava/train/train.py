@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -208,7 +208,15 @@ def fit(assembled: Assembled, start: Start | None = None) -> LLaVATrainer:
     return trainer
 
 
-def make_supervised_data_module(tokenizer: PreTrainedTokenizerBase, data_args: Any) -> dict[str, Any]:
+class DataModule(TypedDict):
+    """The trainer's arguments about data."""
+
+    train_dataset: LazySupervisedDataset
+    eval_dataset: None
+    data_collator: DataCollatorForSupervisedDataset
+
+
+def make_supervised_data_module(tokenizer: PreTrainedTokenizerBase, data_args: Any) -> DataModule:
     """Return the trainer's arguments about data: train_dataset, eval_dataset (None) and data_collator."""
     return {
         "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),

@@ -16,7 +16,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.benchmarks import aggregate, gqa_metrics
 from llava.benchmarks.answers import format_ids, match
@@ -25,7 +24,7 @@ from llava.benchmarks.records import index_records, read_json_records, require_i
 from llava.errors import AnswersError, DataError
 from llava.files import atomic_write
 from llava.prompts.wording import SHORT_SUFFIX
-from llava.schema import Answer, Question, Score, Scores, Verdict
+from llava.schema import Answer, JsonObject, Question, Score, Scores, Verdict
 
 SOURCE = "GQA eval.py (official), predictions as in LLaVA v1.2.2 scripts/convert_gqa_for_eval.py"
 FOLDERS = ("", "data/", "data/questions/", "questions/")
@@ -85,7 +84,7 @@ def _read_attentions(path: Path) -> gqa_metrics.Attentions:
     return gqa_metrics.parse_attentions(value, str(path))
 
 
-def _read_object(path: Path) -> Any:
+def _read_object(path: Path) -> JsonObject:
     value = read_json_records(path)
     if not isinstance(value, dict):
         raise DataError(

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from llava.benchmarks import aggregate, letter_rules
 from llava.benchmarks.answers import match, read_answers
@@ -108,7 +108,7 @@ def read_official_problems(problems: Path, splits: Path, split: str) -> list[Sci
     return [_problem(key, records[key]) for key in ids]
 
 
-def _problem(key: str, record: Mapping[str, Any]) -> ScienceProblem:
+def _problem(key: str, record: JsonObject) -> ScienceProblem:
     hint, image = record.get("hint", ""), record.get("image")
     question = f"Context: {hint}\n{record.get('question', '')}" if hint else record.get("question", "")
     return ScienceProblem(
@@ -121,7 +121,7 @@ def _problem(key: str, record: Mapping[str, Any]) -> ScienceProblem:
     )
 
 
-def _facets(record: Mapping[str, Any], hint: str, image: str | None) -> dict[str, str]:
+def _facets(record: JsonObject, hint: str, image: str | None) -> dict[str, str]:
     facets = {"image": "yes" if image else "no"}
     if {"subject", "grade", "topic"} <= record.keys():
         facets |= {
@@ -134,7 +134,7 @@ def _facets(record: Mapping[str, Any], hint: str, image: str | None) -> dict[str
     return facets
 
 
-def _from_conversation(record: Mapping[str, Any], where: str) -> ScienceProblem:
+def _from_conversation(record: JsonObject, where: str) -> ScienceProblem:
     try:
         question, letter = (turn["value"] for turn in record["conversations"][:2])
         text = question.replace(DEFAULT_IMAGE_TOKEN, "").strip()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.data_engine.cleaning.parse import parse_response
 from llava.data_engine.cleaning.types import MOST_TRAINED, TypedQuestion
@@ -28,7 +27,7 @@ class Asked:
 
     type: str
     image: str
-    coco_id: Any
+    coco_id: object
     row: JsonObject | None
 
 

@@ -6,10 +6,9 @@ import base64
 import hashlib
 import json
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.data_engine.requests.rows import read_request_rows
 from llava.errors import DataError, SettingsError, shown
@@ -150,7 +149,7 @@ class ChatRequest:
         images = len(parts) - sum(part["type"] == "text" for part in parts) if sampling.images else 0
         return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts), images
 
-    def _body(self, sampling: Sampling, url: Any) -> JsonObject:
+    def _body(self, sampling: Sampling, url: Callable[[Path], str]) -> JsonObject:
         body: JsonObject = {
             "model": sampling.model,
             "messages": [self._message(message, sampling, url) for message in self.messages],
@@ -159,7 +158,7 @@ class ChatRequest:
         options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": self.seed}
         return body | {name: value for name, value in options.items() if value is not None}
 
-    def _message(self, message: JsonObject, sampling: Sampling, url: Any) -> JsonObject:
+    def _message(self, message: JsonObject, sampling: Sampling, url: Callable[[Path], str]) -> JsonObject:
         if isinstance(message["content"], str):
             return {"role": message["role"], "content": message["content"]}
         content = []

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from llava.data_engine.generation.ledger import Completion
 from llava.data_engine.generation.prices import Usage
@@ -210,7 +210,7 @@ def parse_completion(content: bytes | str) -> Completion:
     )
 
 
-def _usage(usage: Mapping[str, Any]) -> Usage:
+def _usage(usage: JsonObject) -> Usage:
     counts = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
     counts.append((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     if not all(isinstance(count, int) and 0 <= count < 2**40 for count in counts):

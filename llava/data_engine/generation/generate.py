@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llava.data_engine.generation.bodies import ChatRequest, Sampling, read_requests
 from llava.data_engine.generation.client import CallError, ChatClient, Server
@@ -224,7 +224,7 @@ class RoundRun:
         if self._stop:
             raise self._stop
 
-    async def _work(self, client: ChatClient, waiting: Iterator[PlannedCall], bar: tqdm[object]) -> None:
+    async def _work(self, client: ChatClient, waiting: Iterator[PlannedCall], bar: tqdm[NoReturn]) -> None:
         for plan in waiting:
             if self._stop:
                 return

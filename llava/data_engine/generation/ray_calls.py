@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from llava.data_engine.generation.bodies import CHAT_URL
 from llava.data_engine.generation.client import KEY_VARIABLE, Server
@@ -89,7 +89,7 @@ def _to_payload(row: JsonObject) -> JsonObject:
 
 def _to_line(row: JsonObject) -> JsonObject:
     """Return a row with the line of results; the status is not known, but an answer has choices."""
-    body: Any = row["http_response"]
+    body: JsonObject = row["http_response"]
     line: JsonObject = {"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body}}
     if "choices" not in body:
         line = {"custom_id": row["custom_id"], "error": body}

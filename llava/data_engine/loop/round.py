@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from llava.errors import DataError, SettingsError, shown
 from llava.files import atomic_write, read_json, read_text
@@ -184,7 +184,7 @@ def read_each(folders: Iterable[Path]) -> dict[Path, RoundSettings]:
     return found
 
 
-def _settings(values: Mapping[str, Any], folder: Path) -> RoundSettings:
+def _settings(values: JsonObject, folder: Path) -> RoundSettings:
     number = round_number(folder)
     if number is None:
         raise SettingsError(
@@ -203,7 +203,7 @@ def _settings(values: Mapping[str, Any], folder: Path) -> RoundSettings:
     return settings
 
 
-def _require_known(values: Mapping[str, Any], where: object) -> None:
+def _require_known(values: JsonObject, where: object) -> None:
     if unknown := [name for name in values if name not in _ABOUT]:
         raise SettingsError(
             f"{where}: no setting {shown(unknown[0])}; there are: {', '.join(_ABOUT)}", code="unknown-setting"

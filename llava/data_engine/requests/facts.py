@@ -12,13 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from llava.data_engine.requests.images import ImageNames
 from llava.errors import DataError, shown
 from llava.files import read_jsonl, stream_json_array, stream_json_lists
 from llava.schema import JsonObject
 
+Value = TypeVar("Value")
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""
 _Kinds = type | tuple[type, ...]
@@ -204,7 +205,7 @@ class ImageFacts:
             if name:
                 yield name, where, row
 
-    def _coco_images(self, path: Path, coco: _Coco) -> Iterator[tuple[str, list[Any]]]:
+    def _coco_images(self, path: Path, coco: _Coco[Value]) -> Iterator[tuple[str, list[Value]]]:
         """Yield each image in the folder with its annotations, and remember its size."""
         for number, values in coco.values.items():
             where = f"{path}: image {number}"
@@ -236,26 +237,26 @@ class _CocoImage:
 
 
 @dataclass(slots=True)
-class _Coco:
+class _Coco(Generic[Value]):
     """A file in COCO's format: images and categories by id, and what its annotations say by image id."""
 
     images: dict[int, _CocoImage] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
-    values: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    values: dict[int, list[Value]] = field(default_factory=lambda: defaultdict(list))
 
 
-def _read_coco(path: Path, value: Callable[[JsonObject, str], object]) -> _Coco:
-    """Read a file in COCO's format; `value` makes of an annotation what is kept of it."""
-    found = _Coco()
+def _read_coco(path: Path, keep: Callable[[JsonObject, str], Value]) -> _Coco[Value]:
+    """Read a file in COCO's format; `keep` makes of an annotation what is kept of it."""
+    found = _Coco[Value]()
     counts: Counter[str] = Counter()
-    for key, row in stream_json_lists(path, ("images", "annotations", "categories")):
+    for key, value in stream_json_lists(path, ("images", "annotations", "categories")):
         where = f"{path}: {key}[{counts[key]}]"
         counts[key] += 1
         if key == "annotations":
-            _require(row, {"image_id": int}, where)
-            found.values[row["image_id"]].append(value(row, where))
+            row = _require(value, {"image_id": int}, where)
+            found.values[row["image_id"]].append(keep(row, where))
             continue
-        _require(row, {"id": int, "file_name" if key == "images" else "name": str}, where)
+        row = _require(value, {"id": int, "file_name" if key == "images" else "name": str}, where)
         known: Mapping[int, object] = found.images if key == "images" else found.categories
         if row["id"] in known:
             raise DataError(f"{where}: id {row['id']} is there twice", code="doubled-image")
@@ -301,12 +302,14 @@ def _require(row: object, fields: Mapping[str, _Kinds], where: str) -> JsonObjec
     return row
 
 
-def _box(values: Sequence[Any], where: str) -> Box:
-    if len(values) == 4 and all(
-        isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+def _box(values: Sequence[object], where: str) -> Box:
+    numbers = [
+        value
         for value in values
-    ):
-        left, top, width, height = values
+        if isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    ]
+    if len(numbers) == len(values) == 4:
+        left, top, width, height = numbers
         if width >= 0 and height >= 0:
             return left, top, width, height
     raise DataError(

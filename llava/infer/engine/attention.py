@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llava.infer.engine.kv_cache import SHARED, SlotCache
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
 _SLOTS = "slots"
 
@@ -32,7 +35,12 @@ class PrefixPass:
     lengths: Sequence[int]
 
     def attend(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any
+        self,
+        module: LlamaAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        **settings: object,
     ) -> torch.Tensor:
         """Keep keys and values (1, H, T, E), attend within each prefix, and return (1, T, H, E)."""
         keys, values = self.cache.layer(module.layer_idx, key)
@@ -69,7 +77,12 @@ class RestPass:
         self._mask = self._make_mask(owners, positions, dtype)
 
     def attend(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any
+        self,
+        module: LlamaAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        **settings: object,
     ) -> torch.Tensor:
         """Keep keys and values (1, H, T, E), attend within the slots, and return (1, T, H, E)."""
         device = query.device
@@ -113,13 +126,13 @@ def attending_in_slots(config: PretrainedConfig) -> Iterator[None]:
 
 
 def _attend(
-    module: Any,
+    module: LlamaAttention,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     slot_pass: PrefixPass | RestPass,
-    **settings: Any,
+    **settings: object,
 ) -> tuple[torch.Tensor, None]:
     return slot_pass.attend(module, query, key, value, **settings), None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +63,7 @@ def _find_module(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> str
         return "the vision tower or the projector"
     found: list[str] = []
 
-    def note(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def note(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         if not found and isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
             found.append(name)

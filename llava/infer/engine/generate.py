@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import torch
 from transformers import (
@@ -84,9 +83,9 @@ def ask_model(
         return generate(loaded, embeds, generation, streamer=streamer, is_stopped=is_stopped)
     if generation.temperature > 0:
         torch.manual_seed(generation.seed)
-    views: Any = [image.tensor.to(device, model.dtype) for image in images]
-    if len({view.shape for view in views}) == 1:
-        views = torch.stack(views)
+    tensors = [image.tensor.to(device, model.dtype) for image in images]
+    is_regular = len({tensor.shape for tensor in tensors}) == 1
+    views = torch.stack(tensors) if is_regular else tensors
     with explain_not_finite(model):
         output = model.generate(
             prompt,
@@ -104,7 +103,7 @@ def ask_model(
 
 def build_generation_config(loaded: Loaded, generation: Generation) -> GenerationConfig:
     """Convert `generation` for transformers, setting every field that the checkpoint could otherwise set."""
-    sampled: dict[str, Any] = {}
+    sampled: dict[str, float] = {}
     if generation.temperature > 0:
         sampled = {
             "temperature": generation.temperature,
@@ -140,7 +139,7 @@ class _StopWhen(StoppingCriteria):
     def __init__(self, is_stopped: IsStopped) -> None:
         self._is_stopped = is_stopped
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         return torch.full((len(input_ids),), self._is_stopped(), dtype=torch.bool, device=input_ids.device)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -51,7 +50,7 @@ def continue_prompt(
     """
     cache = DynamicCache(config=model.config)
     continuation = Continuation()
-    inputs: dict[str, Any] = {"inputs_embeds": prompt[None]}
+    inputs: dict[str, torch.Tensor] = {"inputs_embeds": prompt[None]}
     for _ in range(max_new_tokens):
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         with explain_not_finite(model, [prompt]):

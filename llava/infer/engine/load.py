@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -86,7 +86,8 @@ def find_changed_classes() -> str | None:
     image_side = {"mm_vision_tower": "none", "mm_vision_select_layer": -2, "mm_hidden_size": 8}
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(LlavaConfig(vocab_size=8, **small, **image_side))
-        tower: Any = model.get_vision_tower()
+        tower = model.get_vision_tower()
+        assert tower is not None
         tower.vision_tower = NestedCLIP(CLIPVisionModel(CLIPVisionConfig(**small)))
     return find_change(model)
 

@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -28,12 +27,12 @@ from llava.files import read_json, write_json
 from llava.infer.digests import FileContent
 from llava.infer.engine.rounding import describe_rounding
 from llava.json_text import parse_json
-from llava.schema import JsonObject
+from llava.schema import JsonObject, RecordId
 from llava.temporary import name_in_errors
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[Any, str]
+Key = tuple[RecordId, str]
 """Identifies a question in an answers file: its id and the logged prompt, as ids may repeat."""
 
 
@@ -66,7 +65,7 @@ class Journal:
 
     @classmethod
     def open(
-        cls, folder: Path, about: Mapping[str, Any], keys: Sequence[Key], *, overwrite: bool = False
+        cls, folder: Path, about: JsonObject, keys: Sequence[Key], *, overwrite: bool = False
     ) -> Journal:
         """Open the journal in `folder`, or make one.
 
@@ -242,12 +241,12 @@ def keys_digest(keys: Sequence[Key]) -> str:
     return digest.hexdigest()
 
 
-def row_key(row: Mapping[str, Any]) -> Key:
+def row_key(row: JsonObject) -> Key:
     """Return the key of a row of an answers file."""
     return row["question_id"], row["prompt"]
 
 
-def _check_same_run(folder: Path, record: Mapping[str, Any]) -> None:
+def _check_same_run(folder: Path, record: JsonObject) -> None:
     earlier = read_json(folder / "run.json")
     if earlier == record:
         return
@@ -289,7 +288,7 @@ def _read_entries(path: Path) -> Iterator[tuple[str, int, Entry]]:
                 ) from error
 
 
-def _content(image: Mapping[str, Any]) -> FileContent:
+def _content(image: JsonObject) -> FileContent:
     state = image["state"]
     return FileContent(str(image["sha256"]), None if state is None else tuple(state))
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from llava.errors import SettingsError, one_line
 from llava.files import read_json
 from llava.infer.vllm.answerer import Generated, GreedySampling, VllmPrompt
+from llava.schema import JsonObject
 
 
 class OfflineVllm:
     """A model in vLLM; `close` frees its memory."""
 
-    def __init__(self, folder: Path, *, dtype: str, context_length: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, *, dtype: str, context_length: int, settings: JsonObject) -> None:
         """Load an exported model.
 
         Args:
@@ -73,8 +73,8 @@ class OfflineVllm:
         gc.collect()
 
 
-def _as_vllm(prompt: VllmPrompt) -> dict[str, Any]:
-    asked: dict[str, Any] = {"prompt_token_ids": list(prompt.ids)}
+def _as_vllm(prompt: VllmPrompt) -> dict[str, object]:
+    asked: dict[str, object] = {"prompt_token_ids": list(prompt.ids)}
     if prompt.pictures:
         asked["multi_modal_data"] = {"image": [picture.image for picture in prompt.pictures]}
         asked["multi_modal_uuids"] = {"image": [picture.key for picture in prompt.pictures]}

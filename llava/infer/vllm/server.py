@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
-from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -20,6 +19,7 @@ from urllib3.util import Retry
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import SettingsError, one_line
 from llava.infer.vllm.answerer import Generated, GreedySampling, Picture, VllmPrompt
+from llava.schema import JsonObject
 
 _AT_A_TIME = 64  # images whose questions are under way
 _TIMEOUT_S = 600
@@ -94,7 +94,7 @@ class VllmServer:
             said.append((prompt, Generated(choice["token_ids"], steps)))
         return said
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
+    def _post(self, path: str, body: JsonObject) -> JsonObject:
         try:
             response = self._session.post(f"{self._url}/{path}", json=body, timeout=_TIMEOUT_S)
         except requests.RequestException as error:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
 
 from llava.train.checkpointing.checkpoints import Checkpoints
 from llava.train.checkpointing.resume import explain_load_errors
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
 
 
 @contextmanager
@@ -28,13 +31,13 @@ def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
     plain_save, plain_load = TorchCheckpointEngine.save, TorchCheckpointEngine.load
     plain_checkpoint = DeepSpeedEngine.save_checkpoint
 
-    def save(self: Any, state_dict: Any, path: str) -> None:
+    def save(self: TorchCheckpointEngine, state_dict: object, path: str) -> None:
         # DeepSpeed has a barrier after this, which every rank must reach.
         with checkpoints.record_write_errors():
             plain_save(self, _replace_enums(state_dict), path)
 
     @wraps(plain_checkpoint)  # transformers inspects its parameters
-    def save_checkpoint(self: Any, *settings: Any, **more: Any) -> Any:
+    def save_checkpoint(self: DeepSpeedEngine, *settings: object, **more: object) -> object:
         try:
             return plain_checkpoint(self, *settings, **more)
         except OSError:
@@ -42,7 +45,7 @@ def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
             distributed.barrier()
             raise
 
-    def load(self: Any, path: str, map_location: Any = None) -> Any:
+    def load(self: TorchCheckpointEngine, path: str, map_location: MAP_LOCATION = None) -> object:
         with (
             explain_load_errors(str(Path(path).parents[1])),
             torch.serialization.safe_globals(_stored_classes()),
@@ -58,7 +61,7 @@ def patch_deepspeed_io(checkpoints: Checkpoints) -> Iterator[None]:
         DeepSpeedEngine.save_checkpoint = plain_checkpoint
 
 
-def _replace_enums(value: Any) -> Any:
+def _replace_enums(value: object) -> object:
     """Replace enum members by integers: Python before 3.11.4 pickles them as a call of `getattr`."""
     if type(value) is dict:
         return {key: _replace_enums(item) for key, item in value.items()}
@@ -67,7 +70,7 @@ def _replace_enums(value: Any) -> Any:
     return int(value) if isinstance(value, Enum) and isinstance(value, int) else value
 
 
-def _stored_classes() -> list[Any]:
+def _stored_classes() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
     """Return the classes and functions that DeepSpeed pickles besides tensors."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import TrainOutput
 
 from llava.model.loading.checkpoint import (
     ADAPTER_FILES,
@@ -175,7 +175,7 @@ class SavingTrainer(Trainer):
     def _best_checkpoint(self) -> Path:
         return Path(str(self.args.output_dir)) / f"checkpoint-{self._best_step}"
 
-    def _init_training_state(self, *settings: Any, **more: Any) -> tuple[int, int]:
+    def _init_training_state(self, *settings: object, **more: object) -> tuple[int, int]:
         """Return transformers' state of a run, which names no best checkpoint that is gone."""
         found: tuple[int, int] = super()._init_training_state(*settings, **more)
         if self._best_step is not None and not self._best_checkpoint().is_dir():
@@ -192,7 +192,7 @@ class SavingTrainer(Trainer):
             self.control.should_save = True
         return is_best
 
-    def _finalize_training(self, *settings: Any) -> Any:
+    def _finalize_training(self, *settings: object) -> TrainOutput:
         """End training; load the best weights unless this package's run was stopped early."""
         ended = super()._finalize_training(*settings)
         is_complete = self.state.global_step >= self.state.max_steps

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from llava.data.mixture import data_files
 from llava.schema import JsonObject
 
 if TYPE_CHECKING:  # arguments imports this module
     from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+Value = TypeVar("Value")
 
 # The training flags that a resumed run must not change, on any number of devices.
 _DECISIVE = (
@@ -72,7 +74,7 @@ def _is_same_file(name: str, then: JsonObject, now: JsonObject) -> bool:
     return first == second
 
 
-def _one_or_all(values: list[Any]) -> Any:
+def _one_or_all(values: list[Value]) -> Value | list[Value]:
     """Return the only one, as the records of one data file have always had it, or all."""
     return values[0] if len(values) == 1 else values
 

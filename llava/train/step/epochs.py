@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sized
 from functools import partial
-from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from llava.data.collate import Batch
@@ -64,7 +63,9 @@ class EpochTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
-    def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> tuple[Any, ...]:
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: DataLoader[Batch]
+    ) -> tuple[int | None, ...]:
         """Return transformers' numbers for a run, with the original's numbers of epochs and steps."""
         epochs, per_epoch, *sizes, batches, steps = super().set_initial_training_values(args, dataloader)
         if self.batches is not None:
@@ -73,7 +74,7 @@ class EpochTrainer(Trainer):
             epochs = math.ceil(steps / per_epoch if args.max_steps > 0 else args.num_train_epochs)
         return (epochs, per_epoch, *sizes, batches, steps)
 
-    def _init_training_state(self, *settings: Any, **more: Any) -> tuple[int, int]:
+    def _init_training_state(self, *settings: object, **more: object) -> tuple[int, int]:
         """Return the epoch to go on in, and how many of its batches are done."""
         found: tuple[int, int] = super()._init_training_state(*settings, **more)
         if self.batches is None:
@@ -82,11 +83,10 @@ class EpochTrainer(Trainer):
         done = self.state.global_step - self.batches.steps_before(epoch)
         return epoch, 0 if self.args.ignore_data_skip else done * self.args.gradient_accumulation_steps
 
-    def _run_epoch(self, *rest: Any, **settings: Any) -> None:
+    def _run_epoch(self, *rest: object, epoch: int, **settings: object) -> None:
         if self.batches is not None:
-            epoch = settings["epoch"]
             # accelerate sets it too, but not through all wrappers that a resumed run adds.
             self.batches.set_epoch(epoch)
             settings["num_update_steps_per_epoch"] = self.batches.steps_in(epoch)
             settings["steps_in_epoch"] = self.batches.batches_in(epoch)
-        super()._run_epoch(*rest, **settings)
+        super()._run_epoch(*rest, epoch=epoch, **settings)

@@ -6,10 +6,10 @@ import logging
 import math
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from llava.data.collate import NOTES, Batch, Note
 from llava.errors import LlavaError, SettingsError
@@ -57,7 +57,7 @@ class RowTrainer(ValidatingTrainer):
         self._begun: list[Batch] = []  # batches of the optimizer step, up to the present one
         super().__init__(image_positions=image_positions, **settings)
 
-    def get_batch_samples(self, *args: object) -> tuple[list[Batch], Any]:
+    def get_batch_samples(self, *args: object) -> tuple[list[Batch], torch.Tensor | int | None]:
         """Return the batches of one optimizer step."""
         batches, items = super().get_batch_samples(*args)
         self._learned_now = [note for batch in batches for note in batch.get(NOTES, [])]
@@ -146,7 +146,9 @@ class RowTrainer(ValidatingTrainer):
             *(step, layers, self.recipe.micro_batch_tokens or "any length"),
         )
 
-    def compute_loss(self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object) -> Any:
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: Batch, *rest: object, **settings: object
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """Return the model's loss.
 
         Raises:
@@ -161,7 +163,9 @@ class RowTrainer(ValidatingTrainer):
                 self._stop_not_finite(f"the loss is {loss.detach().mean().item()} on samples {_ids(notes)}")
         return result
 
-    def _get_grad_norm(self, model: PreTrainedModel, *args: object, **settings: object) -> Any:
+    def _get_grad_norm(
+        self, model: PreTrainedModel, *args: object, **settings: object
+    ) -> torch.Tensor | float | None:
         """Return the gradient's norm, and check before the optimizer step that it is finite.
 
         Not under DeepSpeed, which has already made the step. In fp16 the loss scaler skips the step, so a
