@@ -62,7 +62,7 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 
 
 def get_anyres_image_grid_shape(
-    image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
+    image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]] | None, patch_size: int
 ) -> tuple[int, int]:
     """Return how many tiles (across, down) an image of `image_size` is cut into."""
     wide, high = select_best_resolution(image_size, _parse_pinpoints(grid_pinpoints))
@@ -116,9 +116,11 @@ def merge_tiles(
     return torch.cat((whole, grid_features.flatten(0, 1)))
 
 
-def _parse_pinpoints(given: str | Sequence[Sequence[int]]) -> list[Size]:
+def _parse_pinpoints(given: str | Sequence[Sequence[int]] | None) -> list[Size]:
     """Return the candidate sizes, which a config holds as a list or as its text."""
     try:
+        if given is None:
+            raise TypeError
         listed = ast.literal_eval(given) if isinstance(given, str) else given
         return [(int(wide), int(high)) for wide, high in listed]
     except (ValueError, SyntaxError, TypeError) as error:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal, overload
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Part = str | tuple[str, Image.Image, str] | None
 
 JPEG_IN_A_PAGE = '<img src="data:image/jpeg;base64,{}" alt="user upload image" />'
 
@@ -18,17 +23,23 @@ class ImagesInMessages:
     A message with an image is a tuple (text, PIL image, process mode).
     """
 
-    messages: Sequence[Sequence[Any]]
+    messages: Sequence[Sequence[Part]]
     offset: int
 
-    def get_images(self, return_pil: bool = False) -> list[Any]:
+    @overload
+    def get_images(self, return_pil: Literal[False] = False) -> list[str]: ...
+
+    @overload
+    def get_images(self, return_pil: Literal[True]) -> list[Image.Image]: ...
+
+    def get_images(self, return_pil: bool = False) -> Sequence[Image.Image | str]:
         """Return the images of the human's turns, each in its process mode: PIL images, or PNG in base64."""
         shown = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
         return [self.process_image(image, mode, return_pil) for _, image, mode in shown]
 
-    def to_gradio_chatbot(self) -> list[list[Any]]:
+    def to_gradio_chatbot(self) -> list[list[Part]]:
         """Return [what the human said, the answer or None] for each pair of turns, images as HTML."""
-        pairs: list[list[Any]] = []
+        pairs: list[list[Part]] = []
         for index, (_, message) in enumerate(self.messages[self.offset :]):
             if index % 2:
                 pairs[-1][-1] = message
@@ -42,13 +53,13 @@ class ImagesInMessages:
 
     def process_image(
         self,
-        image: Any,
+        image: Image.Image,
         image_process_mode: str,
         return_pil: bool = False,
         image_format: str = "PNG",
         max_len: int = 1344,
         min_len: int = 672,
-    ) -> Any:
+    ) -> Image.Image | str:
         """Prepare a PIL image for display.
 
         Args:
@@ -80,7 +91,7 @@ class ImagesInMessages:
         return base64.b64encode(stream.getvalue()).decode()
 
 
-def _padded_to_square(image: Any) -> Any:
+def _padded_to_square(image: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
     side = max(image.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llava.errors import CheckpointError
 from llava.files import read_json, write_json
@@ -50,7 +50,7 @@ def make_delta(
     """
     from llava.tokenizer import load_tokenizer
 
-    upload: dict[str, Any] = {"push_to_hub": True, "repo_id": hub_repo_id} if hub_repo_id else {}
+    upload: dict[str, object] = {"push_to_hub": True, "repo_id": hub_repo_id} if hub_repo_id else {}
     auto_upgrade(target_model_path)
     target = _read_llava(target_model_path)
     _add(target, base_model_path, sign=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from llava.image_reading import load_image_from_base64, read_image, to_rgb
 from llava.infer.engine.requests import ImageFile
@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def image_parser(args: Any) -> list[str]:
+class FileFlags(Protocol):
+    """Flags that name images."""
+
+    image_file: str
+    sep: str
+
+
+def image_parser(args: FileFlags) -> list[str]:
     """Return the images that `args.image_file` names, joined by `args.sep`."""
     names: list[str] = args.image_file.split(args.sep)
     return names

@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.image_reading import image_path, read_image
 from llava.infer.jobs.prompting import image_line, prompt_of
+from llava.schema import JsonObject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+    from transformers import CLIPImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase
+
+Size = tuple[int, int]
 
 # Where the original's class finds the flags of the program it belongs to.
 PROGRAM = "llava.eval.model_vqa_loader"
@@ -26,11 +34,11 @@ class CustomDataset:
 
     def __init__(
         self,
-        questions: Sequence[dict[str, Any]],
+        questions: Sequence[JsonObject],
         image_folder: str,
-        tokenizer: Any,
-        image_processor: Any,
-        model_config: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: CLIPImageProcessorPil,
+        model_config: PretrainedConfig,
     ) -> None:
         """Create a data set.
 
@@ -50,7 +58,7 @@ class CustomDataset:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, tuple[int, int]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Size]:
         from llava.images import process_images
         from llava.prompts.encode import tokenizer_image_token
 
@@ -62,7 +70,7 @@ class CustomDataset:
         return tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt"), pixels, image.size
 
 
-def collate_fn(batch: Sequence[tuple[Any, Any, tuple[int, int]]]) -> tuple[Any, Any, Any]:
+def collate_fn(batch: Sequence[tuple[Tensor, Tensor, Size]]) -> tuple[Tensor, Tensor, tuple[Size, ...]]:
     """Return the stacked ids (B, L), the stacked pixels, and the sizes of a batch of `CustomDataset`."""
     import torch
 
@@ -71,14 +79,14 @@ def collate_fn(batch: Sequence[tuple[Any, Any, tuple[int, int]]]) -> tuple[Any, 
 
 
 def create_data_loader(
-    questions: Sequence[dict[str, Any]],
+    questions: Sequence[JsonObject],
     image_folder: str,
-    tokenizer: Any,
-    image_processor: Any,
-    model_config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: CLIPImageProcessorPil,
+    model_config: PretrainedConfig,
     batch_size: int = 1,
     num_workers: int = 4,
-) -> Any:
+) -> DataLoader[tuple[Tensor, Tensor, Size]]:
     """Return a data loader of `CustomDataset` in order; `batch_size` must be 1."""
     from torch.utils.data import DataLoader
 

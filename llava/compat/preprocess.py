@@ -10,7 +10,7 @@ do not add up ("tokenization mismatch"): here its answers stay supervised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -19,13 +19,33 @@ from llava import conversation
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import Conversation, SeparatorStyle
 from llava.prompts.labels import Supervised, place_image_token, supervise_turns, without_opening
-from llava.schema import Turn
+from llava.schema import Speaker, Turn
 
-Source = list[dict[str, Any]]
-Tensors = dict[str, Any]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Source = list[dict[str, str]]
+Rows = dict[str, list[torch.Tensor]]
+Tensors = dict[str, torch.Tensor]
 
 
-def preprocess_multimodal(sources: Sequence[Source], data_args: Any) -> Sequence[Source]:
+class Tokenized(TypedDict):
+    """Texts tokenized each on its own."""
+
+    input_ids: list[torch.Tensor]
+    labels: list[torch.Tensor]
+    input_ids_lens: list[int]
+    labels_lens: list[int]
+
+
+class ImageFlags(Protocol):
+    """Flags of the original's DataArguments that say how images stand in a conversation."""
+
+    is_multimodal: bool
+    mm_use_im_start_end: bool
+
+
+def preprocess_multimodal(sources: Sequence[Source], data_args: ImageFlags) -> Sequence[Source]:
     """Move each turn's image token to its front, in place, and return `sources`.
 
     Args:
@@ -43,7 +63,9 @@ def preprocess_multimodal(sources: Sequence[Source], data_args: Any) -> Sequence
     return sources
 
 
-def preprocess(sources: Sequence[Source], tokenizer: Any, has_image: bool = False) -> Tensors:
+def preprocess(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> Tensors | Rows:
     """Return the `input_ids` and `labels` of conversations in the style of `default_conversation`.
 
     Args:
@@ -67,22 +89,28 @@ def preprocess(sources: Sequence[Source], tokenizer: Any, has_image: bool = Fals
     )
 
 
-def preprocess_v1(sources: Sequence[Source], tokenizer: Any, has_image: bool = False) -> Tensors:
+def preprocess_v1(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> Tensors:
     """Return `preprocess`'s tensors for the style TWO (Vicuna v1)."""
     return _preprocess_as(SeparatorStyle.TWO, sources, tokenizer, has_image)
 
 
-def preprocess_llama_2(sources: Sequence[Source], tokenizer: Any, has_image: bool = False) -> Tensors:
+def preprocess_llama_2(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> Tensors:
     """Return `preprocess`'s tensors for the style LLAMA_2."""
     return _preprocess_as(SeparatorStyle.LLAMA_2, sources, tokenizer, has_image)
 
 
-def preprocess_mpt(sources: Sequence[Source], tokenizer: Any, has_image: bool = False) -> Tensors:
+def preprocess_mpt(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> Tensors:
     """Return `preprocess`'s tensors for the style MPT (ChatML)."""
     return _preprocess_as(SeparatorStyle.MPT, sources, tokenizer, has_image)
 
 
-def preprocess_plain(sources: Sequence[Source], tokenizer: Any) -> Tensors:
+def preprocess_plain(sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Return lists of `input_ids` and `labels` of captions: the image token, then the supervised answer."""
     for source in sources:
         assert len(source) == 2
@@ -91,7 +119,7 @@ def preprocess_plain(sources: Sequence[Source], tokenizer: Any) -> Tensors:
     return _lists(_supervise(sources, conversation.default_conversation, tokenizer, has_image=True))
 
 
-def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Tensors:
+def _tokenize_fn(strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tokenized:
     """Tokenize each string on its own, truncated; return ids, labels (the same ids) and their lengths."""
     ids = [
         tokenizer(
@@ -108,7 +136,7 @@ def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Tensors:
 
 
 def _preprocess_as(
-    style: SeparatorStyle, sources: Sequence[Source], tokenizer: Any, has_image: bool
+    style: SeparatorStyle, sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, has_image: bool
 ) -> Tensors:
     template = conversation.default_conversation
     assert template.sep_style is style, f"default_conversation has style {template.sep_style.name}"
@@ -116,9 +144,9 @@ def _preprocess_as(
 
 
 def _supervise(
-    sources: Sequence[Source], template: Conversation, tokenizer: Any, *, has_image: bool
+    sources: Sequence[Source], template: Conversation, tokenizer: PreTrainedTokenizerBase, *, has_image: bool
 ) -> list[Supervised]:
-    speakers: dict[str, Any] = {"human": "human", "gpt": "gpt"}
+    speakers: dict[str, Speaker] = {"human": "human", "gpt": "gpt"}
     made = []
     for source in sources:
         turns = [Turn(speakers[sentence["from"]], sentence["value"]) for sentence in source]
@@ -134,14 +162,14 @@ def _supervise(
     return made
 
 
-def _lists(made: Sequence[Supervised]) -> Tensors:
+def _lists(made: Sequence[Supervised]) -> Rows:
     return {
         "input_ids": [torch.tensor(one.input_ids, dtype=torch.long) for one in made],
         "labels": [torch.tensor(one.labels, dtype=torch.long) for one in made],
     }
 
 
-def _stacked(made: Sequence[Supervised], tokenizer: Any, has_image: bool) -> Tensors:
+def _stacked(made: Sequence[Supervised], tokenizer: PreTrainedTokenizerBase, has_image: bool) -> Tensors:
     """Return (B, L) tensors: conversations without images are padded, others must have one length."""
     rows = _lists(made)
     if has_image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llava.benchmarks.tasks import scienceqa, textvqa
 from llava.infer.jobs.shards import shard_bounds
@@ -36,9 +36,9 @@ def is_none(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def get_options(row: Mapping[str, Any], options: Iterable[str]) -> list[Any]:
+def get_options(row: Mapping[str, T], options: Iterable[str]) -> list[T]:
     """Return a row's options, in order, up to the first that is empty."""
-    found: list[Any] = []
+    found: list[T] = []
     for option in options:
         if is_none(row[option]):
             break
@@ -51,7 +51,7 @@ def prompt_processor(prompt: str) -> str:
     return textvqa.extract_question(prompt)
 
 
-def convert_caps(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def convert_caps(results: Iterable[Mapping[str, str | int]]) -> list[dict[str, str | int]]:
     """Return answers in COCO's format for captions: {"image_id": number, "caption": text}."""
     return [{"image_id": int(row["question_id"]), "caption": row["text"]} for row in results]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.model.loading.weights import Tensors
 from llava.model.lora import lora_targets
@@ -89,7 +88,9 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
 
 
 def smart_tokenizer_and_embedding_resize(
-    special_tokens_dict: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    special_tokens_dict: Mapping[str, str | AddedToken],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
 ) -> None:
     """Add special tokens, and rows for them to the embedding tables; new rows are the mean of the old ones.
 

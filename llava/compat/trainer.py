@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Methods to which newer versions pass more arguments: after so many, all are new. Nothing here needs them.
 OLD_ARGUMENTS = {
@@ -20,7 +22,7 @@ OLD_ARGUMENTS = {
 class TakesOldOverrides:
     """Lets a subclass override the methods of `OLD_ARGUMENTS` with their older, shorter parameters."""
 
-    def __init_subclass__(cls, **settings: Any) -> None:
+    def __init_subclass__(cls, **settings: object) -> None:
         super().__init_subclass__(**settings)
         for name, count in OLD_ARGUMENTS.items():
             own = vars(cls).get(name)
@@ -28,18 +30,18 @@ class TakesOldOverrides:
                 setattr(cls, name, _drop_new_arguments(own, count))
 
 
-def _takes_more(function: Callable[..., Any], count: int) -> bool:
+def _takes_more(function: Callable[..., object], count: int) -> bool:
     """Return whether a method takes more positional arguments than `self` and `count` others."""
     kinds = [each.kind for each in inspect.signature(function).parameters.values()]
     named = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return named > count + 1 or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
-def _drop_new_arguments(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+def _drop_new_arguments(function: Callable[..., T], count: int) -> Callable[..., T]:
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)
-    def called(self: object, *given: object, **named: object) -> Any:
+    def called(self: object, *given: object, **named: object) -> T:
         kept = {name: value for name, value in named.items() if name in known}
         return function(self, *given[:count], **kept)
 

@@ -78,7 +78,7 @@ def load_pretrained_model(
     device: str | None = None,
     use_flash_attn: bool = False,
     **kwargs: Any,
-) -> tuple[PreTrainedTokenizerBase, Any, CLIPImageProcessorPil | None, int]:
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, CLIPImageProcessorPil | None, int]:
     """Load a model for inference.
 
     Args:
@@ -136,7 +136,7 @@ def load_pretrained_model(
 
 def load_to_rewrite(
     source: Source, placement: Placement
-) -> tuple[PreTrainedTokenizerBase, Any, CLIPImageProcessorPil | None]:
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | PeftModel, CLIPImageProcessorPil | None]:
     """Load a model that is to be written again, in little memory, with an adapter attached but not merged.
 
     Args:
@@ -168,7 +168,7 @@ def _refuse_revision(kwargs: Mapping[str, object], model_path: str | Path) -> No
         )
 
 
-def _take_config_fields(kwargs: dict[str, Any], source: Source) -> dict[str, Any]:
+def _take_config_fields(kwargs: dict[str, object], source: Source) -> dict[str, object]:
     """Remove the fields of a multimodal model's config from `kwargs` and return them."""
     if not source.is_multimodal:
         return {}  # transformers does it
@@ -259,8 +259,11 @@ def _set_weights(model: PreTrainedModel, tensors: Tensors, folder: Path) -> None
 
 
 def _read_model(
-    model_class: Any, folder: Path, placement: Placement, **arguments: Any
-) -> tuple[Any, set[str]]:
+    model_class: type[PreTrainedModel | AutoModelForCausalLM],
+    folder: Path,
+    placement: Placement,
+    **arguments: object,
+) -> tuple[PreTrainedModel, set[str]]:
     """Return (model, names of the weights that the files lack)."""
     files = check_weight_files(folder)
     where: Path | None = folder

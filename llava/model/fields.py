@@ -6,8 +6,8 @@ or `getattr` with a default.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ImageFields:
     freeze_mm_mlp_adapter: bool | None = None
     mm_projector_lr: float | None = None
     image_aspect_ratio: str | None = None
-    image_grid_pinpoints: Any = None
+    image_grid_pinpoints: str | Sequence[Sequence[int]] | None = None
     tokenizer_model_max_length: int | None = None
     tokenizer_padding_side: str | None = None
     max_sequence_length: int | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -32,6 +32,28 @@ from llava.model.vocabulary import add_image_tokens, load_pretrained_rows
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 Sizes = Sequence[tuple[int, int]] | None
+MaybeTensor = torch.Tensor | None
+Prepared = tuple[MaybeTensor, MaybeTensor, MaybeTensor, Cache | None, MaybeTensor, MaybeTensor]
+
+
+class VisionFlags(Protocol):
+    """Flags of the original's ModelArguments that choose the tower and the projector."""
+
+    vision_tower: str | None
+    mm_projector_type: str
+    mm_vision_select_layer: int
+    mm_vision_select_feature: str
+    mm_patch_merge_type: str
+    pretrain_mm_mlp_adapter: str | None
+
+
+class TokenFlags(Protocol):
+    """Flags of the original's ModelArguments that choose the image tokens."""
+
+    mm_use_im_patch_token: bool
+    mm_use_im_start_end: bool
+    tune_mm_mlp_adapter: bool
+    pretrain_mm_mlp_adapter: str | None
 
 
 class LlavaMetaModel:
@@ -40,6 +62,7 @@ class LlavaMetaModel:
     # Provided by the language model's class.
     config: PretrainedConfig  # transformers evaluates this annotation
     dtype: torch.dtype
+    embed_tokens: nn.Embedding
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -54,7 +77,9 @@ class LlavaMetaModel:
         tower = self.vision_tower
         return tower[0] if isinstance(tower, list) else tower
 
-    def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[Any] | None = None) -> None:
+    def initialize_vision_modules(
+        self, model_args: VisionFlags, fsdp: Sequence[object] | None = None
+    ) -> None:
         """Load the tower, make the projector trainable, and record both in the config.
 
         Args:
@@ -109,7 +134,7 @@ class LlavaMetaForCausalLM:
     get_input_embeddings: Callable[[], nn.Embedding]
     get_output_embeddings: Callable[[], nn.Linear]
 
-    def get_model(self) -> Any:
+    def get_model(self) -> LlavaMetaModel:
         raise NotImplementedError
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
@@ -266,14 +291,14 @@ class LlavaMetaForCausalLM:
     # Compatibility: kept for code that imports, calls or replaces the original's name.
     def prepare_inputs_labels_for_multimodal(
         self,
-        input_ids: Any,
+        input_ids: torch.Tensor,
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         labels: torch.Tensor | None,
         images: Images | None,
         image_sizes: Sizes = None,
-    ) -> tuple[torch.Tensor | None, ...]:
+    ) -> Prepared:
         """Return (ids, position_ids, mask, past, embeds, labels) for the language model.
 
         Source: LLaVA v1.2.2 llava_arch.py, the method of this name.
@@ -297,7 +322,7 @@ class LlavaMetaForCausalLM:
             None if labels is None else spliced.labels,
         )
 
-    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def initialize_vision_tokenizer(self, model_args: TokenFlags, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the image tokens that the flags ask for, and set which embedding tables are trained.
 
         Args:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import CodeType
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -56,7 +56,7 @@ def find_altered(module: nn.Module) -> str | None:
     return None
 
 
-def _find_other_code(function: Callable[..., Any]) -> str | None:
+def _find_other_code(function: Callable[..., object]) -> str | None:
     """Return the file and line of code that is neither ours nor a library's, or None."""
     for code in _find_code(function):
         if code is None:
@@ -73,7 +73,7 @@ def _is_known_file(path: str) -> bool:
     return path.startswith((*folders, *(str(_MODEL / name) for name in _OURS)))
 
 
-def _find_code(function: Any) -> Iterator[Any]:
+def _find_code(function: object) -> Iterator[CodeType | None]:
     """Yield the code of a function and of those that it wraps; None for what has no code."""
     while function is not None:
         if isinstance(function, partial):

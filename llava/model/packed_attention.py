@@ -7,7 +7,6 @@ samples; without (padded batches, generation) PyTorch's scaled-dot-product atten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
@@ -24,7 +23,7 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     segments: Sequence[int] | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> tuple[torch.Tensor, None]:
     """Attend from (B, heads, L, size) queries; return (B, L, heads, size) and None for the weights.
 
@@ -46,7 +45,7 @@ def packed_attention(
 
 
 def packed_mask(
-    *shape: Any, attention_mask: torch.Tensor | None = None, **settings: Any
+    *shape: object, attention_mask: torch.Tensor | None = None, **settings: object
 ) -> torch.Tensor | None:
     """Return the attention mask, or None without padding, where causal attention needs no mask."""
     if attention_mask is None and settings["q_length"] == settings["kv_length"]:
@@ -61,7 +60,7 @@ def enable_packing(config: PretrainedConfig) -> None:
         config._attn_implementation = PACKED
 
 
-def segment_arguments(lengths: Sequence[int], implementation: str, device: torch.device) -> dict[str, Any]:
+def segment_arguments(lengths: Sequence[int], implementation: str, device: torch.device) -> dict[str, object]:
     """Return the arguments of a model's forward that describe a packed row to its attention implementation.
 
     For other implementations transformers detects the samples by their position ids, which restart at 0, and

@@ -7,7 +7,7 @@ Shapes: B rows, T token ids, L positions with images in place, V vocabulary.
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, overload
 
 import torch
 from torch import nn
@@ -29,9 +29,20 @@ from llava.model.llava_arch import (
 from llava.model.packed_attention import segment_arguments
 from llava.model.recipe import Recipe
 from llava.model.splice import splice, splice_packed
+from llava.schema import JsonObject
+
+if TYPE_CHECKING:
+    from transformers.generation.utils import GenerateOutput
 
 # Training starts from `llama`; checkpoints from before 2024 have the type `llava`.
 READABLE_TYPES = ("llava_llama", "llava", "llama")
+
+
+class LoadReport(TypedDict):
+    """What transformers reports of loading weights, as far as we read it."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
 
 
 class LlavaConfig(LlamaConfig):
@@ -41,8 +52,8 @@ class LlavaConfig(LlamaConfig):
 
     @classmethod
     def get_config_dict(
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: object
+    ) -> tuple[JsonObject, dict[str, object]]:
         """Return the fields of config.json, with our model type in place of any in `READABLE_TYPES`.
 
         Raises:
@@ -71,7 +82,7 @@ class LlavaConfig(LlamaConfig):
             )
         return {**fields, "model_type": cls.model_type}, rest
 
-    def to_diff_dict(self) -> dict[str, Any]:
+    def to_diff_dict(self) -> JsonObject:
         """Return what to write to config.json: our fields that are set, and two that transformers 4 needs."""
         fields = super().to_diff_dict()
         # The original asks whether a field exists, not whether it is null.
@@ -108,8 +119,20 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @overload
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, *args: object, output_loading_info: Literal[False] = ..., **kwargs: object
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, *args: object, output_loading_info: Literal[True], **kwargs: object
+    ) -> tuple[Self, LoadReport]: ...
+
+    @classmethod
+    def from_pretrained(cls, *args: object, **kwargs: object) -> object:
         """Load a model as transformers 5 does, but `torch_dtype=None` in float32, as transformers 4 does.
 
         The original's train() passes it. transformers 5 takes it for the checkpoint's precision, in which a
@@ -137,7 +160,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         logits_to_keep: int | torch.Tensor = 0,
         recipe: Recipe | None = None,
         supervised: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Compute logits (B, L, V) and, given labels, the loss of `next_token_loss`.
 
@@ -153,9 +176,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             DataError: The numbers of images and image slots differ.
         """
         if recipe is not None:
+            assert input_ids is not None
+            assert labels is not None
             rows = (input_ids, attention_mask, labels, images, image_sizes)
             return CausalLMOutputWithPast(loss=self._loss_by_recipe(*rows, recipe, supervised))
-        if inputs_embeds is None and self.has_other_splice:
+        if inputs_embeds is None and input_ids is not None and self.has_other_splice:
             given = (input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes)
             prepared = self.prepare_inputs_labels_for_multimodal(*given)
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = prepared
@@ -185,9 +210,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
     def _loss_by_recipe(
         self,
-        input_ids: Any,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        labels: Any,
+        labels: torch.Tensor,
         images: Images | None,
         image_sizes: Sizes,
         recipe: Recipe,
@@ -195,9 +220,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     ) -> torch.Tensor:
         if self.has_other_splice:
             given = (input_ids, None, attention_mask, None, labels, images, image_sizes)
-            ids, positions, mask, _, embeds, labels = self.prepare_inputs_labels_for_multimodal(*given)
+            ids, positions, mask, _, embeds, prepared = self.prepare_inputs_labels_for_multimodal(*given)
+            assert prepared is not None
+            labels = prepared
             embeds = self.get_input_embeddings()(ids) if embeds is None else embeds
-            settings: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+            settings: dict[str, object] = {"attention_mask": mask, "position_ids": positions}
         else:
             embeds, labels, settings = self._splice_by_recipe(
                 input_ids, attention_mask, labels, images, image_sizes, recipe
@@ -209,13 +236,13 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
     def _splice_by_recipe(
         self,
-        input_ids: Any,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        labels: Any,
+        labels: torch.Tensor,
         images: Images | None,
         image_sizes: Sizes,
         recipe: Recipe,
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, object]]:
         """Return embeddings (B, L, D), labels (B, L) and what the language model needs to attend by."""
         require_images_for_slots(input_ids, images)
         if images is None:
@@ -243,7 +270,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         images: Images | None = None,
         image_sizes: Sizes = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> torch.Tensor | GenerateOutput:
         """Generate from text with or without images. Returns the new tokens only, without a leading BOS.
 
         Rows of different lengths need an `attention_mask`, and may be padded on either side. `inputs_embeds`
@@ -280,7 +307,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self._check_prompt_fits(spliced.embeds.shape[1])
         return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask.long(), **kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
         """Write the model, also with vicuna-v1.5's generation config, which samples but lacks `do_sample`."""
         generation = self.generation_config
         if generation is not None and (generation.temperature is not None or generation.top_p is not None):

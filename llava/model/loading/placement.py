@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 UNQUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
 
-DeviceMap = str | torch.device | Mapping[str, Any] | None  # as transformers takes it
+DeviceMap = str | torch.device | Mapping[str, int | str | torch.device] | None  # as transformers takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Placement:
     """
 
     dtype: torch.dtype
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     maps_files: bool = True
 
     @property
@@ -64,7 +63,7 @@ def plan_placement(
         )
     device = _choose_device(device, device_map)
     chosen = parse_dtype(dtype) or (torch.float32 if device == "cpu" else torch.float16)
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "dtype": chosen,
         "device_map": device_map if device == "cuda" and device_map is not None else {"": device},
     }
@@ -144,7 +143,7 @@ def avoid_unsupported_kernels(model: torch.nn.Module) -> None:
 def _choose_device(wanted: str | None, device_map: DeviceMap) -> str:
     """Return the device's name. A device_map that names a single device wins over the default."""
     if wanted in (None, "auto"):
-        single = device_map
+        single: object = device_map
         if isinstance(device_map, Mapping):
             single = device_map.get("") if len(device_map) == 1 else None
         if isinstance(single, (str, torch.device)) and str(single) not in ("auto", "balanced", "sequential"):

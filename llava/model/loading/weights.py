@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import EllipsisType
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ from llava.errors import CheckpointError, DataError
 from llava.files import atomic_write, read_json
 
 Tensors = dict[str, torch.Tensor]
+Place = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]  # where in a tensor
 
 _MMAP_THRESHOLD = -3  # <malloc.h>: blocks from this size on are mapped one by one
 # In transformers' order of preference.
@@ -108,6 +110,13 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
     return {name: tensor for name, tensor in _load_bin(path).items() if wanted(name)}
 
 
+class Slices(Protocol):
+    """A tensor of which only the parts that are asked for are read; safetensors and torch have such."""
+
+    def __getitem__(self, places: tuple[slice, ...], /) -> torch.Tensor:
+        """Return a part."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorOnDisk:
     """A tensor that is read when it is indexed, in the precision `dtype`. Then its file is closed again."""
@@ -116,7 +125,7 @@ class TensorOnDisk:
     name: str
     dtype: torch.dtype
 
-    def __getitem__(self, place: Any) -> torch.Tensor:
+    def __getitem__(self, place: Place) -> torch.Tensor:
         tensor = read_tensors(self.path, lambda name: name == self.name)[self.name]
         return tensor[place].to(self.dtype, copy=True)
 
@@ -152,7 +161,7 @@ def read_first_values(
     check_weight_file(path)
     found: dict[str, tuple[list[int], torch.Tensor]] = {}
 
-    def take(name: str, tensor: Any, shape: list[int]) -> None:
+    def take(name: str, tensor: Slices, shape: list[int]) -> None:
         places = (*(slice(1) for _ in shape[1:]), slice(count))
         found[name] = shape, tensor[places[: len(shape)]].flatten().clone()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import CLIPVisionModel
 
@@ -23,7 +22,7 @@ def write_vision_model(clip: CLIPVisionModel, folder: str | Path) -> None:
     clip.save_pretrained(folder, state_dict=named)
 
 
-def build_vision_tower(vision_tower_cfg: object, **kwargs: Any) -> CLIPVisionTower:
+def build_vision_tower(vision_tower_cfg: object, **kwargs: bool) -> CLIPVisionTower:
     """Build the tower named by `mm_vision_tower` (a checkpoint's config) or `vision_tower` (training flags).
 
     The name is a folder or hub id of a CLIP vision model. It is looked up when the weights are loaded, which

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava.errors import CheckpointError, one_line
 from llava.model.fields import image_fields
@@ -37,7 +38,9 @@ class NestedCLIP(nn.Module):
         super().__init__()
         self.vision_model = clip
 
-    def forward(self, *inputs: Any, output_attentions: bool = False, **settings: Any) -> Any:
+    def forward(
+        self, *inputs: torch.Tensor, output_attentions: bool = False, **settings: object
+    ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
         """Call the model. With `output_attentions` it attends eagerly, since SDPA returns no weights."""
         config = self.vision_model.config
         before = config._attn_implementation
@@ -64,7 +67,7 @@ class CLIPVisionTower(nn.Module):
     are `vision_tower.vision_model.…`, as in published checkpoints.
     """
 
-    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+    def __init__(self, vision_tower: str, args: object, delay_load: bool = False) -> None:
         super().__init__()
         self.vision_tower_name = vision_tower
         fields = image_fields(args)
@@ -163,7 +166,7 @@ class CLIPVisionTower(nn.Module):
             features = self._select_positions(hidden)
         return features.to(images.dtype)
 
-    def feature_select(self, image_forward_outs: Any) -> torch.Tensor:
+    def feature_select(self, image_forward_outs: BaseModelOutputWithPooling) -> torch.Tensor:
         """Return the features (B, P, D) of the selected layer from outputs that have all hidden states."""
         return self._select_positions(image_forward_outs.hidden_states[self.select_layer])
 

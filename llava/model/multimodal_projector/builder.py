@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from llava.errors import CheckpointError
 from llava.model.fields import image_fields
 from llava.model.loading.checkpoint import describe_owner
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
 
@@ -19,7 +22,7 @@ def is_projector_type(kind: str | None) -> bool:
     return kind in (None, "linear", "identity") or _MLP.fullmatch(kind) is not None
 
 
-def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
+def build_vision_projector(config: PretrainedConfig, delay_load: bool = False, **kwargs: object) -> nn.Module:
     """Build the projector that `config.mm_projector_type` names: linear, mlpNx_gelu or identity.
 
     An MLP has linear layers at even indices and exact GELUs between them, so that its state-dict keys are
