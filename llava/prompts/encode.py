@@ -6,12 +6,9 @@ Source: LLaVA v1.2.2 mm_utils.py, tokenizer_image_token (the rule).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import Any, Protocol
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Encoded(Protocol):
@@ -56,30 +53,12 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, image_token_index: int = IM
     return ids
 
 
-@overload
-def tokenizer_image_token(
-    prompt: str, tokenizer: Tokenizer, image_token_index: int = ..., return_tensors: None = None
-) -> list[int]: ...
-
-
-@overload
-def tokenizer_image_token(
-    prompt: str, tokenizer: Tokenizer, image_token_index: int = ..., *, return_tensors: str
-) -> torch.Tensor: ...
-
-
-@overload
-def tokenizer_image_token(
-    prompt: str, tokenizer: Tokenizer, image_token_index: int, return_tensors: str
-) -> torch.Tensor: ...
-
-
 def tokenizer_image_token(
     prompt: str,
     tokenizer: Tokenizer,
     image_token_index: int = IMAGE_TOKEN_INDEX,
     return_tensors: str | None = None,
-) -> list[int] | torch.Tensor:
+) -> Any:
     """Return `encode_prompt`'s ids as a list, or for "pt" as a tensor (L,) of int64. The original's name.
 
     Raises:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sized
 from functools import partial
 
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import seed_worker
@@ -83,10 +84,10 @@ class EpochTrainer(Trainer):
         done = self.state.global_step - self.batches.steps_before(epoch)
         return epoch, 0 if self.args.ignore_data_skip else done * self.args.gradient_accumulation_steps
 
-    def _run_epoch(self, *rest: object, epoch: int, **settings: object) -> None:
+    def _run_epoch(self, model: nn.Module, epoch: int, *rest: object, **settings: object) -> None:
         if self.batches is not None:
             # accelerate sets it too, but not through all wrappers that a resumed run adds.
             self.batches.set_epoch(epoch)
             settings["num_update_steps_per_epoch"] = self.batches.steps_in(epoch)
             settings["steps_in_epoch"] = self.batches.batches_in(epoch)
-        super()._run_epoch(*rest, epoch=epoch, **settings)
+        super()._run_epoch(model, epoch, *rest, **settings)
