@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -119,9 +119,7 @@ def merge_tiles(
 def _parse_pinpoints(given: str | Sequence[Sequence[int]] | None) -> list[Size]:
     """Return the candidate sizes, which a config holds as a list or as its text."""
     try:
-        if given is None:
-            raise TypeError
-        listed = ast.literal_eval(given) if isinstance(given, str) else given
+        listed: Any = ast.literal_eval(given) if isinstance(given, str) else given
         return [(int(wide), int(high)) for wide, high in listed]
     except (ValueError, SyntaxError, TypeError) as error:
         raise CheckpointError(

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.compat.chat import ImagesInMessages
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from llava.schema import JsonObject, Turn
 
+if TYPE_CHECKING:
+    from llava.compat.chat import Message, Shown
+
 Span = tuple[int, int]
-Shown = tuple[str, object, str | None]
-Message = str | Shown | None
-"""A turn's text, alone or with a PIL image and its process mode; None for an answer still to come."""
 
 
 class SeparatorStyle(Enum):

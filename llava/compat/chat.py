@@ -12,7 +12,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 if TYPE_CHECKING:
     from PIL import Image
 
-    Part = str | tuple[str, Image.Image, str] | None
+    Shown = tuple[str, Image.Image, str]
+    Message = str | Shown | None
+    """A turn's text, alone or with a PIL image and its process mode; None for an answer still to come."""
 
 JPEG_IN_A_PAGE = '<img src="data:image/jpeg;base64,{}" alt="user upload image" />'
 
@@ -23,7 +25,7 @@ class ImagesInMessages:
     A message with an image is a tuple (text, PIL image, process mode).
     """
 
-    messages: Sequence[Sequence[Part]]
+    messages: Sequence[Sequence[Message]]
     offset: int
 
     @overload
@@ -37,9 +39,9 @@ class ImagesInMessages:
         shown = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
         return [self.process_image(image, mode, return_pil) for _, image, mode in shown]
 
-    def to_gradio_chatbot(self) -> list[list[Part]]:
+    def to_gradio_chatbot(self) -> list[list[Message]]:
         """Return [what the human said, the answer or None] for each pair of turns, images as HTML."""
-        pairs: list[list[Part]] = []
+        pairs: list[list[Message]] = []
         for index, (_, message) in enumerate(self.messages[self.offset :]):
             if index % 2:
                 pairs[-1][-1] = message

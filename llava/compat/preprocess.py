@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava import conversation
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import Conversation, SeparatorStyle
+from llava.model.loading.weights import Tensors
 from llava.prompts.labels import Supervised, place_image_token, supervise_turns, without_opening
 from llava.schema import Speaker, Turn
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Source = list[dict[str, str]]
 Rows = dict[str, list[torch.Tensor]]
-Tensors = dict[str, torch.Tensor]
 
 
 class Tokenized(TypedDict):

@@ -1,7 +1,8 @@
-"""Compute the linear layers of a model that answers on a CPU by oneDNN.
+"""Use oneDNN for a model's linear layers when it answers on a CPU.
 
-PyTorch multiplies float32 matrices by MKL, which on AMD's processors does not use AVX-512: the products of a
-prompt took twice as long as oneDNN's (scripts/bench/README.md). In half precision PyTorch uses oneDNN itself.
+PyTorch multiplies float32 matrices with MKL. On an AMD processor with AVX-512, which MKL does not use there,
+this took twice as long as with oneDNN. Without AVX-512 both took about the same; Intel's processors were not
+measured (scripts/bench/README.md). In half precision PyTorch uses oneDNN itself where it can.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from llava.model.overrides import find_change
 
 
 class OneDnnLinear(nn.Linear):
-    """An `nn.Linear` that computes by oneDNN what needs no gradient and is float32 on a CPU."""
+    """An `nn.Linear` that uses oneDNN in float32 on a CPU, while gradients and autocast are off."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (..., out_features) of `input`, (..., in_features)."""
-        if torch.is_grad_enabled() or input.dtype != torch.float32 or input.device.type != "cpu":
+        if (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or not torch.backends.mkldnn.enabled
+            or not all(_is_float32_on_cpu(tensor) for tensor in (input, self.weight))
+        ):
             return super().forward(input)
         # What torch.compile calls on a CPU; the public aten.mkldnn_linear copies its input and output.
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -29,13 +35,17 @@ class OneDnnLinear(nn.Linear):
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers that are on a CPU be oneDNN's where there is oneDNN.
+    """Make a model's linear layers on a CPU use oneDNN, on x86 processors and if PyTorch has it.
 
-    A model that other code has changed stays as it is: what is replaced may look at its layers.
+    A model that other code has changed stays as it is, because that code may depend on the layers' class.
     """
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if not (is_x86 and torch.backends.mkldnn.is_available()) or find_change(model) is not None:
+    if not is_x86 or not hasattr(torch.ops.mkldnn, "_linear_pointwise") or find_change(model) is not None:
         return
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.device.type == "cpu":
             layer.__class__ = OneDnnLinear
+
+
+def _is_float32_on_cpu(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"

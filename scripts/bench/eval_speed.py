@@ -308,7 +308,9 @@ def compare(
     cells += [f"{len(requests) / slow:.2f}", f"{len(requests) / fast:.2f}", f"{slow / fast:.2f}"]
     cells.append(f"{ratios['loop']:.2f}" if "loop" in ratios and counter else "-")
     cells += [f"{agreeing} of {len(requests)}", str(len(set(wanted))), str(engine.asked_again)]
-    batches = {side[6:]: ratio for side, ratio in ratios.items() if side.startswith("plain ")}
+    batches = {
+        side.removeprefix("plain "): ratio for side, ratio in ratios.items() if side.startswith("plain ")
+    }
     best = min(batches, key=batches.__getitem__, default="")
     cells.append(f"{batches['8']:.2f}" if "8" in batches else "-")
     cells.append(f"{batches[best]:.2f} ({best})" if best else "-")

@@ -50,7 +50,6 @@ def test_a_layer_computes_what_pytorchs_own_computes(shape: tuple[int, ...], has
     inputs = torch.randn(shape)
     strided = torch.randn(*shape[:-1], 96)[..., ::2]
     wanted = layer(inputs), layer(strided)
-    use_onednn(layer)
     holder = nn.Sequential(layer)
     use_onednn(holder)
     assert type(holder[0]) is OneDnnLinear
@@ -71,6 +70,25 @@ def test_what_needs_gradients_or_another_precision_is_pytorchs_own() -> None:
     half = copy.deepcopy(layer).to(torch.bfloat16)
     with torch.inference_mode():
         assert half(inputs.bfloat16()).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(inputs).dtype == torch.bfloat16
+        with pytest.raises(RuntimeError):  # nn.Linear's own: a float32 input, other weights
+            half(inputs)
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_a_user_can_turn_onednn_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = nn.Linear(8, 4), torch.randn(3, 8)
+    use_onednn(layer)
+    seen: list[torch.Tensor] = []
+    usual = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, input: seen.append(input) or usual(self, input))
+    with torch.inference_mode():
+        layer(inputs)
+        assert not seen
+        with torch.backends.mkldnn.flags(enabled=False):
+            layer(inputs)
+    assert len(seen) == 1
 
 
 def test_a_model_that_other_code_has_changed_stays_as_it_is(plain: Any) -> None:

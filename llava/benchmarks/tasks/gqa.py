@@ -134,7 +134,7 @@ def _judge(task: Task) -> Scores:
 
 
 def _verdict(key: str, row: gqa_metrics.GqaQuestion, answer: Answer | None) -> Verdict:
-    """Score one question: 1.0 if the prediction, in lower case and without a last dot, is the true answer."""
+    """Score one question: 1.0 if the prediction, in lower case and without dots at its end, is the truth."""
     prediction = to_prediction(answer.text) if answer else None
     types = row["types"]
     return Verdict(
