@@ -21,11 +21,11 @@ import torch
 from transformers import TextStreamer
 
 from llava.errors import DataError, SettingsError
-from llava.infer.engine.attention import PrefixPass
+from llava.infer.engine.attention import PrefixPass, attend_to_rows
 from llava.infer.engine.budget import Budget, estimate_position_bytes, measure_budget
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.greedy import Continuation, continue_prompt
-from llava.infer.engine.kv_cache import SHARED, SlotCache
+from llava.infer.engine.kv_cache import RowCache
 from llava.infer.engine.load import Loaded, load
 from llava.infer.engine.packed import PromptGroup, continue_groups
 from llava.infer.engine.requests import Generation, ImageFile, ModelChoice, Reply, Request
@@ -201,7 +201,7 @@ def test_prefixes_wait_for_others_to_share_a_pass_with(golden: Path, monkeypatch
     assert len({len(ids) for ids in wanted.values()}) > 5
     shared: list[int] = []
 
-    def watched(cache: SlotCache, first: int, lengths: list[int]) -> PrefixPass:
+    def watched(cache: RowCache, first: int, lengths: list[int]) -> PrefixPass:
         shared.append(len(lengths))
         return PrefixPass(cache, first, lengths)
 
@@ -231,24 +231,65 @@ def test_prompts_before_a_broken_one_are_finished(golden: Path) -> None:
         next(replies)
 
 
-def test_a_cache_keeps_what_is_in_the_slots_that_stay() -> None:
-    cache = SlotCache(torch.device("cpu"))
-    like = torch.zeros(1, 2, 1, 3)
+def test_a_cache_keeps_what_is_in_the_rows_that_stay() -> None:
+    cache, like = RowCache(), torch.zeros(1, 2, 1, 3)
     cache.reserve(3, 4)
     keys, values = cache.layer(0, like)
-    for slot in range(3):
-        cache.start_slot(slot, slot + 1)
-        keys[slot], values[slot] = slot + 1, -slot - 1
-    cache.arrange([0, 2])
+    for row in range(3):
+        keys[row], values[row] = row + 1, -row - 1
     used = keys.shape[2]
+    cache.arrange([0, 2])
     cache.reserve(2, 300)
     keys, values = cache.layer(0, like)
-    assert keys.shape == values.shape == (*cache.owners.shape[:1], 2, cache.owners.shape[1], 3)
-    assert cache.owners.shape[1] >= 300
-    assert keys[:2, 0, :4, 0].tolist() == [[1] * 4, [3] * 4]
-    assert values[:2, 1, :4, 2].tolist() == [[-1] * 4, [-3] * 4]
+    assert keys.shape == values.shape == (3, 2, keys.shape[2], 3)
+    assert keys.shape[2] >= 300
+    assert keys[:2, 0, :used, 0].tolist() == [[1] * used, [3] * used]
+    assert values[:2, 1, :used, 2].tolist() == [[-1] * used, [-3] * used]
     assert keys[:, :, used:].count_nonzero() == 0
-    assert [(row == SHARED).sum().item() for row in cache.owners[:2]] == [1, 3]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("longest", [1, 5])
+def test_what_is_attended_to_apart_adds_up_to_attention_at_once(longest: int, groups: int) -> None:
+    torch.manual_seed(longest)
+    rows, heads, features, columns = 3, 4, 8, 12
+    query = 3 * torch.randn(rows, heads, longest, features)
+    keys, values = torch.randn(2, rows, heads // groups, columns, features)
+    hidden = torch.rand(rows, 1, longest, columns) < 0.4
+    hidden[..., [0, 7]] = False  # each part has something to see
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=~hidden, scale=0.3, enable_gqa=True
+    )
+    parts = [
+        attend_to_rows(query, keys[:, :, part], values[:, :, part], hidden[..., part], 0.3)
+        for part in (slice(0, 7), slice(7, None))
+    ]
+    (first, first_log), (second, second_log) = parts
+    found = torch.lerp(second, first, torch.sigmoid(first_log - second_log))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_rests_of_a_prefix_are_not_scored_against_each_other(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_model(golden)
+    layers, heads = loaded.model.config.num_hidden_layers, loaded.model.config.num_attention_heads
+    scored: list[tuple[int, int]] = []
+
+    def watched(query: torch.Tensor, keys: torch.Tensor, *others: Any) -> Any:
+        scored.append((math.prod(query.shape[:3]) // heads, keys.shape[2]))
+        return attend_to_rows(query, keys, *others)
+
+    monkeypatch.setattr("llava.infer.engine.attention.attend_to_rows", watched)
+    prefix = loaded.model.get_input_embeddings()(torch.arange(3, 43)).detach()
+    rests = tuple((number, 8, 7) for number in range(50, 70))
+    budget = Budget(1000, 10_000, 1000)
+    group = PromptGroup(prefix, tuple(range(20)), rests)
+    list(continue_groups(loaded.model, [group], budget, max_new_tokens=3, stop_ids=()))
+    # The rests, then two times a token of each: to the prefix, and to what a prompt has read itself.
+    assert scored == [
+        part for new, own in ((60, 3), (20, 4), (20, 5)) for part in [(new, 40), (new, own)] * layers
+    ]
 
 
 def requests_about(golden: Path, count: int = 13) -> list[Request]:

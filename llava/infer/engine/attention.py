@@ -1,24 +1,25 @@
 """Attend in a pass of the engine, by the attention implementation `slots` of transformers.
 
-In a pass, all layers but attention read one row of positions without any padding. Attention sees the slots of
-a `SlotCache`: what is in them, and in which of them each position of the row belongs.
+In a pass, all layers but attention read one row of positions without any padding. Attention sees the rows of
+the caches, and to which of them each position of the pass belongs.
 
-Shapes: T positions of the pass, S slots, Q the most positions of a slot, C columns, H heads, E features of a
-head.
+Shapes: T positions of the pass, R rows of a cache, Q the most positions of a row, C columns, H heads, K heads
+of keys and values, E features of a head.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llava.infer.engine.kv_cache import SHARED, SlotCache
+from llava.infer.engine.kv_cache import RowCache
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaAttention
@@ -28,9 +29,9 @@ _SLOTS = "slots"
 
 @dataclass(frozen=True, slots=True)
 class PrefixPass:
-    """A pass of whole prefixes of these lengths, for the slots from `first` on. It needs no mask."""
+    """A pass of whole prefixes of these lengths, for the rows from `first` on. It needs no mask."""
 
-    cache: SlotCache
+    cache: RowCache
     first: int
     lengths: Sequence[int]
 
@@ -42,39 +43,87 @@ class PrefixPass:
         value: torch.Tensor,
         **settings: object,
     ) -> torch.Tensor:
-        """Keep keys and values (1, H, T, E), attend within each prefix, and return (1, T, H, E)."""
+        """Keep keys and values (1, K, T, E), attend within each prefix, and return (1, T, H, E)."""
         keys, values = self.cache.layer(module.layer_idx, key)
         split = (tensor.split(list(self.lengths), dim=2) for tensor in (query, key, value))
         attended = []
-        for slot, (q, k, v) in enumerate(zip(*split, strict=True), start=self.first):
-            keys[slot, :, : k.shape[2]], values[slot, :, : v.shape[2]] = k[0], v[0]
+        for row, (q, k, v) in enumerate(zip(*split, strict=True), start=self.first):
+            keys[row, :, : k.shape[2]], values[row, :, : v.shape[2]] = k[0], v[0]
             attended.append(sdpa_attention_forward(module, q, k, v, None, **settings)[0])
         return torch.cat(attended, dim=1)
 
 
-class RestPass:
-    """A pass of positions that follow the prefixes. A prompt sees its prefix and itself."""
+class SeenRows:
+    """What the positions of a pass see of a cache: each the first columns of one row."""
 
     def __init__(
-        self, cache: SlotCache, slots: slice, width: int, new: torch.Tensor, dtype: torch.dtype
+        self,
+        cache: RowCache,
+        rows: slice,
+        numbers: Sequence[int],
+        columns: Sequence[int],
+        device: torch.device,
     ) -> None:
-        """Describe a pass over these slots.
+        """Describe what is seen.
 
         Args:
             cache: The cache.
-            slots: The slots of the pass.
-            width: How many of their columns are in use, C.
-            new: (5, T). Of each position of the pass: its slot, counted from the first of `slots`; how many
-                positions of the pass are before it in its slot; the column that it gets; the index of its
-                prompt; and its position in the prompt.
-            dtype: The model's precision.
+            rows: The rows that are seen.
+            numbers: T numbers. The row of each position, counted from the first of `rows`.
+            columns: T numbers, > 0. How many columns each position sees.
+            device: Where the first layer computes.
         """
-        self._numbers, self._places, self._columns, owners, positions = new
-        self._cache, self._slots, self._width = cache, slots, width
-        self._shape = slots.stop - slots.start, int(self._places.max()) + 1  # (S, Q)
-        cache.owners[slots][self._numbers, self._columns] = owners
-        cache.positions[slots][self._numbers, self._columns] = positions
-        self._mask = self._make_mask(owners, positions, dtype)
+        self._cache, self._rows = cache, rows
+        before: Counter[int] = Counter()
+        places = []  # how many positions of the same row precede each
+        for number in numbers:
+            places.append(before[number])
+            before[number] += 1
+        self._at = torch.tensor([numbers, places], device=device)
+        self._last = torch.tensor(columns, device=device) - 1
+        self._padded, self._width = (rows.stop - rows.start, max(before.values())), max(columns)
+        self._hidden: torch.Tensor | None = None  # (R, 1, Q, C)
+        if min(columns) < self._width:
+            seen = torch.ones(self._padded, dtype=torch.long)
+            seen[numbers, places] = torch.tensor(columns)
+            hidden = torch.arange(self._width) >= seen[:, None, :, None]
+            self._hidden = hidden.to(device)
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put the keys and values of the positions, (1, K, T, E), into the last columns that they see."""
+        (numbers, _), last = self._at.to(key.device), self._last.to(key.device)
+        for states, new in zip(self._cache.layer(layer, key), (key, value), strict=True):
+            states[self._rows][numbers, :, last] = new[0].transpose(0, 1)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend from queries (1, H, T, E) to the rows of a layer with keys like `key`, (1, K, T, E).
+
+        Returns:
+            What each position attends to, (T, H, E), and the logarithm of the sum of the exponentials of its
+            scores, (T, H, 1). Both are float32.
+        """
+        numbers, places = self._at.to(query.device)
+        rows, longest = self._padded
+        padded = query.new_zeros(rows, query.shape[1], longest, query.shape[3])
+        padded[numbers, :, places] = query[0].transpose(0, 1)
+        keys, values = (states[self._rows, :, : self._width] for states in self._cache.layer(layer, key))
+        hidden = None if self._hidden is None else self._hidden.to(query.device)
+        attended, logs = attend_to_rows(padded, keys, values, hidden, scaling)
+        return attended[numbers, :, places], logs[numbers, :, places]
+
+
+@dataclass(frozen=True, slots=True)
+class RestPass:
+    """A pass of positions that follow the prefixes. A position sees the prefix and its own prompt's rest.
+
+    Prefix and rest are attended to apart, so no position is scored against what other prompts own. The two
+    results are then weighted by their shares in the sum of the exponentials.
+    """
+
+    prefixes: SeenRows
+    rests: SeenRows
 
     def attend(
         self,
@@ -82,36 +131,42 @@ class RestPass:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        **settings: object,
+        *,
+        scaling: float,
+        **_: object,
     ) -> torch.Tensor:
-        """Keep keys and values (1, H, T, E), attend within the slots, and return (1, T, H, E)."""
-        device = query.device
-        numbers, places, columns = (each.to(device) for each in (self._numbers, self._places, self._columns))
-        keys, values = (states[self._slots] for states in self._cache.layer(module.layer_idx, key))
-        keys[numbers, :, columns] = key[0].transpose(0, 1)
-        values[numbers, :, columns] = value[0].transpose(0, 1)
-        slots, longest = self._shape
-        padded = query.new_zeros(slots, query.shape[1], longest, query.shape[3])
-        padded[numbers, :, places] = query[0].transpose(0, 1)
-        seen = (states[:, :, : self._width] for states in (keys, values))
-        mask = None if self._mask is None else self._mask.to(device)
-        attended, _ = sdpa_attention_forward(module, padded, *seen, mask, **settings)  # (S, Q, H, E)
-        return attended[numbers, places][None]
+        """Keep keys and values (1, K, T, E), attend to what is seen, and return (1, T, H, E)."""
+        self.rests.append(module.layer_idx, key, value)
+        shared, of_shared = self.prefixes.attend(module.layer_idx, query, key, scaling)
+        own, of_own = self.rests.attend(module.layer_idx, query, key, scaling)
+        return torch.lerp(own, shared, torch.sigmoid(of_shared - of_own)).to(query.dtype)[None]
 
-    def _make_mask(
-        self, owners: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor | None:
-        """Return what to add to the scores, (S, 1, Q, C); None if every position sees every column."""
-        # What pads a slot sees its first column: attention to nothing gives NaN.
-        asking, at = owners.new_full(self._shape, SHARED), positions.new_zeros(self._shape)
-        asking[self._numbers, self._places], at[self._numbers, self._places] = owners, positions
-        owned = self._cache.owners[self._slots, None, : self._width]
-        visible = (owned == SHARED) | (owned == asking[:, :, None])
-        visible &= self._cache.positions[self._slots, None, : self._width] <= at[:, :, None]
-        if visible.all():
-            return None
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+def attend_to_rows(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend from queries (R, H, Q, E) to keys and values (R, K, C, E), but not where `hidden` is true.
+
+    `hidden` is (R, 1, Q, C).
+
+    Returns:
+        What they attend to, (R, H, Q, E), and the logarithm of the sum of the exponentials of the scores,
+        (R, H, Q, 1), which PyTorch's own attention does not return. Both are float32.
+    """
+    rows, heads, length, features = query.shape
+    groups = heads // keys.shape[1]
+    query = query.reshape(rows, heads // groups, groups * length, features)
+    # A single query is a vector: in this order, PyTorch reads the keys twice as fast on a CPU.
+    scores = (keys @ query.mT).mT if groups * length == 1 else query @ keys.mT
+    scores = scores.float()
+    if hidden is not None:
+        scores.masked_fill_(hidden.repeat(1, 1, groups, 1), -torch.inf)
+    highest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(highest).mul_(scaling).exp_()
+    total = weights.sum(-1, keepdim=True)
+    attended = (weights.to(values.dtype) @ values) / total
+    logs = highest * scaling + total.log()
+    return attended.reshape(rows, heads, length, features), logs.reshape(rows, heads, length, 1)
 
 
 @contextmanager
@@ -132,7 +187,7 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     slot_pass: PrefixPass | RestPass,
-    **settings: object,
+    **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     return slot_pass.attend(module, query, key, value, **settings), None
 

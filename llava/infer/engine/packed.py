@@ -1,7 +1,8 @@
 """Continue many prompts greedily, reading the prefix of each group once.
 
-README.md has a drawing of it. A group occupies a slot of the cache: first its prefix, then what its prompts
-read after it, side by side. Slots become free as groups finish, and the next groups enter.
+README.md has a drawing of it. A group in progress has a slot, a row in the cache of prefixes. Each of its
+prompts in progress has a row in the cache of rests, for what it reads after the prefix. Rows become free as
+prompts and groups finish, and the next ones enter.
 
 Shapes: P positions of a prefix, T new positions of a pass, N prompts, D width.
 """
@@ -16,11 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from llava.errors import LlavaError
-from llava.infer.engine.attention import PrefixPass, RestPass, attending_in_slots
+from llava.infer.engine.attention import PrefixPass, RestPass, SeenRows, attending_in_slots
 from llava.infer.engine.budget import Budget
 from llava.infer.engine.finite import explain_not_finite
 from llava.infer.engine.greedy import Continuation, append_likeliest
-from llava.infer.engine.kv_cache import SlotCache
+from llava.infer.engine.kv_cache import RowCache
 from llava.model.in_memory import try_in_memory
 
 
@@ -41,33 +42,36 @@ class PromptGroup:
 
 @dataclass(slots=True)
 class _Prompt:
-    """A prompt in progress: how many positions are read, and the ids to read next."""
+    """A prompt in progress: how many positions are read after the prefix, and the ids to read next."""
 
     index: int
-    length: int
+    slot: _Slot
     ids: Sequence[int]
+    length: int = 0
     continuation: Continuation = field(default_factory=Continuation)
+
+    def count_columns(self) -> int:
+        """Count the columns of its row that are in use once its ids are read."""
+        return self.length + len(self.ids)
 
 
 class _Slot:
-    """A group in the cache: its prompts in progress, and those that wait until these have finished."""
+    """A group in progress: its prompts in progress, and those that wait until these have finished."""
 
     def __init__(self, group: PromptGroup) -> None:
         self.group = group
         self.end = group.prefix[:0]  # (1, D) hidden state at the end of the prefix, once it is read
-        self.columns = 0  # how many are in use
         self.active: list[_Prompt] = []
         self.waiting = deque(zip(group.indices, group.rests, strict=True))
 
     def start_prompts(self, positions: int, prompts: int) -> None:
         """Let the next prompts start: at most so many, with so many ids in total, but at least one."""
-        self.columns = len(self.group.prefix)
         while self.waiting and len(self.active) < max(prompts, 1):
             index, ids = self.waiting[0]
             positions -= len(ids)
             if self.active and positions < 0:
                 break
-            self.active.append(_Prompt(index, self.columns, ids))
+            self.active.append(_Prompt(index, self, ids))
             self.waiting.popleft()
 
     def count_new(self) -> int:
@@ -112,7 +116,7 @@ def continue_groups(
 
 
 class _Batch:
-    """The groups in progress. The prompts of the first `_settled` slots have read their rests."""
+    """The groups and prompts in progress. The prompts of the first `_settled` slots have read their rests."""
 
     def __init__(
         self,
@@ -129,8 +133,9 @@ class _Batch:
         self._waiting: deque[PromptGroup] = deque()  # for room, or for others to share a pass with
         self._is_last = False  # whether all groups have been taken
         self._failure: LlavaError | None = None
-        self._cache = SlotCache(self._embed.weight.device)
-        self._slots: list[_Slot] = []
+        self._prefixes, self._rests = RowCache(), RowCache()
+        self._slots: list[_Slot] = []  # by their row in the cache of prefixes
+        self._prompts: list[_Prompt] = []  # by their row in the cache of rests
         self._settled = 0
         self._finished: list[tuple[int, Continuation]] = []
 
@@ -146,8 +151,7 @@ class _Batch:
                 break
             slot = _Slot(self._waiting[0])
             slot.start_prompts(self._budget.positions, free)
-            columns = max(one.columns + one.count_new() for one in (slot, *self._slots))
-            if self._slots and (len(self._slots) + 1) * columns > self._budget.cached:
+            if self._slots and _count_cached([*self._slots, slot]) > self._budget.cached:
                 break
             self._slots.append(slot)
             free -= len(slot.active)
@@ -161,29 +165,33 @@ class _Batch:
     @torch.inference_mode()
     def advance(self) -> bool:
         """Read what has started, then a token of every unfinished answer; free the slots that are done."""
+        self._prompts += [prompt for slot in self._slots[self._settled :] for prompt in slot.active]
         self._reserve()
         read = sum(len(slot.end) for slot in self._slots)
         for first, stop in self._split([len(slot.group.prefix) for slot in self._slots], read):
             self._read_prefixes(first, stop)
-        for number in range(self._settled, len(self._slots)):
-            self._cache.start_slot(number, self._slots[number].columns)
+        row = sum(len(slot.active) for slot in self._slots[: self._settled])
         for first, stop in self._split([slot.count_new() for slot in self._slots], self._settled):
-            self._continue_prompts(first, stop)
-        if any(slot.active for slot in self._slots):
+            past = row + sum(len(slot.active) for slot in self._slots[first:stop])
+            self._continue_prompts(slice(first, stop), slice(row, past))
+            row = past
+        self._free_rows()
+        if self._prompts:
             self._reserve()
-            self._continue_prompts(0, len(self._slots))
+            self._continue_prompts(slice(0, len(self._slots)), slice(0, len(self._prompts)))
+            self._free_rows()
         settled = [number for number, slot in enumerate(self._slots) if slot.active]
         again = [number for number, slot in enumerate(self._slots) if slot.waiting and not slot.active]
         order = _fill_gaps(settled) + again
         self._settled, self._slots = len(settled), [self._slots[number] for number in order]
-        self._cache.arrange(order)
+        self._prefixes.arrange(order)
         return True
 
     def restart(self) -> None:
-        """Empty the cache. All prompts in progress start again."""
+        """Empty the caches. All prompts in progress start again."""
         self._put_back(0)
-        self._settled = 0
-        self._cache = SlotCache(self._embed.weight.device)
+        self._settled, self._prompts = 0, []
+        self._prefixes, self._rests = RowCache(), RowCache()
 
     def take_finished(self) -> list[tuple[int, Continuation]]:
         """Return what has finished since the last call."""
@@ -191,9 +199,15 @@ class _Batch:
         return finished
 
     def _reserve(self) -> None:
-        """Make room in the cache for what the prompts in progress read next."""
-        columns = max(slot.columns + slot.count_new() for slot in self._slots)
-        self._cache.reserve(len(self._slots), columns)
+        """Make room in the caches for what the prompts in progress read next."""
+        self._prefixes.reserve(len(self._slots), max(len(slot.group.prefix) for slot in self._slots))
+        self._rests.reserve(len(self._prompts), max(prompt.count_columns() for prompt in self._prompts))
+
+    def _free_rows(self) -> None:
+        """Let the last prompts take over the rows of those that are finished."""
+        order = _fill_gaps([row for row, prompt in enumerate(self._prompts) if prompt.ids])
+        self._prompts = [self._prompts[row] for row in order]
+        self._rests.arrange(order)
 
     def _take_group(self) -> bool:
         """Let the next group wait for room; return whether there is one."""
@@ -240,18 +254,22 @@ class _Batch:
         hidden = self._run(
             torch.cat([slot.group.prefix for slot in slots]),
             positions.to(self._embed.weight.device),
-            PrefixPass(self._cache, first, lengths),
+            PrefixPass(self._prefixes, first, lengths),
         )
         for slot, states in zip(slots, hidden.split(lengths), strict=True):
             slot.end = states[-1:].clone()
 
-    def _continue_prompts(self, first: int, stop: int) -> None:
-        """Read the next ids of the prompts in these slots, and append the likeliest token to each."""
-        slots = self._slots[first:stop]
-        ends = iter(self._read_rests(first, stop))
+    def _continue_prompts(self, numbers: slice, rows: slice) -> None:
+        """Read the next ids of the prompts in these rows, and append the likeliest token to each.
+
+        Args:
+            numbers: The numbers of the slots that the prompts belong to.
+            rows: The rows of the prompts.
+        """
+        ends = iter(self._read_rests(numbers, rows))
+        slots, prompts = self._slots[numbers], self._prompts[rows]
         # A prompt without a rest ends where its prefix does.
-        hidden = [next(ends) if prompt.ids else slot.end for slot in slots for prompt in slot.active]
-        prompts = [prompt for slot in slots for prompt in slot.active]
+        hidden = [next(ends) if prompt.ids else prompt.slot.end for prompt in prompts]
         with explain_not_finite(self._model, [slot.group.prefix for slot in slots]):
             logits = self._model.get_output_embeddings()(torch.cat(hidden))
             tokens = append_likeliest(logits, [prompt.continuation for prompt in prompts], self._stop_ids)
@@ -262,25 +280,28 @@ class _Batch:
         for slot in slots:
             slot.active = [prompt for prompt in slot.active if prompt.ids]
 
-    def _read_rests(self, first: int, stop: int) -> Sequence[torch.Tensor]:
-        """Read the next ids of the prompts in these slots; return hidden states (1, D) at their ends."""
-        new: list[tuple[int, int, int, int, int, int]] = []
+    def _read_rests(self, numbers: slice, rows: slice) -> Sequence[torch.Tensor]:
+        """Read the next ids of the prompts in these rows; return hidden states (1, D) at their ends."""
+        number_of = {slot: number for number, slot in enumerate(self._slots[numbers])}
+        new: list[tuple[int, int, int, int, int]] = []
         ends = []
-        for number, slot in enumerate(self._slots[first:stop]):
-            place = 0
-            for prompt in slot.active:
-                for token in prompt.ids:
-                    new.append((token, number, place, slot.columns, prompt.index, prompt.length))
-                    place, slot.columns, prompt.length = place + 1, slot.columns + 1, prompt.length + 1
-                if prompt.ids:
-                    ends.append(len(new) - 1)
+        for row, prompt in enumerate(self._prompts[rows]):
+            for token in prompt.ids:
+                prompt.length += 1
+                new.append((token, number_of[prompt.slot], len(prompt.slot.group.prefix), row, prompt.length))
+            if prompt.ids:
+                ends.append(len(new) - 1)
         if not new:
             return ()
-        rows = torch.tensor(new, device=self._embed.weight.device).T  # (6, T)
-        width = max(slot.columns for slot in self._slots[first:stop])
-        embeds = self._embed(rows[0])
-        rests = RestPass(self._cache, slice(first, stop), width, rows[1:], embeds.dtype)
-        return self._run(embeds, rows[-1], rests)[ends].split(1)
+        device = self._embed.weight.device
+        tokens, slots, prefixes, prompts, lengths = zip(*new, strict=True)
+        positions = torch.tensor([prefixes, lengths], device=device).sum(0) - 1
+        rest_pass = RestPass(
+            SeenRows(self._prefixes, numbers, slots, prefixes, device),
+            SeenRows(self._rests, rows, prompts, lengths, device),
+        )
+        embeds = self._embed(torch.tensor(tokens, device=device))
+        return self._run(embeds, positions, rest_pass)[ends].split(1)
 
     def _run(
         self, embeds: torch.Tensor, positions: torch.Tensor, slot_pass: PrefixPass | RestPass
@@ -294,7 +315,15 @@ class _Batch:
         return hidden
 
 
+def _count_cached(slots: Sequence[_Slot]) -> int:
+    """Count the positions of both caches, unused ones included, once the prompts have read their ids."""
+    prompts = [prompt for slot in slots for prompt in slot.active]
+    prefixes = len(slots) * max(len(slot.group.prefix) for slot in slots)
+    return prefixes + len(prompts) * max(prompt.count_columns() for prompt in prompts)
+
+
 def _fill_gaps(kept: Sequence[int]) -> list[int]:
     """Return the numbers so ordered that the last ones fill the gaps and the others stay in place."""
     last = (number for number in kept if number >= len(kept))
-    return [place if place in kept else next(last) for place in range(len(kept))]
+    in_place = set(kept)
+    return [place if place in in_place else next(last) for place in range(len(kept))]
