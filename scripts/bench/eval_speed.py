@@ -351,6 +351,7 @@ def main() -> None:
             use_onednn(quick.model)
         is_asked = "vllm" in flags.against and find_vllm_obstacle(loaded) is None
         vllm = Vllm(loaded, folder) if is_asked else None
+        keep_freed_memory()  # again: starting vLLM in this process undoes it
         agree = [compare(loaded, quick, plain, vllm, kind, flags, folder) for kind in flags.kinds]
     if not all(agree):
         sys.exit("the answers differ")

@@ -1,18 +1,23 @@
-"""Linear layers of oneDNN: where they are used, and that they compute what PyTorch's own compute."""
+"""Linear layers and attention by oneDNN: where they are used, and that they compute what PyTorch's do."""
 
 from __future__ import annotations
 
 import copy
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from llava.infer.engine.engine import Engine
+from llava.infer.engine.requests import Generation, ImageFile, Request
+from llava.infer.jobs.prompting import prompt_of
+from llava.model.attention_products import attend, attend_by_onednn
 from llava.model.builder import load_pretrained_model
-from llava.model.onednn import OneDnnLinear, use_onednn
+from llava.model.onednn import OneDnnLinear, packed_weights, use_onednn
 from support import tiny_checkpoints as tiny
 from support.tiny_model import tiny_model
 
@@ -74,6 +79,110 @@ def test_what_needs_gradients_or_another_precision_is_pytorchs_own() -> None:
             assert layer(inputs).dtype == torch.bfloat16
         with pytest.raises(RuntimeError):  # nn.Linear's own: a float32 input, other weights
             half(inputs)
+
+
+def random_heads(length: int, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries as a layer makes them, and keys and values as a cache keeps them."""
+    torch.manual_seed(length)
+    query = torch.randn(1, length, 4, 16).transpose(1, 2)
+    keys, values = torch.randn(2, 3, 4 // groups, length + 9, 16)[:, 1:2, :, :length]
+    return query, keys, values
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(("length", "groups"), [(1, 1), (159, 2), (160, 1), (161, 4), (577, 1)])
+@torch.inference_mode()
+def test_attention_is_pytorchs_own(length: int, groups: int, is_causal: bool) -> None:
+    query, keys, values = random_heads(length, groups)
+    found = attend_by_onednn(query, keys, values, 0.3, is_causal=is_causal)
+    wanted = nn.functional.scaled_dot_product_attention(
+        query, keys, values, is_causal=is_causal, scale=0.3, enable_gqa=True
+    )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "groups"), [(63, 1), (64, 1), (40, 2)])
+@pytest.mark.filterwarnings("ignore:TF32")
+@torch.inference_mode()
+def test_many_queries_are_multiplied_by_onednn_to_the_same_result(
+    length: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, keys, values = random_heads(length, groups)
+    hidden = torch.rand(1, 1, length, length) < 0.4
+    hidden[..., 0] = False
+    with torch.backends.mkldnn.flags(enabled=False):
+        wanted = attend(query, keys, values, hidden, 0.3)
+    used: list[tuple[int, ...]] = []
+
+    def watched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        used.append(left.shape)
+        return left @ right.T
+
+    torch.testing.assert_close(attend(query, keys, values, hidden, 0.3), wanted, rtol=0, atol=1e-5)
+    monkeypatch.setattr("llava.model.attention_products.product", watched)
+    attend(query, keys, values, hidden, 0.3)
+    assert len(used) == (0 if length == 63 else 8 // groups)
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_a_vision_tower_attends_by_onednn_to_the_same_features(
+    plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, images = copy.deepcopy(plain), torch.randn(3, 3, 56, 56)
+    use_onednn(quick)
+    used: list[bool] = []
+
+    def watched(*states: Any, is_causal: bool) -> torch.Tensor:
+        used.append(is_causal)
+        return attend_by_onednn(*states, is_causal=is_causal)
+
+    monkeypatch.setattr("llava.model.onednn.attend_by_onednn", watched)
+    with torch.inference_mode():
+        wanted = plain.encode_images(images)
+        with torch.backends.mkldnn.flags(enabled=False):
+            usual = quick.encode_images(images)
+        assert not used
+        found = quick.encode_images(images)
+    assert len(used) > len(images)
+    assert not any(used)
+    for each in (usual, found):
+        torch.testing.assert_close(each, wanted, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_packed_weights_compute_the_same_and_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 80), nn.Linear(80, 32, bias=False))
+    use_onednn(model)
+    inputs = [torch.randn(rows, 48) for rows in (1, 7, 300)]
+    wanted = [model(each) for each in inputs]
+    layer: Any = model[0]
+    with packed_weights(model):
+        assert layer.packed is not None
+        for each, expected in zip(inputs, wanted, strict=True):
+            torch.testing.assert_close(model(each), expected, rtol=0, atol=2e-5)
+    assert layer.packed is None
+    with pytest.raises(KeyboardInterrupt), packed_weights(model):
+        raise KeyboardInterrupt
+    assert layer.packed is None
+    free = SimpleNamespace(available=2 * 4 * (48 * 80 + 80 * 32) - 1)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with packed_weights(model):
+        assert layer.packed is None
+
+
+def test_an_engine_packs_weights_for_many_requests(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model(golden)
+    first: Any = next(layer for layer in linear_layers(loaded.model))
+    image = ImageFile(golden / "images/a_640x480.png")
+    requests = [Request(prompt_of("vicuna_v1", f"{n}?", "<image>\n"), (image,)) for n in range(8)]
+    engine = Engine(loaded, Generation(max_new_tokens=2))
+    for count in (7, 8):
+        answers = engine.answer(requests[:count])
+        next(answers)
+        assert (first.packed is not None) == (count == 8)
+        answers.close()  # type: ignore[attr-defined]
+        assert first.packed is None
 
 
 @pytest.mark.filterwarnings("ignore:TF32")

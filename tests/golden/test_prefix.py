@@ -21,7 +21,7 @@ import torch
 from transformers import TextStreamer
 
 from llava.errors import DataError, SettingsError
-from llava.infer.engine.attention import PrefixPass, attend_to_rows
+from llava.infer.engine.attention import PrefixPass
 from llava.infer.engine.budget import Budget, estimate_position_bytes, measure_budget
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.greedy import Continuation, continue_prompt
@@ -31,6 +31,7 @@ from llava.infer.engine.packed import PromptGroup, continue_groups
 from llava.infer.engine.requests import Generation, ImageFile, ModelChoice, Reply, Request
 from llava.infer.engine.rounding import CLOSE_LEADS, STEPS, CloseCalls, describe_rounding
 from llava.infer.jobs.prompting import prompt_of
+from llava.model.attention_products import attend
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.tiny_model import tiny_model
@@ -261,7 +262,7 @@ def test_what_is_attended_to_apart_adds_up_to_attention_at_once(longest: int, gr
         query, keys, values, attn_mask=~hidden, scale=0.3, enable_gqa=True
     )
     parts = [
-        attend_to_rows(query, keys[:, :, part], values[:, :, part], hidden[..., part], 0.3)
+        attend(query, keys[:, :, part], values[:, :, part], hidden[..., part], 0.3)
         for part in (slice(0, 7), slice(7, None))
     ]
     (first, first_log), (second, second_log) = parts
@@ -278,9 +279,9 @@ def test_rests_of_a_prefix_are_not_scored_against_each_other(
 
     def watched(query: torch.Tensor, keys: torch.Tensor, *others: Any) -> Any:
         scored.append((math.prod(query.shape[:3]) // heads, keys.shape[2]))
-        return attend_to_rows(query, keys, *others)
+        return attend(query, keys, *others)
 
-    monkeypatch.setattr("llava.infer.engine.attention.attend_to_rows", watched)
+    monkeypatch.setattr("llava.infer.engine.attention.attend", watched)
     prefix = loaded.model.get_input_embeddings()(torch.arange(3, 43)).detach()
     rests = tuple((number, 8, 7) for number in range(50, 70))
     budget = Budget(1000, 10_000, 1000)

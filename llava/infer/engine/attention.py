@@ -20,6 +20,8 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llava.infer.engine.kv_cache import RowCache
+from llava.model.attention_products import attend, attend_by_onednn
+from llava.model.onednn_product import can_use_onednn
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaAttention
@@ -41,6 +43,8 @@ class PrefixPass:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        *,
+        scaling: float,
         **settings: object,
     ) -> torch.Tensor:
         """Keep keys and values (1, K, T, E), attend within each prefix, and return (1, T, H, E)."""
@@ -49,7 +53,13 @@ class PrefixPass:
         attended = []
         for row, (q, k, v) in enumerate(zip(*split, strict=True), start=self.first):
             keys[row, :, : k.shape[2]], values[row, :, : v.shape[2]] = k[0], v[0]
-            attended.append(sdpa_attention_forward(module, q, k, v, None, **settings)[0])
+            if can_use_onednn(q):
+                kept_keys, kept_values = (each[row, None, :, : k.shape[2]] for each in (keys, values))
+                result = attend_by_onednn(q, kept_keys, kept_values, scaling, is_causal=True)
+                attended.append(result.transpose(1, 2))
+            else:
+                settings["scaling"] = scaling
+                attended.append(sdpa_attention_forward(module, q, k, v, None, **settings)[0])
         return torch.cat(attended, dim=1)
 
 
@@ -110,7 +120,7 @@ class SeenRows:
         padded[numbers, :, places] = query[0].transpose(0, 1)
         keys, values = (states[self._rows, :, : self._width] for states in self._cache.layer(layer, key))
         hidden = None if self._hidden is None else self._hidden.to(query.device)
-        attended, logs = attend_to_rows(padded, keys, values, hidden, scaling)
+        attended, logs = attend(padded, keys, values, hidden, scaling)
         return attended[numbers, :, places], logs[numbers, :, places]
 
 
@@ -140,33 +150,6 @@ class RestPass:
         shared, of_shared = self.prefixes.attend(module.layer_idx, query, key, scaling)
         own, of_own = self.rests.attend(module.layer_idx, query, key, scaling)
         return torch.lerp(own, shared, torch.sigmoid(of_shared - of_own)).to(query.dtype)[None]
-
-
-def attend_to_rows(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor | None, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend from queries (R, H, Q, E) to keys and values (R, K, C, E), but not where `hidden` is true.
-
-    `hidden` is (R, 1, Q, C).
-
-    Returns:
-        What they attend to, (R, H, Q, E), and the logarithm of the sum of the exponentials of the scores,
-        (R, H, Q, 1), which PyTorch's own attention does not return. Both are float32.
-    """
-    rows, heads, length, features = query.shape
-    groups = heads // keys.shape[1]
-    query = query.reshape(rows, heads // groups, groups * length, features)
-    # A single query is a vector: in this order, PyTorch reads the keys twice as fast on a CPU.
-    scores = (keys @ query.mT).mT if groups * length == 1 else query @ keys.mT
-    scores = scores.float()
-    if hidden is not None:
-        scores.masked_fill_(hidden.repeat(1, 1, groups, 1), -torch.inf)
-    highest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(highest).mul_(scaling).exp_()
-    total = weights.sum(-1, keepdim=True)
-    attended = (weights.to(values.dtype) @ values) / total
-    logs = highest * scaling + total.log()
-    return attended.reshape(rows, heads, length, features), logs.reshape(rows, heads, length, 1)
 
 
 @contextmanager

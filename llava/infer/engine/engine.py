@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +29,7 @@ from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
 from llava.infer.engine.rounding import CloseCalls
 from llava.infer.engine.schedule import Group, Window, plan_windows
 from llava.model.in_memory import try_in_memory
+from llava.model.onednn import packed_weights
 from llava.model.overrides import find_change
 from llava.model.splice import splice
 
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 # Implementations of attention that compute what `attention` does with slots.
 _USUAL_ATTENTION = ("sdpa", "packed")
+
+# From how many requests on packing the weights saves more time than it takes: about that of reading a prefix.
+_WORTH_PACKING = 8
 
 Features = dict[ImageSource, torch.Tensor]
 
@@ -104,9 +109,11 @@ class Engine:
         )
         if self._exact and not self._one_at_a_time:
             replies = self._ask_close_calls_again(replies, requests, opened)
-        for index, reply in replies:
-            opened.pop(index, None)
-            yield index, reply
+        is_many = len(requests) >= _WORTH_PACKING
+        with packed_weights(self._loaded.model) if is_many else nullcontext():
+            for index, reply in replies:
+                opened.pop(index, None)
+                yield index, reply
 
     def reply_streaming(
         self, request: Request, streamer: BaseStreamer, is_stopped: IsStopped | None = None

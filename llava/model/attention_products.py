@@ -1,0 +1,100 @@
+"""Attend by products of matrices.
+
+- `attend` also returns the logarithm of the sum of the exponentials, which PyTorch's attention does not. With
+  it, attention to parts of the keys adds up to attention to all of them.
+- `attend_by_onednn` is quicker than PyTorch's where `can_use_onednn`.
+
+Shapes: R rows, Q queries of a row, C columns, H heads, K heads of keys and values, E features of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llava.model.onednn_product import can_use_onednn, product
+
+# With blocks of so many queries, the scores of later columns are mostly left out.
+_BLOCK = 160
+# With fewer queries of a head, a call of oneDNN for each head takes longer than it saves.
+_MANY = 64
+
+
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend from queries (R, H, Q, E) to keys and values (R, K, C, E), but not where `hidden` is true.
+
+    `hidden` is (R, 1, Q, C).
+
+    Returns:
+        What they attend to, (R, H, Q, E), and the logarithm of the sum of the exponentials of the scores,
+        (R, H, Q, 1). Both are float32.
+    """
+    rows, heads, length, features = query.shape
+    groups = heads // keys.shape[1]
+    query = query.reshape(rows, heads // groups, groups * length, features)
+    if hidden is not None:
+        hidden = hidden.repeat(1, 1, groups, 1)
+    if groups * length >= _MANY and can_use_onednn(query, keys):
+        attended, logs = torch.empty_like(query), query.new_empty((*query.shape[:-1], 1))
+        for row in range(rows):
+            unseen = None if hidden is None else hidden[row, 0]
+            for head in range(heads // groups):
+                at = row, head
+                attended[at], logs[at] = _attend(
+                    query[at], keys[at], values[at], unseen, scaling, by_onednn=True
+                )
+    else:
+        attended, logs = _attend(query, keys, values, hidden, scaling, by_onednn=False)
+    return attended.reshape(rows, heads, length, features), logs.reshape(rows, heads, length, 1)
+
+
+def attend_by_onednn(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, *, is_causal: bool
+) -> torch.Tensor:
+    """Attend from queries (1, H, C, E) to keys and values (1, K, C, E), each head without gaps in memory.
+
+    With `is_causal`, a query sees the columns up to its own.
+    """
+    _, heads, length, _ = query.shape
+    groups = heads // keys.shape[1]
+    scaled, attended = query * scaling, torch.empty_like(query)
+    size = _BLOCK if is_causal else length
+    later = torch.full((size, size), -torch.inf).triu(1)
+    for head in range(heads):
+        for start in range(0, length, size):
+            stop = min(start + size, length)
+            end = stop if is_causal else length
+            key, value = (states[0, head // groups, :end] for states in (keys, values))
+            scores = product(scaled[0, head, start:stop], key)
+            if is_causal:
+                scores[:, start:] += later[: stop - start, : stop - start]
+            attended[0, head, start:stop] = product(scores.softmax(-1), value.T)
+    return attended
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    hidden: torch.Tensor | None,
+    scaling: float,
+    *,
+    by_onednn: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what `attend` does for as many heads of keys as of queries: a single one by oneDNN."""
+    if by_onednn:
+        scores = product(query, keys)
+    elif query.shape[-2] == 1:
+        # A single query is a vector: in this order, PyTorch reads the keys twice as fast on a CPU.
+        scores = (keys @ query.mT).mT.float()
+    else:
+        scores = (query @ keys.mT).float()
+    if hidden is not None:
+        scores.masked_fill_(hidden, -torch.inf)
+    highest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(highest).mul_(scaling).exp_()
+    total = weights.sum(-1, keepdim=True)
+    weights = weights.to(values.dtype)
+    attended = product(weights, values.mT) if by_onednn else weights @ values
+    return attended / total, highest * scaling + total.log()

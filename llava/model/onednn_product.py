@@ -1,0 +1,40 @@
+"""Multiply float32 matrices by oneDNN on an x86 processor; onednn.py says why."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")
+HAS_ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and all(
+    hasattr(torch.ops.mkldnn, name) for name in _OPERATORS
+)
+
+
+def can_use_onednn(*tensors: torch.Tensor) -> bool:
+    """Return whether `product` computes what PyTorch would: in float32, without gradients or autocast."""
+    return (
+        HAS_ONEDNN
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    )
+
+
+def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return (..., out) of an input (..., in), a weight (out, in) without gaps in memory and a bias (out)."""
+    # What torch.compile calls on a CPU; the public aten.mkldnn_linear copies its input and output.
+    output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return output
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a weight (out, in) in oneDNN's own order, for `product` only."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+    return packed
+
+
+# For how many rows oneDNN orders weights. Other numbers are as fast in this order as in one of their own.
+_ROWS = 64
