@@ -55,7 +55,7 @@ def main() -> None:
     import torch
 
     from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-    from llava.model.onednn import use_onednn
+    from llava.model.onednn.layers import use_onednn
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     fields = SimpleNamespace(mm_vision_select_layer=arguments.layer, image_aspect_ratio="pad")

@@ -24,7 +24,7 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "li
 _MODEL = Path(__file__).parent
 # Not the whole package: forks put their own models into it.
 _OURS = (
-    *("llava_arch.py", "packed_attention.py", "onednn.py"),
+    *("llava_arch.py", "packed_attention.py", "onednn/layers.py"),
     *("language_model/llava_llama.py", "multimodal_encoder/clip_encoder.py"),
 )
 

@@ -47,7 +47,7 @@ from llava.infer.jobs.prompting import prompt_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading.placement import avoid_slow_kernels
 from llava.model.multimodal_encoder.builder import write_vision_model
-from llava.model.onednn import use_onednn
+from llava.model.onednn.layers import use_onednn
 from llava.prompts.encode import tokenizer_image_token
 from llava.prompts.wording import LETTER_SUFFIX, SHORT_SUFFIX
 from llava.tokenizer import load_tokenizer

@@ -15,9 +15,9 @@ from torch import nn
 from llava.infer.engine.engine import Engine
 from llava.infer.engine.requests import Generation, ImageFile, Request
 from llava.infer.jobs.prompting import prompt_of
-from llava.model.attention_products import attend, attend_by_onednn
 from llava.model.builder import load_pretrained_model
-from llava.model.onednn import OneDnnLinear, packed_weights, use_onednn
+from llava.model.onednn.attention import attend, attend_by_onednn
+from llava.model.onednn.layers import OneDnnLinear, packed_weights, use_onednn
 from support import tiny_checkpoints as tiny
 from support.tiny_model import tiny_model
 
@@ -119,7 +119,7 @@ def test_many_queries_are_multiplied_by_onednn_to_the_same_result(
         return left @ right.T
 
     torch.testing.assert_close(attend(query, keys, values, hidden, 0.3), wanted, rtol=0, atol=1e-5)
-    monkeypatch.setattr("llava.model.attention_products.product", watched)
+    monkeypatch.setattr("llava.model.onednn.attention.product", watched)
     attend(query, keys, values, hidden, 0.3)
     assert len(used) == (0 if length == 63 else 8 // groups)
 
@@ -136,7 +136,7 @@ def test_a_vision_tower_attends_by_onednn_to_the_same_features(
         used.append(is_causal)
         return attend_by_onednn(*states, is_causal=is_causal)
 
-    monkeypatch.setattr("llava.model.onednn.attend_by_onednn", watched)
+    monkeypatch.setattr("llava.model.onednn.layers.attend_by_onednn", watched)
     with torch.inference_mode():
         wanted = plain.encode_images(images)
         with torch.backends.mkldnn.flags(enabled=False):
@@ -165,7 +165,7 @@ def test_packed_weights_compute_the_same_and_are_let_go(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt), packed_weights(model):
         raise KeyboardInterrupt
     assert layer.packed is None
-    free = SimpleNamespace(available=2 * 4 * (48 * 80 + 80 * 32) - 1)
+    free = SimpleNamespace(available=4 * 4 * (48 * 80 + 80 * 32) - 1)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     with packed_weights(model):
         assert layer.packed is None

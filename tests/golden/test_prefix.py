@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from transformers import TextStreamer
+from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
 
 from llava.errors import DataError, SettingsError
 from llava.infer.engine.attention import PrefixPass
@@ -31,7 +31,7 @@ from llava.infer.engine.packed import PromptGroup, continue_groups
 from llava.infer.engine.requests import Generation, ImageFile, ModelChoice, Reply, Request
 from llava.infer.engine.rounding import CLOSE_LEADS, STEPS, CloseCalls, describe_rounding
 from llava.infer.jobs.prompting import prompt_of
-from llava.model.attention_products import attend
+from llava.model.onednn.attention import attend
 from support import tiny_checkpoints as tiny
 from support.errors import raises_code
 from support.tiny_model import tiny_model
@@ -242,11 +242,71 @@ def test_a_cache_keeps_what_is_in_the_rows_that_stay() -> None:
     cache.arrange([0, 2])
     cache.reserve(2, 300)
     keys, values = cache.layer(0, like)
-    assert keys.shape == values.shape == (3, 2, keys.shape[2], 3)
+    assert keys.shape == values.shape == (2, 2, keys.shape[2], 3)
     assert keys.shape[2] >= 300
     assert keys[:2, 0, :used, 0].tolist() == [[1] * used, [3] * used]
     assert values[:2, 1, :used, 2].tolist() == [[-1] * used, [-3] * used]
     assert keys[:, :, used:].count_nonzero() == 0
+
+
+def test_many_rows_and_long_ones_do_not_make_a_cache_of_many_long_rows() -> None:
+    cache, like = RowCache(), torch.zeros(1, 2, 1, 3)
+    for rows, columns in ((160, 25), (3, 600), (160, 25), (3, 26)):
+        cache.reserve(rows, columns)
+        keys, _ = cache.layer(0, like)
+        assert keys.shape[0] >= rows
+        assert keys.shape[2] >= columns
+        assert keys.shape[0] * keys.shape[2] < 2 * 160 * 60
+
+
+def test_prompts_without_a_rest_may_be_more_than_any_before(golden: Path) -> None:
+    loaded = tiny_model(golden)
+    words = loaded.model.get_input_embeddings()
+
+    def group(name: int, length: int, *rests: tuple[int, ...]) -> PromptGroup:
+        ids = torch.arange(3 + 50 * name, 3 + 50 * name + length)
+        return PromptGroup(words(ids).detach(), tuple(range(name, name + len(rests))), rests)
+
+    groups = [group(0, 40, (5,)), *(group(name, 10, ()) for name in (1, 2, 3))]
+    free = continued_alone(loaded, groups, steps=4)
+    stop_ids = {free[1].ids[0]}
+    wanted = {name: cut(one, stop_ids) for name, one in free.items()}
+    assert not wanted[1]
+    assert all(wanted[name] for name in (0, 2, 3))
+    budget = Budget(1000, 60, 100)  # the first group has no room for another
+    found = dict(continue_groups(loaded.model, groups, budget, max_new_tokens=4, stop_ids=stop_ids))
+    assert {name: one.ids for name, one in found.items()} == wanted
+
+
+def test_heads_may_share_keys_and_values() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 700, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
+    loaded: Any = SimpleNamespace(model=LlamaForCausalLM(config).eval())
+    groups = groups_of(loaded)
+    wanted = {name: one.ids for name, one in continued_alone(loaded, groups, steps=8).items()}
+    found = continue_groups(loaded.model, groups, Budget(1000, 10_000, 1000), max_new_tokens=8, stop_ids=())
+    assert {name: one.ids for name, one in found} == wanted
+
+
+def test_scores_of_many_rows_are_made_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, hidden = torch.randn(7, 4, 3, 8), torch.zeros(7, 1, 3, 20, dtype=torch.bool)
+    hidden[2:, :, :, 5:] = True
+    keys, values = torch.randn(2, 7, 4, 20, 8)
+    wanted = [attend(query, keys, values, mask, 0.3) for mask in (None, hidden)]
+    sizes: list[int] = []
+    amax = torch.Tensor.amax
+
+    def watched(scores: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
+        sizes.append(scores.numel())
+        return amax(scores, *args, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "amax", watched)
+    monkeypatch.setattr("llava.model.onednn.attention._SCORES", 2 * 4 * 3 * 20)
+    found = [attend(query, keys, values, mask, 0.3) for mask in (None, hidden)]
+    assert sizes == [480, 480, 480, 240] * 2
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -20,8 +20,8 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llava.infer.engine.kv_cache import RowCache
-from llava.model.attention_products import attend, attend_by_onednn
-from llava.model.onednn_product import can_use_onednn
+from llava.model.onednn.attention import attend, attend_by_onednn
+from llava.model.onednn.product import can_use_onednn
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaAttention
@@ -45,7 +45,7 @@ class PrefixPass:
         value: torch.Tensor,
         *,
         scaling: float,
-        **settings: object,
+        **settings: Any,
     ) -> torch.Tensor:
         """Keep keys and values (1, K, T, E), attend within each prefix, and return (1, T, H, E)."""
         keys, values = self.cache.layer(module.layer_idx, key)
@@ -58,8 +58,8 @@ class PrefixPass:
                 result = attend_by_onednn(q, kept_keys, kept_values, scaling, is_causal=True)
                 attended.append(result.transpose(1, 2))
             else:
-                settings["scaling"] = scaling
-                attended.append(sdpa_attention_forward(module, q, k, v, None, **settings)[0])
+                result, _ = sdpa_attention_forward(module, q, k, v, None, scaling=scaling, **settings)
+                attended.append(result)
         return torch.cat(attended, dim=1)
 
 
@@ -94,10 +94,9 @@ class SeenRows:
         self._padded, self._width = (rows.stop - rows.start, max(before.values())), max(columns)
         self._hidden: torch.Tensor | None = None  # (R, 1, Q, C)
         if min(columns) < self._width:
-            seen = torch.ones(self._padded, dtype=torch.long)
-            seen[numbers, places] = torch.tensor(columns)
-            hidden = torch.arange(self._width) >= seen[:, None, :, None]
-            self._hidden = hidden.to(device)
+            seen = torch.ones(self._padded, dtype=torch.long, device=device)
+            seen[tuple(self._at)] = self._last + 1
+            self._hidden = torch.arange(self._width, device=device) >= seen[:, None, :, None]
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put the keys and values of the positions, (1, K, T, E), into the last columns that they see."""

@@ -29,7 +29,7 @@ from llava.infer.engine.requests import Generation, ImageSource, Reply, Request
 from llava.infer.engine.rounding import CloseCalls
 from llava.infer.engine.schedule import Group, Window, plan_windows
 from llava.model.in_memory import try_in_memory
-from llava.model.onednn import packed_weights
+from llava.model.onednn.layers import packed_weights
 from llava.model.overrides import find_change
 from llava.model.splice import splice
 

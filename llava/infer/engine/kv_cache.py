@@ -1,6 +1,6 @@
 """Keep keys and values in rows: one cache with a row for each prefix, and one with a row for each prompt.
 
-Shapes: R rows, H heads, C columns (a column holds one position), E features of a head, T new positions.
+Shapes: R rows, H heads, C columns (a column holds one position), E features of a head.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ class RowCache:
         self._shape = 0, 0
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for this many rows and columns, with columns to spare if there are too few."""
+        """Make room for this many rows and columns, and some to spare, keeping what is in them.
+
+        If there are too few of one, the other is cut to what is needed now: many rows and long ones seldom
+        come at the same time.
+        """
         old_rows, old_columns = self._shape
-        columns = columns + columns // 8 + 32 if columns > old_columns else old_columns
-        self._shape = max(rows, old_rows), columns
+        if rows > old_rows or columns > old_columns:
+            self._shape = rows + rows // 8, columns + columns // 8 + 32
+            for number, (keys, values) in self._layers.items():
+                self._layers[number] = _resize(keys, self._shape), _resize(values, self._shape)
 
     def layer(self, number: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of a layer, made like `like`, (1, H, T, E), if there are none yet."""
-        heads, features = like.shape[1], like.shape[3]
-        (rows, columns), empty = self._shape, like.new_empty(0, heads, 0, features)
-        keys, values = self._layers.get(number, (empty, empty))
-        shape = (rows, heads, columns, features)
-        self._layers[number] = _grow(keys, shape), _grow(values, shape)
+        """Return the keys and values of a layer, made like `like`, (1, H, any, E), if there are none yet."""
+        if number not in self._layers:
+            self._layers[number] = _resize(like[:0], self._shape), _resize(like[:0], self._shape)
         return self._layers[number]
 
     def arrange(self, order: Sequence[int]) -> None:
@@ -42,11 +45,11 @@ class RowCache:
                     tensor[to] = tensor[origin]
 
 
-def _grow(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the tensor, or a copy of this larger shape with zeros in the new places."""
-    if tensor.shape == shape:
-        return tensor
+def _resize(states: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Return a copy of states (R, H, C, E) with so many rows and columns, and zeros in the new ones."""
+    rows, columns = shape
     # Zeros, not free memory: a column that is not to be seen but holds NaN would make a sum NaN.
-    grown = tensor.new_zeros(shape)
-    grown[tuple(slice(size) for size in tensor.shape)] = tensor
-    return grown
+    resized = states.new_zeros(rows, states.shape[1], columns, states.shape[3])
+    kept = states[:rows, :, :columns]
+    resized[: len(kept), :, : kept.shape[2]] = kept
+    return resized

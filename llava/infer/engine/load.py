@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.infer.engine.requests import ModelChoice
 from llava.model.loading.placement import plan_placement
-from llava.model.onednn import use_onednn
+from llava.model.onednn.layers import use_onednn
 from llava.model.overrides import find_change
 
 if TYPE_CHECKING:

@@ -1,9 +1,4 @@
-"""Use oneDNN in the linear layers and in the vision tower's attention of a model that answers on a CPU.
-
-PyTorch multiplies float32 matrices with MKL. On an AMD processor with AVX-512, which MKL does not use there,
-this took twice as long as with oneDNN. Without AVX-512 both took about the same; Intel's processors were not
-measured (scripts/bench/README.md). In half precision PyTorch uses oneDNN itself where it can.
-"""
+"""Use oneDNN in a model's linear layers and in the attention of its vision tower."""
 
 from __future__ import annotations
 
@@ -14,11 +9,11 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import AttentionInterface, CLIPVisionModel
+from transformers import AttentionInterface, CLIPVisionModel, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llava.model.attention_products import attend_by_onednn
-from llava.model.onednn_product import HAS_ONEDNN, can_use_onednn, pack, product
+from llava.model.onednn.attention import attend_by_onednn
+from llava.model.onednn.product import HAS_ONEDNN, can_use_onednn, pack, product
 from llava.model.overrides import find_change
 
 _ATTENTION = "onednn"
@@ -37,7 +32,8 @@ class OneDnnLinear(nn.Linear):
         """Return (..., out_features) of `input`, (..., in_features)."""
         if not can_use_onednn(input, self.weight):
             return super().forward(input)
-        return product(input, self.weight if self.packed is None else self.packed, self.bias)
+        packed = self.packed  # read once: another thread may let go of it
+        return product(input, self.weight if packed is None else packed, self.bias)
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -48,25 +44,26 @@ def use_onednn(model: nn.Module) -> None:
     if not HAS_ONEDNN or find_change(model) is not None:
         return
     for part in model.modules():
-        if type(part) is nn.Linear and part.weight.device.type == "cpu":
+        if type(part) is nn.Linear and part.weight.is_cpu:
             part.__class__ = OneDnnLinear
-        if isinstance(part, CLIPVisionModel) and part.config._attn_implementation == "sdpa":
-            part.config._attn_implementation = _ATTENTION
+        if isinstance(part, CLIPVisionModel) and part.device.type == "cpu":
+            _attend_by_onednn(part.config)
 
 
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
-    """Keep a copy of the weights in oneDNN's own order, unless it would fill half of the free memory.
+    """Keep a copy of the weights in oneDNN's own order, unless it would fill a quarter of the free memory.
 
     Products of many rows take a tenth less time, those of a few rows a third less (scripts/bench/README.md).
-    The weights must not change meanwhile.
+    The weights must not change meanwhile; those of a model that other code has changed are not copied.
     """
     layers = [
         layer
         for layer in model.modules()
         if isinstance(layer, OneDnnLinear) and layer.weight.dtype == torch.float32 and layer.weight.is_cpu
     ]
-    if 2 * sum(layer.weight.nbytes for layer in layers) > psutil.virtual_memory().available:
+    size = sum(layer.weight.nbytes for layer in layers)
+    if 4 * size > psutil.virtual_memory().available or find_change(model) is not None:
         layers = []
     try:
         for layer in layers:
@@ -77,7 +74,13 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
             layer.packed = None
 
 
-def _attend_to_all(
+def _attend_by_onednn(config: PretrainedConfig) -> None:
+    """Make what has this config attend by oneDNN, unless it was told to attend otherwise."""
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = _ATTENTION
+
+
+def _attend_as_sdpa(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -95,4 +98,4 @@ def _attend_to_all(
     return torch.cat(attended).transpose(1, 2), None
 
 
-AttentionInterface.register(_ATTENTION, _attend_to_all)
+AttentionInterface.register(_ATTENTION, _attend_as_sdpa)

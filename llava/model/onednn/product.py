@@ -1,4 +1,4 @@
-"""Multiply float32 matrices by oneDNN on an x86 processor; onednn.py says why."""
+"""Multiply float32 matrices by oneDNN on an x86 processor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ _OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")
 HAS_ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and all(
     hasattr(torch.ops.mkldnn, name) for name in _OPERATORS
 )
+
+# For how many rows oneDNN orders weights. Other numbers are as fast in this order as in one of their own.
+_ROWS = 64
 
 
 def can_use_onednn(*tensors: torch.Tensor) -> bool:
@@ -24,7 +27,10 @@ def can_use_onednn(*tensors: torch.Tensor) -> bool:
 
 
 def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return (..., out) of an input (..., in), a weight (out, in) without gaps in memory and a bias (out)."""
+    """Return (..., out) of an input (..., in), a weight (out, in) and a bias (out).
+
+    The weight or its transpose has no gaps in memory: else it takes a hundred times longer.
+    """
     # What torch.compile calls on a CPU; the public aten.mkldnn_linear copies its input and output.
     output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return output
@@ -34,7 +40,3 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     """Return a copy of a weight (out, in) in oneDNN's own order, for `product` only."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
     return packed
-
-
-# For how many rows oneDNN orders weights. Other numbers are as fast in this order as in one of their own.
-_ROWS = 64

@@ -9,14 +9,18 @@ Shapes: R rows, Q queries of a row, C columns, H heads, K heads of keys and valu
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
-from llava.model.onednn_product import can_use_onednn, product
+from llava.model.onednn.product import can_use_onednn, product
 
 # With blocks of so many queries, the scores of later columns are mostly left out.
 _BLOCK = 160
 # With fewer queries of a head, a call of oneDNN for each head takes longer than it saves.
 _MANY = 64
+# How many scores are in memory at a time, if a single row has no more: a quarter of a gigabyte.
+_SCORES = 2**26
 
 
 def attend(
@@ -33,7 +37,7 @@ def attend(
     rows, heads, length, features = query.shape
     groups = heads // keys.shape[1]
     query = query.reshape(rows, heads // groups, groups * length, features)
-    if hidden is not None:
+    if hidden is not None and groups > 1:
         hidden = hidden.repeat(1, 1, groups, 1)
     if groups * length >= _MANY and can_use_onednn(query, keys):
         attended, logs = torch.empty_like(query), query.new_empty((*query.shape[:-1], 1))
@@ -45,7 +49,15 @@ def attend(
                     query[at], keys[at], values[at], unseen, scaling, by_onednn=True
                 )
     else:
-        attended, logs = _attend(query, keys, values, hidden, scaling, by_onednn=False)
+        at_a_time = max(_SCORES // (heads * length * keys.shape[2]), 1)
+        masks = itertools.repeat(None) if hidden is None else hidden.split(at_a_time)
+        parts = [
+            _attend(q, k, v, mask, scaling, by_onednn=False)
+            for q, k, v, mask in zip(
+                *(states.split(at_a_time) for states in (query, keys, values)), masks, strict=False
+            )
+        ]
+        attended, logs = (torch.cat(part) for part in zip(*parts, strict=True))
     return attended.reshape(rows, heads, length, features), logs.reshape(rows, heads, length, 1)
 
 
@@ -60,14 +72,14 @@ def attend_by_onednn(
     groups = heads // keys.shape[1]
     scaled, attended = query * scaling, torch.empty_like(query)
     size = _BLOCK if is_causal else length
-    later = torch.full((size, size), -torch.inf).triu(1)
+    later = torch.full((size, size), -torch.inf).triu(1) if is_causal else None
     for head in range(heads):
         for start in range(0, length, size):
             stop = min(start + size, length)
             end = stop if is_causal else length
             key, value = (states[0, head // groups, :end] for states in (keys, values))
             scores = product(scaled[0, head, start:stop], key)
-            if is_causal:
+            if later is not None:
                 scores[:, start:] += later[: stop - start, : stop - start]
             attended[0, head, start:stop] = product(scores.softmax(-1), value.T)
     return attended
@@ -82,7 +94,8 @@ def _attend(
     *,
     by_onednn: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do what `attend` does for as many heads of keys as of queries: a single one by oneDNN."""
+    """Do what `attend` does for equal numbers of heads; `by_onednn` for one head, without R and H."""
+    query = query * scaling  # in half precision, products of large queries would overflow
     if by_onednn:
         scores = product(query, keys)
     elif query.shape[-2] == 1:
@@ -93,8 +106,8 @@ def _attend(
     if hidden is not None:
         scores.masked_fill_(hidden, -torch.inf)
     highest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(highest).mul_(scaling).exp_()
+    weights = scores.sub_(highest).exp_()
     total = weights.sum(-1, keepdim=True)
     weights = weights.to(values.dtype)
     attended = product(weights, values.mT) if by_onednn else weights @ values
-    return attended / total, highest * scaling + total.log()
+    return attended / total, highest + total.log()
