@@ -54,7 +54,7 @@ def use_onednn(model: nn.Module) -> None:
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Keep a copy of the weights in oneDNN's own order, unless it would fill a quarter of the free memory.
 
-    Products of many rows take 5 to 8 % less time, those of up to 32 rows 20 to 35 % (scripts/bench/README.md).
+    Products of many rows take 5 to 8 % less time, those of up to 32 rows 20 to 35 % (scripts/bench).
     The weights must not change meanwhile; those of a model that other code has changed are not copied.
     """
     layers = [
