@@ -11,7 +11,7 @@ import torch
 
 
 class RowCache:
-    """Keys and values of every layer, (R, H, C, E). What is in use of each row, its user knows."""
+    """Keys and values of every layer, (R, H, C, E). Which columns of a row are in use, the caller keeps."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

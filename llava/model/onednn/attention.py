@@ -15,7 +15,7 @@ import torch
 
 from llava.model.onednn.product import can_use_onednn, product
 
-# With blocks of so many queries, the scores of later columns are mostly left out.
+# Queries of a block. A block is not scored against columns after it, which no query of it may see.
 _BLOCK = 160
 # With fewer queries of a head, a call of oneDNN for each head takes longer than it saves.
 _MANY = 64

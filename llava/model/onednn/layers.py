@@ -13,7 +13,7 @@ from transformers import AttentionInterface, CLIPVisionModel, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llava.model.onednn.attention import attend_by_onednn
-from llava.model.onednn.product import HAS_ONEDNN, can_use_onednn, pack, product
+from llava.model.onednn.product import HAS_ONEDNN, can_use_onednn, is_float32_on_cpu, pack, product
 from llava.model.overrides import find_change
 
 _ATTENTION = "onednn"
@@ -47,7 +47,7 @@ def use_onednn(model: nn.Module) -> None:
         if type(part) is nn.Linear and part.weight.is_cpu:
             part.__class__ = OneDnnLinear
         if isinstance(part, CLIPVisionModel) and part.device.type == "cpu":
-            _attend_by_onednn(part.config)
+            _switch_attention(part.config)
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     layers = [
         layer
         for layer in model.modules()
-        if isinstance(layer, OneDnnLinear) and layer.weight.dtype == torch.float32 and layer.weight.is_cpu
+        if isinstance(layer, OneDnnLinear) and is_float32_on_cpu(layer.weight)
     ]
     size = sum(layer.weight.nbytes for layer in layers)
     if 4 * size > psutil.virtual_memory().available or find_change(model) is not None:
@@ -74,8 +74,8 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
             layer.packed = None
 
 
-def _attend_by_onednn(config: PretrainedConfig) -> None:
-    """Make what has this config attend by oneDNN, unless it was told to attend otherwise."""
+def _switch_attention(config: PretrainedConfig) -> None:
+    """Let a vision model with this config attend by oneDNN if it uses PyTorch's attention."""
     if config._attn_implementation == "sdpa":
         config._attn_implementation = _ATTENTION
 

@@ -16,14 +16,19 @@ _ROWS = 64
 
 
 def can_use_onednn(*tensors: torch.Tensor) -> bool:
-    """Return whether `product` computes what PyTorch would: in float32, without gradients or autocast."""
+    """Return whether `product` may take these: float32 tensors on a CPU, without gradients or autocast."""
     return (
         HAS_ONEDNN
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        and all(is_float32_on_cpu(tensor) for tensor in tensors)
     )
+
+
+def is_float32_on_cpu(tensor: torch.Tensor) -> bool:
+    """Return whether `product` can take the tensor."""
+    return tensor.dtype == torch.float32 and tensor.is_cpu
 
 
 def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
